@@ -1,0 +1,165 @@
+"""One configuration for a run: the settings of every room, presets, and `flags.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data.config import DataConfig
+from settings import UserError, check_options, option
+from tf2.config import SMALL_IMAGE, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+
+FLAGS_FILE = 'flags.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What to do."""
+
+    mode: str = option(
+        'train',
+        'What to do. "eval" follows new checkpoints until training is done.',
+        choices=('train', 'eval', 'train_then_eval'),
+    )
+    preset: str | None = option(None, 'Named bundle of flags, see below. A flag that is given wins.')
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run, one section a room."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+
+SECTIONS: dict[str, type] = {
+    'run': RunConfig,
+    'data': DataConfig,
+    'model': ModelConfig,
+    'objective': ObjectiveConfig,
+    'optimizer': OptimizerConfig,
+    'train': TrainConfig,
+}
+
+
+def all_options() -> Iterator[tuple[str, type, dataclasses.Field]]:
+    """Section name, section class and field of every setting, in the order `--help` shows them."""
+    for name, section in SECTIONS.items():
+        for field in dataclasses.fields(section):
+            yield name, section, field
+
+
+def from_values(values: Mapping[str, Any]) -> Config:
+    """The configuration with `values`, setting name -> value, over the defaults.
+
+    Raises:
+        UserError: if a value is out of bounds or contradicts another.
+    """
+    sections = {}
+    for name, section in SECTIONS.items():
+        names = {field.name for field in dataclasses.fields(section)}
+        sections[name] = section(**{key: values[key] for key in names & values.keys()})
+    return Config(**sections)
+
+
+def to_values(config: Config) -> dict[str, Any]:
+    """Setting name -> value, the inverse of `from_values`."""
+    return {
+        key: value
+        for section in dataclasses.asdict(config).values()
+        for key, value in section.items()
+    }
+
+
+def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
+    """The configuration of a run from the flags on its command line.
+
+    A preset fills in what is not given. No data set at all means the bundled one, with the demo
+    preset; a data set without a preset keeps the defaults.
+
+    Args:
+        given: setting name -> value, the flags that were given.
+        presets: name -> `presets.Preset`.
+
+    Raises:
+        UserError: if the preset is unknown, or a value is out of bounds or contradicts another.
+    """
+    if given.get('dataset') is None and given.get('preset') is None:
+        given = {**given, 'preset': 'demo'}
+    name = given.get('preset')
+    if name is None:
+        return from_values(given)
+    if name not in presets:
+        raise UserError(f'--preset must be one of {", ".join(presets)}; found {name!r}.')
+    return from_values({**presets[name].flags, **given})
+
+
+def write_flags(model_dir: str, config: Config, facts: Mapping[str, Any]) -> None:
+    """Writes `flags.json`: all settings, and `facts` about the data such as 'num_classes'."""
+    from tf2.files import write_text
+
+    text = json.dumps({**to_values(config), **facts}, indent=1, sort_keys=True)
+    write_text(os.path.join(model_dir, FLAGS_FILE), f'{text}\n')
+
+
+def read_flags(model_dir: str) -> dict[str, Any] | None:
+    """What `write_flags` wrote to `model_dir`, None if it did not.
+
+    Raises:
+        UserError: if the file cannot be understood.
+    """
+    import tensorflow as tf
+
+    path = os.path.join(model_dir, FLAGS_FILE)
+    if not tf.io.gfile.exists(path):
+        return None
+    with tf.io.gfile.GFile(path) as file:
+        text = file.read()
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f'{path} should be JSON as a training run writes it; found otherwise ({error}). '
+            'Restore it, or choose another --model_dir.'
+        ) from error
+
+
+def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides whether a checkpoint fits a model, from `read_flags` or `to_values`."""
+    # Neither changes a shape: the selector picks one of the layers that are there, and statistics
+    # are of one shape however they are taken.
+    free = {'ft_proj_selector', 'global_bn', 'batch_norm_decay'}
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in free]
+    return {
+        **{name: values[name] for name in names},
+        'small stem': values['image_size'] <= SMALL_IMAGE,
+        'optimizer': values['optimizer'],
+        'num_classes': values['num_classes'],
+    }
+
+
+def check_same_architecture(model_dir: str, config: Config, num_classes: int | None) -> None:
+    """Raises UserError if `model_dir` was made with another architecture, and shows both."""
+    recorded = read_flags(model_dir)
+    if recorded is None:
+        return
+    theirs = architecture(recorded)
+    ours = architecture({**to_values(config), 'num_classes': num_classes})
+    differing = [name for name in ours if ours[name] != theirs[name]]
+    if differing:
+        found = ', '.join(f'{name} {theirs[name]}' for name in differing)
+        asked = ', '.join(f'{name} {ours[name]}' for name in differing)
+        raise UserError(
+            f'--model_dir={model_dir} holds checkpoints of {found}; this run asks for {asked}. '
+            'Choose another --model_dir, or the flags it was made with.'
+        )

@@ -1,0 +1,47 @@
+"""Settings of the input: which images, which split, which augmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from settings import check_options, option
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images to read and how to augment them (SimCLR appendix A, arXiv:2002.05709)."""
+
+    dataset: str | None = option(
+        None,
+        'Data set: "bundled" (the small one that ships with the project), "image_folder" (class '
+        'folders below --data_dir), or any TensorFlow Datasets name. Unset: bundled, with '
+        '--preset=demo.',
+    )
+    data_dir: str | None = option(None, 'Folder in which the data set is, or is to be prepared.')
+    train_split: str = option('train', 'Split to train on; TFDS slices such as train[:10%] work.')
+    eval_split: str = option('validation', 'Split to evaluate on.')
+    cache_dataset: bool = option(
+        False, 'Keep the encoded training examples in memory after they were read once.'
+    )
+    image_size: int = option(
+        224, 'Height and width of the images the encoder sees, in pixels.', at_least=1
+    )
+    color_jitter_strength: float = option(
+        1.0, 'Strength s of the colour distortion; 0 turns it off.', at_least=0
+    )
+    color_jitter_brightness: str = option(
+        'multiply',
+        'Brightness jitter: SimCLRv2 multiplies by a random factor, SimCLRv1 adds a random delta.',
+        choices=('multiply', 'add'),
+    )
+    use_blur: bool = option(True, 'Blur half of the pretraining views with a random Gaussian.')
+    crop_min_area: float = option(
+        0.08,
+        'Smallest share of the image area a random crop may have (boxes below 1.25 times it are '
+        'redrawn, as the published program does).',
+        above=0,
+        at_most=1,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)

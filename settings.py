@@ -1,0 +1,93 @@
+"""What every room shares: the error a user can cause, and settings that become flags.
+
+A setting stands once, as a field of a frozen dataclass made with `option`. `run.py` derives
+the command line from these fields, so default, help text and permitted values never drift apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: expected, found, what to do.
+
+    `run.py` prints it without a traceback and exits with status 2.
+    """
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Iterable[Any] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """Declares one setting of a frozen dataclass.
+
+    Args:
+        default: value when nothing is given; None means "decided when the program runs".
+        help: one sentence for `--help`.
+        choices: the only permitted values, in the order `--help` lists them.
+        at_least: smallest permitted number.
+        at_most: largest permitted number.
+        above: exclusive lower bound.
+
+    Returns:
+        A dataclass field whose metadata `check_options` and `run.py` read.
+    """
+    limits = {'at_least': at_least, 'at_most': at_most, 'above': above}
+    metadata = {'help': help, 'choices': tuple(choices) if choices else None, 'limits': limits}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def option_type(config: type, name: str) -> type:
+    """The plain type (bool, int, float or str) of option `name` of dataclass `config`.
+
+    `int | float` (a whole number or a fraction) comes back as float, `X | None` as X.
+    """
+    hint = typing.get_type_hints(config)[name]
+    if not isinstance(hint, types.UnionType):
+        return hint
+    members = [member for member in typing.get_args(hint) if member is not types.NoneType]
+    return float if float in members else members[0]
+
+
+def check_options(config: Any) -> None:
+    """Raises UserError if a value of dataclass instance `config` is outside its bounds or choices."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata and value is not None:
+            _check_value(field.name, value, field.metadata)
+
+
+def _check_value(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> None:
+    choices = metadata['choices']
+    if choices and value not in choices:
+        listed = ', '.join(str(choice) for choice in choices)
+        raise UserError(f'--{name} must be one of {listed}; found {value!r}.')
+    limits = metadata['limits']
+    rules = (
+        ('at least', limits['at_least'], lambda bound: value >= bound),
+        ('at most', limits['at_most'], lambda bound: value <= bound),
+        ('greater than', limits['above'], lambda bound: value > bound),
+    )
+    for words, bound, holds in rules:
+        if bound is not None and not holds(bound):
+            raise UserError(f'--{name} must be {words} {bound}; found {value}.')
+
+
+def choose_keras_2() -> None:
+    """Makes tf.keras Keras 2, where TensorFlow brings Keras 3; before TensorFlow is imported."""
+    major, minor = importlib.metadata.version('tensorflow').split('.')[:2]
+    # Older TensorFlow has Keras 2 of its own, and AutoGraph knows to leave that one alone.
+    if (int(major), int(minor)) >= (2, 16):
+        os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')

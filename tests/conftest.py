@@ -1,0 +1,19 @@
+"""Set-up that must happen before TensorFlow starts: Keras 2, quiet logs, four logical CPUs."""
+
+from __future__ import annotations
+
+import os
+
+from settings import choose_keras_2
+
+choose_keras_2()
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+import tensorflow as tf
+
+REPLICAS = 4
+
+_cpu = tf.config.list_physical_devices('CPU')[0]
+tf.config.set_logical_device_configuration(
+    _cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(REPLICAS)]
+)

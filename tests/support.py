@@ -1,0 +1,82 @@
+"""What several tests share: golden files, the golden weight formula, replicas on logical CPUs."""
+
+from __future__ import annotations
+
+import pathlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+def formula_weight(key: str, shape: Sequence[int]) -> np.ndarray:
+    """The weight that the golden figures were taken with, from a variable's key and shape."""
+    base = np.random.RandomState(zlib.crc32(key.encode()) % 2**31).randn(251).astype(np.float32)
+
+    def pattern(scale: float) -> np.ndarray:
+        return (np.resize(base, int(np.prod(shape))) * np.float32(scale)).reshape(shape)
+
+    role = key.rsplit('/', 1)[-1]
+    if role == 'gamma':
+        return 1 + pattern(0.1)
+    if role in ('beta', 'moving_mean', 'bias'):
+        return pattern(0.1)
+    if role == 'moving_variance':
+        return 1 + np.abs(pattern(0.1))
+    return pattern(np.sqrt(1 / np.prod(shape[:-1])))
+
+
+def assign_formula_weights(variables: Mapping[str, tf.Variable]) -> None:
+    """Fills variables, given by their golden keys."""
+    for key, variable in variables.items():
+        variable.assign(formula_weight(key, variable.shape))
+
+
+def mirrored(replicas: int) -> tf.distribute.Strategy:
+    """A strategy on as many logical CPUs; on one of them the one-device strategy."""
+    if replicas == 1:
+        return tf.distribute.OneDeviceStrategy('/cpu:0')
+    # TensorFlow's collective groups are per process: a second strategy of another size would clash
+    # with the first. Reducing on one device needs no group.
+    return tf.distribute.MirroredStrategy(
+        [f'/cpu:{i}' for i in range(replicas)], tf.distribute.ReductionToOneDevice()
+    )
+
+
+def run_on_replicas(
+    strategy: tf.distribute.Strategy, function: Callable[..., Any], *shares: Sequence[Any]
+) -> list[Any]:
+    """Runs `function` in a graph, replica r on the r-th element of each of `shares`.
+
+    Returns:
+        The result of every replica, in their order, with arrays for tensors.
+    """
+    replicas = strategy.num_replicas_in_sync
+
+    @tf.function
+    def run(*values: Any) -> Any:
+        return strategy.run(function, values)
+
+    distributed = [
+        strategy.experimental_distribute_values_from_function(
+            lambda context, share=share: tf.constant(share[context.replica_id_in_sync_group])
+        )
+        for share in shares
+    ]
+    results = run(*distributed)
+
+    def of_replica(index: int) -> Any:
+        return tf.nest.map_structure(
+            lambda value: strategy.experimental_local_results(value)[index].numpy(), results
+        )
+
+    return [of_replica(index) for index in range(replicas)]
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference, in units of the largest expected magnitude."""
+    return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))

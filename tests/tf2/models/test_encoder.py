@@ -1,0 +1,178 @@
+"""Encoder and heads against golden forward passes, parameter counts and simple properties."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from settings import UserError
+from tests.support import GOLDEN, assign_formula_weights, relative_error
+from tf2.config import ModelConfig
+from tf2.models.encoder import SimCLRModel, build_model, feature_dim
+from tf2.models.heads import ProjectionHead
+from tf2.models.layers import Norm
+from tf2.models.published_names import tf1_names, tf2_names
+
+COUNTS = json.loads((GOLDEN / 'parameter_counts.json').read_text())
+
+
+def golden_model(case: str, names: object, classes: int) -> tuple[SimCLRModel, dict, np.lib.npyio.NpzFile]:
+    """A model with formula weights, its variables by golden key, and the golden outputs."""
+    described = json.loads((GOLDEN / 'models' / case / 'variables.json').read_text())
+    flags = {k: v for k, v in described['flags'].items() if k in ModelConfig.__dataclass_fields__}
+    model = build_model(SimCLRModel(ModelConfig(**flags), described['flags']['image_size'], classes))
+    variables = names(model)
+    shapes = {key: tuple(shape) for key, shape in described['variables'].items()}
+    shapes.pop('global_step', None)
+    assert {key: tuple(variable.shape) for key, variable in variables.items()} == shapes
+    assign_formula_weights(variables)
+    return model, variables, np.load(GOLDEN / 'models' / case / 'forward.npz')
+
+
+def both_views(images: np.ndarray) -> np.ndarray:
+    return np.concatenate(np.split(images, images.shape[-1] // 3, axis=-1))
+
+
+@pytest.mark.parametrize('graph', [False, True])
+@pytest.mark.parametrize(
+    ('case', 'classes'),
+    [
+        pytest.param('r18_1x_sk0_cifar', 10, marks=pytest.mark.smoke),
+        ('r50_1x_sk1', 1000),
+        ('r50_1x_sk0_finetune_proj1', 1000),
+    ],
+)
+def test_golden_forward(case: str, classes: int, graph: bool) -> None:
+    model, variables, golden = golden_model(case, tf2_names, classes)
+    call = tf.function(model) if graph else model
+    views = both_views(golden['images'])
+    outputs = call(views)
+    assert relative_error(outputs['logits_sup'], golden['logits_training_False']) < 1e-4
+    if 'projection_training_False' in golden:
+        found = outputs['proj_head_output']
+        assert relative_error(found, golden['projection_training_False']) < 1e-4
+    check_endpoints(call(golden['images'][..., :3]), golden)
+    trained = call(views, training=True)
+    # Batch statistics of four rows magnify rounding.
+    assert relative_error(trained['logits_sup'], golden['logits_training_True']) < 2e-3
+    if 'projection_training_True' in golden:
+        found = trained['proj_head_output']
+        assert relative_error(found, golden['projection_training_True']) < 3e-3
+    for key, total in zip(golden['bn_keys'], golden['bn_after_one_training_step_sum'], strict=True):
+        values = variables[key].numpy().astype(np.float64)
+        assert abs(values.sum() - total) < 2e-4 * np.abs(values).sum(), key
+
+
+def check_endpoints(outputs: dict[str, tf.Tensor], golden: np.lib.npyio.NpzFile) -> None:
+    names = {key.split('/')[1] for key in golden.files if key.startswith('out/')}
+    assert names == set(outputs)
+    for name in names:
+        found = outputs[name].numpy()
+        assert found.shape == tuple(golden[f'out/{name}/shape'])
+        np.testing.assert_allclose(np.abs(found).mean(), golden[f'out/{name}/mean_abs'], rtol=1e-4)
+        sample = found.ravel()[:: max(1, found.size // 64)][:64]
+        expected = golden[f'out/{name}/sample']
+        np.testing.assert_allclose(sample, expected, atol=1e-4 * np.abs(found).max(), err_msg=name)
+
+
+def test_golden_forward_of_tf1_weights() -> None:
+    model, _, golden = golden_model('tf1_r18_1x_sk0_cifar', tf1_names, 10)
+    outputs = model(golden['images'])
+    assert relative_error(outputs['final_avg_pool'], golden['final_avg_pool']) < 1e-4
+    assert relative_error(outputs['proj_head_output'], golden['projection']) < 1e-4
+    assert relative_error(outputs['logits_sup'], golden['logits']) < 1e-4
+
+
+def count(variables: list[tf.Variable]) -> int:
+    return sum(variable.shape.num_elements() for variable in variables)
+
+
+@pytest.mark.parametrize('row', COUNTS, ids=lambda row: '-'.join(map(str, list(row.values())[:3])))
+def test_parameter_counts(row: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Shapes are what is counted: zeros take a fraction of the time of random numbers.
+    for initializer in ('VarianceScaling', 'RandomNormal'):
+        monkeypatch.setattr(
+            tf.keras.initializers, initializer, lambda *_, **__: tf.keras.initializers.Zeros()
+        )
+    config = ModelConfig(
+        resnet_depth=row['resnet_depth'],
+        width_multiplier=row['width_multiplier'],
+        sk_ratio=float(row['sk_ratio']),
+    )
+    model = build_model(SimCLRModel(config, 224, 1000))
+    assert count(model.backbone.trainable_variables) == row['backbone_trainable_parameters']
+    assert count(model.backbone.variables) == row['backbone_variables_total']
+    head = row['projection_head_trainable_parameters']
+    assert count(model.projection_head.trainable_variables) == head
+    assert count(model.classifier.variables) == row['supervised_head_parameters']
+
+
+@pytest.mark.parametrize('size', [28, 32, 33, 50])
+@pytest.mark.parametrize(
+    'config',
+    [
+        ModelConfig(resnet_depth=18, width_multiplier=0.25),
+        ModelConfig(resnet_depth=18, width_multiplier=0.25, se_ratio=0.25),
+        ModelConfig(resnet_depth=50, width_multiplier=0.25, sk_ratio=0.0625, se_ratio=0.5),
+    ],
+    ids=['plain', 'se', 'sk-se'],
+)
+def test_any_size_gives_finite_endpoints(config: ModelConfig, size: int) -> None:
+    model = build_model(SimCLRModel(config, size, 7))
+    outputs = model(tf.random.stateless_uniform([2, size, size + 3, 3], [1, 2]), training=True)
+    assert outputs['final_avg_pool'].shape == [2, feature_dim(config)]
+    assert outputs['logits_sup'].shape == [2, 7]
+    assert outputs['initial_conv'].shape[1] == (size if size <= 32 else (size + 1) // 2)
+    assert all(np.isfinite(value).all() for value in outputs.values())
+
+
+@pytest.mark.parametrize(('mode', 'layers'), [('none', 0), ('linear', 1), ('nonlinear', 3)])
+def test_projection_head_modes(mode: str, layers: int) -> None:
+    head = ProjectionHead(12, mode, 5, 3, Norm())
+    features = tf.random.stateless_normal([6, 12], [3, 4])
+    outputs = head(features, training=True)
+    assert len(outputs) == layers + 1
+    np.testing.assert_array_equal(outputs[0], features)
+    assert outputs[-1].shape == [6, 5 if layers else 12]
+    assert all(hidden.shape == [6, 12] for hidden in outputs[:-1])
+    assert all((hidden.numpy() >= 0).all() for hidden in outputs[1:-1])
+    assert not any('bias' in variable.name for variable in head.variables)
+
+
+def test_classifier_gradient_stops_only_where_it_is_told_to() -> None:
+    images = tf.random.stateless_uniform([2, 8, 8, 3], [5, 6])
+    for detached in (True, False):
+        config = ModelConfig(resnet_depth=18, width_multiplier=0.25, ft_proj_selector=1)
+        model = build_model(SimCLRModel(config, 8, 3, detach_classifier=detached))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(images, training=True)['logits_sup'] ** 2)
+        gradients = tape.gradient(loss, model.backbone.trainable_variables)
+        assert all((gradient is None) == detached for gradient in gradients)
+
+
+def test_mixed_precision_keeps_weights_and_outputs_in_float32() -> None:
+    config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
+    model = build_model(SimCLRModel(config, 32, 10, precision='bfloat16'))
+    outputs = model(tf.random.stateless_uniform([4, 32, 32, 3], [7, 8]), training=True)
+    assert outputs['block_group4'].dtype == tf.bfloat16
+    for name in ('final_avg_pool', 'proj_head_output', 'logits_sup'):
+        assert outputs[name].dtype == tf.float32
+    assert all(variable.dtype == tf.float32 for variable in model.variables)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        ({'resnet_depth': 18, 'sk_ratio': 0.0625}, 'sk_ratio'),
+        ({'resnet_depth': 19}, '18, 34, 50, 101, 152, 200'),
+        ({'ft_proj_selector': 4}, 'ft_proj_selector'),
+        ({'proj_head_mode': 'none', 'ft_proj_selector': 1}, 'ft_proj_selector'),
+        ({'width_multiplier': 0.01}, 'width_multiplier'),
+    ],
+)
+def test_impossible_architectures_are_refused(flags: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ModelConfig(**flags)

@@ -1,0 +1,128 @@
+"""NT-Xent against golden figures and a slow reference, on one and on several replicas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support import GOLDEN, mirrored, run_on_replicas
+from tf2.objectives.nt_xent import contrast_metrics, nt_xent
+
+FIGURES = np.load(GOLDEN / 'ntxent.npz')
+
+
+def slow_reference(hidden: np.ndarray, temperature: float, hidden_norm: bool = True) -> float:
+    """Equation 1, one view at a time, in float64. `hidden` is [2n, d], first views first."""
+    hidden = hidden.astype(np.float64)
+    if hidden_norm:
+        hidden = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+    rows = len(hidden)
+    losses = []
+    for i in range(rows):
+        partner = (i + rows // 2) % rows
+        others = [np.dot(hidden[i], hidden[j]) / temperature for j in range(rows) if j != i]
+        losses.append(
+            np.logaddexp.reduce(others) - np.dot(hidden[i], hidden[partner]) / temperature
+        )
+    return 2 * float(np.mean(losses))
+
+
+def loss_and_figures(hidden: tf.Tensor, temperature: float, hidden_norm: bool = True) -> dict:
+    """Everything the golden files hold, for a replica's `hidden` [2n, d]."""
+    context = tf.distribute.get_replica_context()
+    with tf.GradientTape() as tape:
+        tape.watch(hidden)
+        contrast = nt_xent(*tf.split(hidden, 2), temperature, hidden_norm=hidden_norm)
+        share = contrast.loss / context.num_replicas_in_sync
+    figures = {'loss': contrast.loss, 'logits': contrast.logits_ab, 'targets': contrast.targets}
+    return {**figures, 'grad': tape.gradient(share, hidden), **contrast_metrics(contrast)}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('graph', [False, True])
+@pytest.mark.parametrize('case', range(4))
+def test_golden_on_one_replica(case: int, graph: bool) -> None:
+    golden = {key: FIGURES[f'single{case}_{key}'] for key in ('hidden', 'loss', 'logits_ab')}
+    temperature = float(FIGURES[f'single{case}_temperature'])
+    hidden_norm = bool(FIGURES[f'single{case}_hidden_norm'])
+
+    def compute(hidden: tf.Tensor) -> dict:
+        return loss_and_figures(hidden, temperature, hidden_norm)
+
+    compute = tf.function(compute) if graph else compute
+    found = compute(tf.constant(golden['hidden']))
+    np.testing.assert_allclose(found['loss'], golden['loss'], rtol=1e-5)
+    np.testing.assert_allclose(found['logits'], golden['logits_ab'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found['grad'], FIGURES[f'single{case}_grad'], rtol=1e-3, atol=1e-6)
+    labels = FIGURES[f'single{case}_labels'].argmax(1)
+    np.testing.assert_array_equal(found['targets'], labels)
+    np.testing.assert_allclose(found['contrast_acc'], FIGURES[f'single{case}_contrast_acc'])
+    entropy = FIGURES[f'single{case}_contrast_entropy']
+    np.testing.assert_allclose(found['contrast_entropy'], entropy, rtol=1e-4)
+
+
+@pytest.mark.parametrize('replicas', [2, 4])
+def test_golden_on_several_replicas(replicas: int) -> None:
+    golden = [
+        {
+            key: FIGURES[f'replicas{replicas}_{r}_{key}']
+            for key in ('hidden', 'loss', 'logits_ab', 'labels', 'grad_of_loss_over_replicas')
+        }
+        for r in range(replicas)
+    ]
+    temperature = float(FIGURES[f'replicas{replicas}_temperature'])
+    found = run_on_replicas(
+        mirrored(replicas),
+        lambda hidden: loss_and_figures(hidden, temperature),
+        [figures['hidden'] for figures in golden],
+    )
+    for mine, theirs in zip(found, golden, strict=True):
+        np.testing.assert_allclose(mine['loss'], theirs['loss'], rtol=1e-5)
+        np.testing.assert_allclose(mine['logits'], theirs['logits_ab'], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(mine['targets'], theirs['labels'].argmax(1))
+        np.testing.assert_allclose(
+            mine['grad'], theirs['grad_of_loss_over_replicas'], rtol=1e-3, atol=1e-6
+        )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    images=st.integers(1, 9),
+    width=st.integers(1, 20),
+    temperature=st.sampled_from([0.05, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_equals_the_slow_reference(
+    images: int, width: int, temperature: float, seed: int
+) -> None:
+    hidden = np.random.default_rng(seed).normal(size=(2 * images, width)).astype(np.float32)
+    found = loss_and_figures(tf.constant(hidden), temperature)['loss']
+    np.testing.assert_allclose(found, slow_reference(hidden, temperature), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('replicas', [2, 4])
+def test_replicas_share_one_global_loss_and_gradient(replicas: int) -> None:
+    rng = np.random.default_rng(replicas)
+    view_a, view_b = rng.normal(size=(2, 8, 6)).astype(np.float32)
+    whole = loss_and_figures(tf.constant(np.concatenate([view_a, view_b])), 0.3)
+    shares = [
+        np.concatenate(pair)
+        for pair in zip(np.split(view_a, replicas), np.split(view_b, replicas), strict=True)
+    ]
+    parts = run_on_replicas(mirrored(replicas), lambda h: loss_and_figures(h, 0.3), shares)
+    np.testing.assert_allclose(np.mean([part['loss'] for part in parts]), whole['loss'], rtol=1e-5)
+    gradient_a, gradient_b = (
+        np.concatenate([np.split(part['grad'], 2)[view] for part in parts]) for view in (0, 1)
+    )
+    np.testing.assert_allclose(
+        np.concatenate([gradient_a, gradient_b]), whole['grad'], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_extreme_projections_stay_finite() -> None:
+    hidden = tf.constant(np.repeat([[1e4, -1e4]], 8, 0).astype(np.float32))
+    found = loss_and_figures(hidden, 0.01)
+    assert np.isfinite(found['loss']) and np.isfinite(found['grad']).all()

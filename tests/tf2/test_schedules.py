@@ -1,0 +1,96 @@
+"""The learning rate meets the published program's figures, eagerly and in a graph."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf2 import schedules
+from tf2.config import OptimizerConfig, TrainConfig
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'learning_rate.json'
+CASES = json.loads(GOLDEN.read_text())
+
+
+def _configs(case: dict) -> tuple[OptimizerConfig, TrainConfig]:
+    optimizer = OptimizerConfig(
+        learning_rate=case['learning_rate'],
+        learning_rate_scaling=case['learning_rate_scaling'],
+        warmup_epochs=case['warmup_epochs'],
+    )
+    train = TrainConfig(
+        train_batch_size=case['train_batch_size'], train_epochs=case['train_epochs']
+    )
+    return optimizer, train
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('case', CASES)
+def test_golden(case: dict) -> None:
+    optimizer, train = _configs(case)
+    assert schedules.train_steps(case['num_examples'], train) == case['train_steps']
+    schedule = schedules.build(optimizer, train, case['num_examples'])
+    in_graph = tf.function(schedule)
+    for step, expected in case['lr'].items():
+        eager = schedule(int(step))
+        assert eager.dtype == tf.float32
+        assert eager.shape == ()
+        np.testing.assert_allclose(eager, expected, rtol=1e-6, atol=1e-8)
+        graph = in_graph(tf.constant(int(step), tf.int64))
+        np.testing.assert_allclose(graph, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_train_steps_given() -> None:
+    assert schedules.train_steps(1000, TrainConfig(train_steps=7)) == 7
+
+
+def test_train_steps_of_tiny_data() -> None:
+    assert schedules.train_steps(3, TrainConfig(train_batch_size=512, train_epochs=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ('epochs', 'examples', 'batch', 'expected'),
+    [(10, 1281167, 512, 25022), (0.5, 1000, 16, 31), (0, 1000, 16, 0), (0.01, 100, 512, 0)],
+)
+def test_warmup_steps(epochs: float, examples: int, batch: int, expected: int) -> None:
+    assert schedules.warmup_steps(examples, epochs, batch) == expected
+
+
+@pytest.mark.parametrize(('warmup', 'total'), [(0, 1), (5, 5), (9, 5), (0, 10), (3, 10)])
+def test_follows_the_formula(warmup: int, total: int) -> None:
+    def slow(step: int) -> float:
+        if step < warmup:
+            return 0.8 * step / warmup
+        progress = min((step - warmup) / max(total - warmup, 1), 1)
+        return 0.4 * (1 + math.cos(math.pi * progress))
+
+    for step in range(15):
+        rate = schedules.warmup_cosine(step, peak=0.8, warmup_steps=warmup, total_steps=total)
+        np.testing.assert_allclose(rate, slow(step), rtol=1e-5, atol=1e-7)
+
+
+def test_optimizer_reads_the_rate_of_the_update_it_makes() -> None:
+    schedule = schedules.WarmupCosine(peak=1.0, warmup_steps=2, total_steps=4)
+    variable = tf.Variable(0.0)
+    optimizer = tf.keras.optimizers.SGD(schedule)
+    moved = []
+    for _ in range(3):
+        optimizer.apply_gradients([(tf.constant(-1.0), variable)])
+        moved.append(float(variable))
+    np.testing.assert_allclose(moved, [0.0, 0.5, 1.5])
+
+
+def test_config_round_trip() -> None:
+    schedule = schedules.WarmupCosine(peak=1.0, warmup_steps=2, total_steps=4)
+    copy = schedules.WarmupCosine.from_config(schedule.get_config())
+    assert float(copy(3)) == float(schedule(3))
+
+
+def test_unknown_scaling() -> None:
+    with pytest.raises(ValueError, match='linear or sqrt'):
+        schedules.peak_learning_rate(0.1, 256, 'cubic')

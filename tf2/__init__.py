@@ -1,0 +1,1 @@
+"""Models, objectives, optimizers and the training loop."""

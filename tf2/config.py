@@ -1,0 +1,169 @@
+"""Settings of models, objective, optimizer and training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from settings import UserError, check_options, option
+
+RESNET_DEPTHS = (18, 34, 50, 101, 152, 200)
+SMALL_IMAGE = 32  # pixels; up to here the encoder's stem keeps the resolution
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The encoder and its heads (SimCLRv2 section 2, arXiv:2006.10029)."""
+
+    resnet_depth: int = option(50, 'Depth of the ResNet encoder.', choices=RESNET_DEPTHS)
+    width_multiplier: int | float = option(
+        1, 'Factor on every channel count of the ResNet; fractions such as 0.25 are allowed.', above=0
+    )
+    sk_ratio: float = option(
+        0.0,
+        'Selective kernels: bottleneck ratio of their attention (SimCLRv2 uses 0.0625); 0 turns them off.',
+        at_least=0,
+        at_most=1,
+    )
+    se_ratio: float = option(
+        0.0, 'Squeeze-and-excitation: bottleneck ratio; 0 turns it off.', at_least=0, at_most=1
+    )
+    proj_head_mode: str = option(
+        'nonlinear', 'Kind of projection head.', choices=('none', 'linear', 'nonlinear')
+    )
+    proj_out_dim: int = option(128, 'Width of the projection.', at_least=1)
+    num_proj_layers: int = option(
+        3, 'Number of layers of the nonlinear projection head.', at_least=1
+    )
+    ft_proj_selector: int = option(
+        0,
+        'Which projection head layer feeds the classifier when fine-tuning: 0 is the encoder '
+        'output, k the output of layer k after its ReLU, -1 the projection itself.',
+        at_least=-1,
+    )
+    global_bn: bool = option(True, 'Batch normalisation statistics over all replicas.')
+    batch_norm_decay: float = option(
+        0.9, 'Momentum of the moving batch normalisation statistics.', at_least=0, at_most=1
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.sk_ratio > 0 and self.resnet_depth < 50:
+            raise UserError(
+                f'--sk_ratio needs bottleneck blocks, --resnet_depth 50 or more; found depth '
+                f'{self.resnet_depth} with sk_ratio {self.sk_ratio}.'
+            )
+        layers = {'none': 0, 'linear': 1, 'nonlinear': self.num_proj_layers}[self.proj_head_mode]
+        if self.ft_proj_selector > layers:
+            raise UserError(
+                f'--ft_proj_selector must be at most the number of projection layers, {layers}; '
+                f'found {self.ft_proj_selector}.'
+            )
+        if int(64 * self.width_multiplier) < 2:
+            raise UserError(
+                f'--width_multiplier must leave the first layer 2 channels or more, so be at '
+                f'least 0.03125; found {self.width_multiplier}.'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is trained and by which loss (SimCLR section 2.1, arXiv:2002.05709)."""
+
+    train_mode: str = option(
+        'pretrain', 'Stage of the training.', choices=('pretrain', 'finetune')
+    )
+    checkpoint: str | None = option(None, 'Weights to start from, where --model_dir has none.')
+    fine_tune_after_block: int = option(
+        -1,
+        'Fine-tuning: train from this block group on; -1 trains everything, 4 the classifier only.',
+        at_least=-1,
+        at_most=4,
+    )
+    zero_init_logits_layer: bool = option(False, 'Fine-tuning: start the classifier at zero.')
+    temperature: float = option(0.1, 'Temperature of the NT-Xent softmax.', above=0)
+    hidden_norm: bool = option(True, 'Scale projections to length 1 before NT-Xent.')
+    lineareval_while_pretraining: bool = option(
+        True, 'While pretraining, also train a linear classifier that sends no gradient to the encoder.'
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.train_mode == 'pretrain' and self.fine_tune_after_block > -1:
+            raise UserError(
+                f'--fine_tune_after_block={self.fine_tune_after_block} freezes layers, which '
+                'pretraining cannot use: it trains the whole encoder. Leave it out, or use '
+                '--train_mode=finetune.'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Update rule and learning rate schedule (SimCLR appendix B.6)."""
+
+    optimizer: str = option('lars', 'Update rule.', choices=('lars', 'momentum', 'adam', 'lamb'))
+    learning_rate: float = option(
+        0.3, 'Base learning rate, before it is scaled by the batch size.', at_least=0
+    )
+    learning_rate_scaling: str = option(
+        'linear',
+        'Peak rate: linear is base * batch / 256, sqrt is base * sqrt(batch).',
+        choices=('linear', 'sqrt'),
+    )
+    warmup_epochs: float = option(10.0, 'Epochs of linear warm-up before the cosine decay.', at_least=0)
+    weight_decay: float = option(1e-6, 'Weight decay of convolution and dense kernels.', at_least=0)
+    momentum: float = option(0.9, 'Momentum of LARS and of the momentum optimizer.', at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run, what it writes, and the devices it runs on."""
+
+    model_dir: str | None = option(
+        None, 'Folder for checkpoints, results, exports and TensorBoard. Unset: a new one under runs/.'
+    )
+    train_batch_size: int = option(512, 'Global training batch, over all replicas.', at_least=1)
+    train_epochs: int = option(100, 'Epochs to train for.', at_least=1)
+    train_steps: int = option(0, 'Steps to train for; overrides --train_epochs when above 0.', at_least=0)
+    eval_batch_size: int = option(256, 'Global evaluation batch.', at_least=1)
+    eval_steps: int = option(0, 'Evaluation batches; 0 means the whole split.', at_least=0)
+    eval_name: str | None = option(
+        None, 'Name of this evaluation: its TensorBoard events go to a folder of that name.'
+    )
+    checkpoint_epochs: int = option(1, 'Epochs between checkpoints.', at_least=1)
+    checkpoint_steps: int = option(
+        0, 'Steps between checkpoints; overrides --checkpoint_epochs when above 0.', at_least=0
+    )
+    keep_checkpoint_max: int = option(5, 'Number of checkpoints to keep; 0 keeps all.', at_least=0)
+    keep_hub_module_max: int = option(1, 'Number of exported modules to keep; 0 keeps all.', at_least=0)
+    train_summary_steps: int = option(
+        100, 'Steps between scalars in TensorBoard and lines in the log.', at_least=1
+    )
+    steps_per_loop: int = option(
+        0, 'Steps in one call of the compiled training function; 0 chooses.', at_least=0
+    )
+    seed: int = option(0, 'Seed of initialisation, data order and augmentation.', at_least=0)
+    mixed_precision: str = option(
+        'float32',
+        'Precision of convolutions and dense layers; loss and weights stay float32.',
+        choices=('float32', 'bfloat16'),
+    )
+    jit_compile: bool = option(False, 'Compile the training step with XLA.')
+    use_tpu: bool | None = option(
+        None, 'Run on a TPU. Unset: yes if --tpu_name, --master or an attached TPU is there.'
+    )
+    tpu_name: str | None = option(None, 'Name of the Cloud TPU.')
+    tpu_zone: str | None = option(None, 'Zone of the Cloud TPU.')
+    gcp_project: str | None = option(None, 'Google Cloud project of the Cloud TPU.')
+    master: str | None = option(None, 'Address of the TPU worker, instead of --tpu_name.')
+    knn_neighbors: int = option(
+        0, 'Evaluate with k nearest neighbours, this many of them; 0 turns it off.', at_least=0
+    )
+    knn_examples: int = option(
+        20000, 'Training examples among which nearest neighbours are searched.', at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)

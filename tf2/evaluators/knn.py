@@ -1,0 +1,121 @@
+"""Weighted k-nearest-neighbour accuracy of the features: a probe that needs no training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import tensorflow as tf
+
+from settings import UserError
+from tf2.evaluators.base import Batch, Inputs, Result, labelled
+
+# Wu et al. 2018, arXiv:1805.01978, section 3.4.
+TEMPERATURE = 0.07
+
+
+def knn_accuracy(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    neighbors: int,
+    temperature: float = TEMPERATURE,
+) -> float:
+    """Share of test examples whose nearest training examples vote for their label.
+
+    Each of the `neighbors` most similar training examples votes for its class with weight
+    exp(cosine similarity / temperature) (Wu et al. 2018, arXiv:1805.01978, section 3.4). Of
+    classes with equal votes the lowest wins.
+
+    Args:
+        train_features: [n, d] float.
+        train_labels: [n] int.
+        test_features: [m, d] float.
+        test_labels: [m] int.
+        neighbors: how many vote.
+        temperature: of the weights.
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        UserError: when there are fewer training examples than neighbours, or nothing to test.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    if neighbors > len(train_features):
+        raise UserError(
+            f'--knn_neighbors must be at most the number of labelled training examples, '
+            f'{len(train_features)}; found {neighbors}. Lower it or raise --knn_examples.'
+        )
+    if not len(test_features):
+        raise UserError(
+            'Nearest neighbours need labelled examples; found none in the evaluation split. '
+            'Choose another --eval_split or set --knn_neighbors=0.'
+        )
+
+    def weights(distances: np.ndarray) -> np.ndarray:
+        # The nearest one's similarity is taken off, so that no temperature overflows: a common
+        # factor of one row's votes.
+        return np.exp((distances.min(axis=1, keepdims=True) - distances) / temperature)
+
+    classifier = KNeighborsClassifier(
+        neighbors, weights=weights, metric='cosine', algorithm='brute'
+    )
+    classifier.fit(train_features, train_labels)
+    return float(np.mean(classifier.predict(test_features) == test_labels))
+
+
+class NearestNeighbors:
+    """Weighted k-nearest-neighbour accuracy of the features on the evaluation split.
+
+    Args:
+        inputs: `embed`, `batches`, `train_batches`, `neighbors` and `neighbor_examples` are used.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._strategy = tf.distribute.get_strategy()
+        self._embed_global = tf.function(self._run_replicas, reduce_retracing=True)
+
+    @staticmethod
+    def applies(inputs: Inputs) -> bool:
+        """Whether neighbours are asked for, and there are features and training examples."""
+        return bool(inputs.neighbors and inputs.embed and inputs.train_batches)
+
+    def run(self) -> list[Result]:
+        """The accuracy as one ('eval/knn_accuracy', share in [0, 1]) pair.
+
+        Raises:
+            UserError: when there are too few labelled examples.
+        """
+        inputs = self._inputs
+        train = self._features(inputs.train_batches(), inputs.neighbor_examples)
+        test = self._features(inputs.batches(), None)
+        return [('eval/knn_accuracy', knn_accuracy(*train, *test, inputs.neighbors))]
+
+    def _features(
+        self, batches: Iterable[Batch], limit: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Features [n, d] and labels [n] of the first `limit` labelled examples."""
+        features, labels = [], []
+        for batch in batches:
+            for feature, label, rows in self._embed_global(batch):
+                features.append(feature.numpy()[rows.numpy()])
+                labels.append(label.numpy()[rows.numpy()])
+            if limit is not None and sum(map(len, labels)) >= limit:
+                break
+        if not labels:
+            return np.zeros([0, 1], np.float32), np.zeros([0], np.int32)
+        return np.concatenate(features)[:limit], np.concatenate(labels)[:limit]
+
+    def _run_replicas(self, batch: Batch) -> list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+        """Features [b, d], labels [b] and whether a row counts [b], for each replica."""
+        outputs = self._strategy.run(self._embed, args=(batch,))
+        local = [self._strategy.experimental_local_results(output) for output in outputs]
+        return list(zip(*local, strict=True))
+
+    def _embed(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        features = self._inputs.embed(batch['views'][0])
+        return tf.cast(features, tf.float32), batch['label'], labelled(batch)

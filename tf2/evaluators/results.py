@@ -1,0 +1,34 @@
+"""Evaluation results on disk, where the published program puts them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tf2.files import write_text
+
+
+def write_results(model_dir: str, step: int, results: Mapping[str, Any]) -> None:
+    """Writes `result.json` and `result_{step}.json`, each complete or not at all.
+
+    Args:
+        model_dir: existing folder, local or of any file system TensorFlow knows (gs://).
+        step: number of updates the evaluated model had; written as 'global_step'.
+        results: name -> scalar: a Python number, NumPy scalar or scalar tensor. What is not
+            finite is written as null, for JSON has no such number.
+    """
+    plain = {name: _number(value) for name, value in results.items()}
+    text = json.dumps({**plain, 'global_step': int(step)}, indent=2, allow_nan=False) + '\n'
+    for name in (f'result_{int(step)}.json', 'result.json'):
+        write_text(os.path.join(model_dir, name), text)
+
+
+def _number(value: Any) -> int | float | None:
+    value = value.numpy() if isinstance(value, (tf.Tensor, tf.Variable)) else value
+    value = value.item() if hasattr(value, 'item') else value
+    return value if math.isfinite(value) else None

@@ -1,0 +1,99 @@
+"""Encoder, projection head and classifier as one model with named endpoints."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf2.config import SMALL_IMAGE, ModelConfig
+from tf2.models import BACKBONES
+from tf2.models.heads import ProjectionHead, classifier
+from tf2.models.layers import Norm
+from tf2.models.resnet import GROUP_FILTERS, has_bottlenecks
+
+
+class SimCLRModel(tf.keras.Model):
+    """What is trained, saved and exported: f, g and, where there are labels, a linear classifier.
+
+    Args:
+        config: architecture.
+        image_size: pixels; the stem depends on whether it is above `SMALL_IMAGE`.
+        num_classes: classes of the linear classifier; None builds none.
+        replicas: number of replicas the training step runs on; global BN needs no
+            synchronisation on one.
+        precision: 'float32' or 'bfloat16', for convolutions and dense layers.
+        detach_classifier: whether gradients of the classifier stop before the encoder, so that it
+            measures the representation and does not change it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        image_size: int,
+        num_classes: int | None,
+        *,
+        replicas: int = 1,
+        precision: str = 'float32',
+        detach_classifier: bool = False,
+    ) -> None:
+        super().__init__()
+        norm = Norm(
+            momentum=config.batch_norm_decay,
+            synchronized=config.global_bn and replicas > 1,
+            dtype='float32' if precision == 'float32' else f'mixed_{precision}',
+        )
+        self.config = config
+        self.num_classes = num_classes
+        self.detach_classifier = detach_classifier
+        self.backbone = BACKBONES['resnet'](
+            config.resnet_depth,
+            config.width_multiplier,
+            config.sk_ratio,
+            config.se_ratio,
+            small_images=image_size <= SMALL_IMAGE,
+            norm=norm,
+        )
+        self.projection_head = ProjectionHead(
+            feature_dim(config),
+            config.proj_head_mode,
+            config.proj_out_dim,
+            config.num_proj_layers,
+            norm,
+        )
+        self.classifier = classifier(num_classes) if num_classes else None
+
+    # Nothing in the model depends on a tensor's value, so AutoGraph has nothing to do; it would
+    # take seconds to find that out, layer by layer.
+    @tf.autograph.experimental.do_not_convert
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Runs encoder, head and classifier.
+
+        Args:
+            images: [b, h, w, 3] float32 in [0, 1].
+            training: whether batch statistics are used and the moving ones updated.
+
+        Returns:
+            The backbone's endpoints, 'proj_head_input' [b, d], 'proj_head_output' [b, out_dim],
+            and, where there is a classifier, 'logits_sup' [b, num_classes]; the last three in
+            float32.
+        """
+        endpoints = self.backbone(images, training=training)
+        hiddens = self.projection_head(endpoints['final_avg_pool'], training=training)
+        endpoints = {**endpoints, 'proj_head_input': hiddens[0], 'proj_head_output': hiddens[-1]}
+        if self.classifier is not None:
+            selected = hiddens[self.config.ft_proj_selector]
+            selected = tf.stop_gradient(selected) if self.detach_classifier else selected
+            endpoints['logits_sup'] = self.classifier(selected)
+        return endpoints
+
+
+def feature_dim(config: ModelConfig) -> int:
+    """Width of the encoder's output."""
+    expansion = 4 if has_bottlenecks(config.resnet_depth) else 1
+    return expansion * int(GROUP_FILTERS[-1] * config.width_multiplier)
+
+
+def build_model(model: SimCLRModel) -> SimCLRModel:
+    """Creates all variables of `model` without computing anything, and returns it."""
+    images = tf.keras.Input([None, None, 3])
+    model(images, training=False)
+    return model

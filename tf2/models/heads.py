@@ -1,0 +1,62 @@
+"""Projection head and linear classifier (SimCLRv2 section 2, arXiv:2006.10029)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf2.models.layers import BatchNorm, Layer, Norm
+
+
+class DenseBN(Layer):
+    """Dense layer without bias, batch normalisation, and a ReLU unless it is the last one.
+
+    The last layer's normalisation has no beta: a shift of all projections would be useless.
+    """
+
+    def __init__(self, units: int, last: bool, norm: Norm) -> None:
+        super().__init__(dtype=norm.dtype)
+        initializer = tf.keras.initializers.RandomNormal(stddev=0.01)
+        self.dense = tf.keras.layers.Dense(
+            units, use_bias=False, kernel_initializer=initializer, dtype=norm.dtype
+        )
+        self.bn = BatchNorm(norm, center=not last)
+        self.last = last
+
+    def call(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Maps [b, d] to [b, units]."""
+        normalised = self.bn(self.dense(features), training=training)
+        return normalised if self.last else tf.nn.relu(normalised)
+
+
+class ProjectionHead(Layer):
+    """The map from the encoder's output to the space in which views are compared.
+
+    Args:
+        in_dim: width of the encoder's output; the hidden layers have the same.
+        mode: 'none' (z = h), 'linear' (one layer) or 'nonlinear' (an MLP).
+        out_dim: width of the projection.
+        num_layers: layers of the nonlinear head.
+        norm: normalisation and dtype policy.
+    """
+
+    def __init__(self, in_dim: int, mode: str, out_dim: int, num_layers: int, norm: Norm) -> None:
+        super().__init__(dtype=norm.dtype)
+        depth = {'none': 0, 'linear': 1, 'nonlinear': num_layers}[mode]
+        widths = [in_dim] * (depth - 1) + [out_dim] * min(depth, 1)
+        self.blocks = [DenseBN(w, i == depth - 1, norm) for i, w in enumerate(widths)]
+
+    def call(self, features: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
+        """Returns [b, in_dim], the hidden layers after their ReLU, and the projection [b, out_dim].
+
+        All are float32. Entry k is what `ft_proj_selector=k` selects.
+        """
+        outputs = [features]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1], training=training))
+        return [tf.cast(output, tf.float32) for output in outputs]
+
+
+def classifier(num_classes: int) -> tf.keras.layers.Dense:
+    """The linear classifier: kernel drawn from N(0, 0.01), zero bias, float32 throughout."""
+    initializer = tf.keras.initializers.RandomNormal(stddev=0.01)
+    return tf.keras.layers.Dense(num_classes, kernel_initializer=initializer, dtype='float32')

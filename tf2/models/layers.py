@@ -1,0 +1,196 @@
+"""Building blocks that encoders and heads share: padding, batch normalisation, conv + BN."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+Layer = tf.keras.layers.Layer
+EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """How a network normalises and computes.
+
+    Attributes:
+        momentum: of the moving batch statistics.
+        synchronized: whether statistics are taken over all replicas. One replica has no use for
+            that, and without it a fused kernel does the work, which is much faster.
+        dtype: Keras dtype policy, such as 'float32' or 'mixed_bfloat16'.
+    """
+
+    momentum: float = 0.9
+    synchronized: bool = False
+    dtype: str = 'float32'
+
+
+class BatchNorm(Layer):
+    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015, arXiv:1502.03167).
+
+    It differs from Keras's layer in one figure: the moving variance takes the batch variance as it
+    is, fused or not, as the published weights did. Keras's fused layer first multiplies it
+    by n / (n - 1), which matters for small batches. With `trainable = False` it uses and keeps its
+    moving statistics. Statistics are float32 whatever the compute dtype.
+
+    Args:
+        norm: momentum, synchronisation and dtype policy.
+        center: whether there is a beta.
+        zero_gamma: whether gamma starts at 0, so that a residual block starts as its shortcut.
+    """
+
+    def __init__(self, norm: Norm, *, center: bool = True, zero_gamma: bool = False) -> None:
+        super().__init__(dtype=norm.dtype)
+        self.norm = norm
+        self.center = center
+        self.zero_gamma = zero_gamma
+
+    def build(self, shape: tf.TensorShape) -> None:
+        """Creates gamma, beta and the moving statistics, each [c] float32."""
+        channels = shape[-1]
+
+        def weight(name: str, start: str, **kwargs: object) -> tf.Variable:
+            return self.add_weight(
+                name, [channels], tf.float32, start, experimental_autocast=False, **kwargs
+            )
+
+        # Each replica keeps its own moving statistics; reading them, as a checkpoint does,
+        # takes the mean over replicas.
+        moving = {
+            'trainable': False,
+            'synchronization': tf.VariableSynchronization.ON_READ,
+            'aggregation': tf.VariableAggregation.MEAN,
+        }
+        self.gamma = weight('gamma', 'zeros' if self.zero_gamma else 'ones')
+        self.beta = weight('beta', 'zeros') if self.center else None
+        self.moving_mean = weight('moving_mean', 'zeros', **moving)
+        self.moving_variance = weight('moving_variance', 'ones', **moving)
+        super().build(shape)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Normalises `inputs` [..., c]; the result has their shape and dtype."""
+        images = inputs if inputs.shape.rank == 4 else inputs[:, None, None]  # [b, h, w, c]
+        if not (training and self.trainable):
+            outputs, *_ = self._fused(images, self.moving_mean, self.moving_variance)
+        elif self._across_replicas():
+            mean, variance = self._global_moments(images)
+            outputs = self._normalise(images, mean, variance)
+            self._update(mean, variance)
+        else:
+            outputs, mean, variance = self._fused(images)
+            count = tf.cast(tf.reduce_prod(tf.shape(images)[:3]), tf.float32)
+            self._update(mean, variance * (count - 1) / count)
+        return outputs if inputs.shape.rank == 4 else outputs[:, 0, 0]
+
+    def _across_replicas(self) -> bool:
+        return self.norm.synchronized and tf.distribute.get_replica_context().num_replicas_in_sync > 1
+
+    def _offset(self) -> tf.Tensor:
+        return self.beta if self.center else tf.zeros_like(self.gamma)
+
+    def _fused(
+        self, images: tf.Tensor, mean: tf.Tensor | None = None, variance: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The fused kernel: normalised images, mean, and variance times n / (n - 1).
+
+        Statistics are those of the batch unless `mean` and `variance` [c] are given.
+        """
+        training = mean is None
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=images,
+            scale=self.gamma,
+            offset=self._offset(),
+            mean=tf.zeros([0]) if training else mean,
+            variance=tf.zeros([0]) if training else variance,
+            epsilon=EPSILON,
+            exponential_avg_factor=1.0,
+            is_training=training,
+        )
+        return outputs, mean, variance
+
+    def _normalise(self, images: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        """Normalises `images` [b, h, w, c] by statistics [c] through which gradients flow."""
+        scale = self.gamma * tf.math.rsqrt(variance + EPSILON)
+        shift = self._offset() - mean * scale
+        normalised = tf.cast(images, tf.float32) * scale + shift
+        return tf.cast(normalised, images.dtype)
+
+    def _global_moments(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and variance [c] over the batches of all replicas, which are of one size."""
+        mean, variance = tf.nn.moments(tf.cast(images, tf.float32), [0, 1, 2])
+        local = tf.stack([mean, variance + tf.square(mean)])  # [2, c]
+        context = tf.distribute.get_replica_context()
+        mean, square = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.MEAN, local))
+        return mean, tf.nn.relu(square - tf.square(mean))
+
+    def _update(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        rate = 1 - self.norm.momentum
+        self.moving_mean.assign_sub((self.moving_mean - tf.stop_gradient(mean)) * rate)
+        self.moving_variance.assign_sub(
+            (self.moving_variance - tf.stop_gradient(variance)) * rate
+        )
+
+
+class FixedPadding(Layer):
+    """Pads (k - 1) // 2 before and the rest after, whatever the image size.
+
+    SAME padding of a strided convolution depends on the image size; this does not, so features
+    line up between sizes.
+    """
+
+    def __init__(self, kernel_size: int, norm: Norm) -> None:
+        super().__init__(dtype=norm.dtype)
+        before = (kernel_size - 1) // 2
+        after = kernel_size - 1 - before
+        self.paddings = [[0, 0], [before, after], [before, after], [0, 0]]
+
+    def call(self, images: tf.Tensor) -> tf.Tensor:
+        """Pads `images` [b, h, w, c] with zeros to [b, h + k - 1, w + k - 1, c]."""
+        return tf.pad(images, self.paddings)
+
+
+class Conv(Layer):
+    """Convolution without bias: SAME padding at stride 1, fixed padding above."""
+
+    def __init__(self, filters: int, kernel_size: int, strides: int, norm: Norm) -> None:
+        super().__init__(dtype=norm.dtype)
+        strided = strides > 1
+        self.padding = FixedPadding(kernel_size, norm) if strided else None
+        self.conv = tf.keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides,
+            padding='valid' if strided else 'same',
+            use_bias=False,
+            kernel_initializer=tf.keras.initializers.VarianceScaling(2.0),
+            dtype=norm.dtype,
+        )
+
+    def call(self, images: tf.Tensor) -> tf.Tensor:
+        """Maps [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters]."""
+        return self.conv(self.padding(images) if self.padding else images)
+
+
+class ConvBN(Layer):
+    """Convolution, batch normalisation and, unless `relu` is off, a ReLU."""
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int,
+        norm: Norm,
+        *,
+        relu: bool = True,
+        zero_gamma: bool = False,
+    ) -> None:
+        super().__init__(dtype=norm.dtype)
+        self.conv = Conv(filters, kernel_size, strides, norm)
+        self.bn = BatchNorm(norm, zero_gamma=zero_gamma)
+        self.relu = relu
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Maps [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters]."""
+        normalised = self.bn(self.conv(images), training=training)
+        return tf.nn.relu(normalised) if self.relu else normalised

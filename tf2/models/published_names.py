@@ -1,0 +1,127 @@
+"""The names that the published SimCLR checkpoints give to the variables of our model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from tf2.models.encoder import SimCLRModel
+from tf2.models.layers import ConvBN
+from tf2.models.resnet import Block, SelectiveKernel, Stem
+
+Layer = tf.keras.layers.Layer
+Named = tuple[str, Layer]
+
+
+def tf2_names(model: SimCLRModel) -> dict[str, tf.Variable]:
+    """Variables of a built `model` by their object path in the published TF2 checkpoints."""
+    return _variables(
+        [
+            *_prefixed('model/resnet_model', _encoder_layers(model)),
+            *_prefixed('model/_projection_head/linear_layers', _tf2_head_layers(model)),
+            *_classifier_layers(model, 'model/supervised_head'),
+        ]
+    )
+
+
+def tf1_names(model: SimCLRModel) -> dict[str, tf.Variable]:
+    """Variables of a built `model` by their name in the published TF1 checkpoints.
+
+    There the encoder's layers are numbered in the order of their creation.
+    """
+    encoder = [layer for _, layer in _encoder_layers(model)]
+    convs = [layer for layer in encoder if isinstance(layer, tf.keras.layers.Conv2D)]
+    norms = [layer for layer in encoder if not isinstance(layer, tf.keras.layers.Conv2D)]
+    head = (
+        named
+        for index, block in enumerate(model.projection_head.blocks)
+        for named in (
+            (f'head_contrastive/nl_{index}/dense', block.dense),
+            (f'head_contrastive/nl_{index}/batch_normalization', block.bn),
+        )
+    )
+    return _variables(
+        [
+            *_numbered('base_model/conv2d', convs),
+            *_numbered('base_model/batch_normalization', norms),
+            *head,
+            *_classifier_layers(model, 'head_supervised'),
+        ]
+    )
+
+
+def _variables(layers: list[Named]) -> dict[str, tf.Variable]:
+    return {
+        f'{name}/{_last_word(variable)}': variable
+        for name, layer in layers
+        for variable in layer.variables
+    }
+
+
+def _last_word(variable: tf.Variable) -> str:
+    return variable.name.rsplit('/', 1)[-1].split(':')[0]
+
+
+def _prefixed(prefix: str, layers: Iterator[Named]) -> Iterator[Named]:
+    return ((f'{prefix}/{name}', layer) for name, layer in layers)
+
+
+def _numbered(name: str, layers: list[Layer]) -> Iterator[Named]:
+    return ((name if i == 0 else f'{name}_{i}', layer) for i, layer in enumerate(layers))
+
+
+def _encoder_layers(model: SimCLRModel) -> Iterator[Named]:
+    yield from _prefixed('initial_conv_relu_max_pool', _stem_layers(model.backbone.stem))
+    for group_index, group in enumerate(model.backbone.groups):
+        for block_index, block in enumerate(group):
+            prefix = f'block_groups/{group_index}/layers/{block_index}'
+            yield from _prefixed(prefix, _block_layers(block))
+
+
+def _stem_layers(stem: Stem) -> Iterator[Named]:
+    for index, unit in enumerate(stem.before):
+        yield from _unit(unit, 2 * index)
+    first = 2 * len(stem.before)
+    yield f'{first}/conv2d', stem.conv.conv
+    yield f'{first + 2}/bn', stem.bn  # the layer between marks an endpoint
+
+
+def _block_layers(block: Block) -> Iterator[Named]:
+    basic = len(block.residual) == 2
+    if block.shortcut:
+        # Pooling, and padding before a strided one, come first in ResNet-D's shortcut.
+        first = len(block.shortcut.pool.layers) if block.shortcut.pool else 0
+        name = 'shortcut_layers' if basic else 'projection_layers'
+        yield from _prefixed(name, _unit(block.shortcut.projection, first))
+    name, index = ('conv2d_bn_layers', 0) if basic else ('conv_relu_dropblock_layers', 0)
+    for layer in block.residual:
+        if isinstance(layer, SelectiveKernel):
+            yield from _prefixed(f'{name}/{index}', _selective_kernel_layers(layer))
+            index += 2
+        else:
+            yield from _prefixed(name, _unit(layer, index))
+            index += 2 if basic else 3  # bottlenecks have a DropBlock place after each BN
+
+
+def _selective_kernel_layers(layer: SelectiveKernel) -> Iterator[Named]:
+    yield 'conv2d_fixed_padding/conv2d', layer.branches.conv.conv
+    yield 'batch_norm_relu/bn', layer.branches.bn
+    yield 'conv2d_0', layer.squeeze.conv.conv
+    yield 'batch_norm_relu_1/bn', layer.squeeze.bn
+    yield 'conv2d_1', layer.expand.conv
+
+
+def _unit(unit: ConvBN, index: int) -> Iterator[Named]:
+    yield f'{index}/conv2d', unit.conv.conv
+    yield f'{index + 1}/bn', unit.bn
+
+
+def _tf2_head_layers(model: SimCLRModel) -> Iterator[Named]:
+    for index, block in enumerate(model.projection_head.blocks):
+        yield f'{index}/dense', block.dense
+        yield f'{index}/bn_relu/bn', block.bn
+
+
+def _classifier_layers(model: SimCLRModel, prefix: str) -> list[Named]:
+    return [(f'{prefix}/linear_layer/dense', model.classifier)] if model.classifier else []

@@ -1,0 +1,1 @@
+"""Update rules, and which variables they decay."""

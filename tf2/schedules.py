@@ -1,0 +1,131 @@
+"""Step -> learning rate: linear warm-up, then cosine decay to zero (SimCLR appendix B.6).
+
+Pure functions; `WarmupCosine` only binds their arguments so that a Keras optimizer can call them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from tf2.config import OptimizerConfig, TrainConfig
+
+# Batch size for which `learning_rate` is stated under linear scaling (SimCLR section 2.2).
+REFERENCE_BATCH = 256
+
+
+def train_steps(num_examples: int, config: TrainConfig) -> int:
+    """Number of optimizer updates of a run.
+
+    Args:
+        num_examples: training examples in one epoch.
+        config: `train_steps` is taken as it is when above 0; otherwise `train_epochs` epochs of
+            batches of `train_batch_size`, plus one step, as the published program counts them.
+
+    Returns:
+        Steps, at least 1.
+    """
+    if config.train_steps:
+        return config.train_steps
+    return num_examples * config.train_epochs // config.train_batch_size + 1
+
+
+def warmup_steps(num_examples: int, warmup_epochs: float, batch_size: int) -> int:
+    """Number of warm-up updates: whole batches within `warmup_epochs` epochs, rounded down."""
+    return int(warmup_epochs * num_examples // batch_size)
+
+
+def peak_learning_rate(base: float, batch_size: int, scaling: str) -> float:
+    """Learning rate at the end of the warm-up.
+
+    Args:
+        base: base learning rate.
+        batch_size: global batch, over all replicas.
+        scaling: 'linear' for base * batch / 256, 'sqrt' for base * sqrt(batch) (SimCLR
+            appendix B.1).
+
+    Returns:
+        The scaled rate.
+
+    Raises:
+        ValueError: on another `scaling`; `OptimizerConfig` refuses it before.
+    """
+    if scaling == 'linear':
+        return base * batch_size / REFERENCE_BATCH
+    if scaling == 'sqrt':
+        return base * math.sqrt(batch_size)
+    raise ValueError(f'scaling must be linear or sqrt; found {scaling!r}.')
+
+
+def warmup_cosine(
+    step: int | tf.Tensor | tf.Variable, *, peak: float, warmup_steps: int, total_steps: int
+) -> tf.Tensor:
+    """Learning rate of update number `step`, counted from 0.
+
+    The first update of a warm-up has rate 0, update `warmup_steps` has the peak, and the rate
+    would be 0 at `total_steps` and stays there.
+
+    Args:
+        step: scalar, Python number or integer tensor.
+        peak: rate at the end of the warm-up.
+        warmup_steps: updates of linear increase; 0 starts at the peak.
+        total_steps: updates of the run.
+
+    Returns:
+        [] float32.
+    """
+    step = tf.cast(step, tf.float32)
+    rising = peak * step / max(warmup_steps, 1)
+    # A warm-up as long as the run leaves no decay steps; 1 keeps the quotient finite.
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    angle = math.pi * tf.clip_by_value(progress, 0.0, 1.0)
+    falling = peak * 0.5 * (1.0 + tf.cos(angle))
+    return tf.where(step < warmup_steps, rising, falling)
+
+
+class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """`warmup_cosine` with its arguments bound, callable with the step.
+
+    Args:
+        peak: rate at the end of the warm-up.
+        warmup_steps: updates of linear increase.
+        total_steps: updates of the run.
+    """
+
+    def __init__(self, peak: float, warmup_steps: int, total_steps: int) -> None:
+        super().__init__()
+        self.peak = peak
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+
+    def __call__(self, step: int | tf.Tensor | tf.Variable) -> tf.Tensor:
+        """Learning rate of update `step`, [] float32."""
+        return warmup_cosine(step, **self.get_config())
+
+    def get_config(self) -> dict[str, float | int]:
+        """Constructor arguments, for Keras."""
+        return {
+            'peak': self.peak,
+            'warmup_steps': self.warmup_steps,
+            'total_steps': self.total_steps,
+        }
+
+
+def build(optimizer: OptimizerConfig, train: TrainConfig, num_examples: int) -> WarmupCosine:
+    """The schedule of a run.
+
+    Args:
+        optimizer: base rate, its scaling and the warm-up.
+        train: batch size and length of the run.
+        num_examples: training examples in one epoch.
+
+    Returns:
+        A schedule: step -> [] float32.
+    """
+    batch = train.train_batch_size
+    return WarmupCosine(
+        peak_learning_rate(optimizer.learning_rate, batch, optimizer.learning_rate_scaling),
+        warmup_steps(num_examples, optimizer.warmup_epochs, batch),
+        train_steps(num_examples, train),
+    )
