@@ -1,0 +1,36 @@
+"""The one view of evaluation: the middle of the image, without chance."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from data.images import resize
+
+_SHARE = 0.875
+_SMALL = 32
+
+
+def eval_crop(image: tf.Tensor, *, size: int) -> tf.Tensor:
+    """Cuts the central square of 87.5% of the shorter side and resizes it (bicubic).
+
+    Views of 32 pixels or less are resized from the whole image: such data sets show their
+    object without a margin (SimCLR appendix B.9, arXiv:2002.05709).
+
+    Args:
+        image: [h, w, 3] float32 in [0, 1].
+        size: height and width of the result, in pixels.
+
+    Returns:
+        [size, size, 3] float32 in [0, 1].
+    """
+    if size > _SMALL:
+        image = _central_square(image)
+    return resize(image, size)
+
+
+def _central_square(image: tf.Tensor) -> tf.Tensor:
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    shorter = tf.cast(tf.minimum(height, width), tf.float32)
+    side = tf.cast(tf.math.rint(_SHARE * shorter), tf.int32)
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    return image[top : top + side, left : left + side]

@@ -1,0 +1,21 @@
+"""Horizontal flip with probability 0.5 (SimCLR appendix A, arXiv:2002.05709)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from data.randomness import uniform
+
+
+def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Mirrors left and right with probability 0.5.
+
+    Args:
+        image: [h, w, 3] or [b, h, w, 3].
+        seed: [2] or [b, 2] integers.
+
+    Returns:
+        Tensor of `image`'s shape and dtype.
+    """
+    flipped = uniform(seed, 1, 'flip')[..., tf.newaxis, tf.newaxis] < 0.5  # [..., 1, 1, 1]
+    return tf.where(flipped, tf.reverse(image, axis=[-2]), image)

@@ -1,0 +1,42 @@
+"""Random resized crop (SimCLR appendix A, arXiv:2002.05709; Szegedy et al., arXiv:1409.4842)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from data.images import resize
+
+_ASPECT_RATIOS = (3 / 4, 4 / 3)
+_ATTEMPTS = 100
+
+
+def random_crop(image: tf.Tensor, seed: tf.Tensor, *, size: int, min_area: float) -> tf.Tensor:
+    """Cuts a random box out of one image and resizes it (bicubic).
+
+    The box has a width / height ratio in [3/4, 4/3] and at least `min_area` of the image's
+    area; where no such box is found within 100 attempts, it is the whole image.
+
+    Args:
+        image: [h, w, 3] float32 in [0, 1].
+        seed: [2] int32.
+        size: height and width of the result, in pixels.
+        min_area: smallest share of the area. As in the published program, boxes below 10% are
+            drawn again at its 8%, so the smallest share seen is 1.25 times this number.
+
+    Returns:
+        [size, size, 3] float32 in [0, 1].
+    """
+    whole_image = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        whole_image,
+        seed=seed,
+        min_object_covered=min(0.1, 1.25 * min_area),
+        aspect_ratio_range=_ASPECT_RATIOS,
+        area_range=(min_area, 1.0),
+        max_attempts=_ATTEMPTS,
+        use_image_if_no_bounding_boxes=True,
+    )
+    # The cut's channel count is unknown to a graph.
+    cut = tf.ensure_shape(tf.slice(image, begin, extent), [None, None, 3])
+    return resize(cut, size)

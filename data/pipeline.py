@@ -1,0 +1,259 @@
+"""Source + recipe → batches, without end for training and exactly once for evaluation.
+
+A training batch depends on nothing but the settings and its number: epoch e is a permutation
+seeded by (seed, e), and every view is drawn from (seed, e, example, view). So a run that starts
+at step k sees what a run from the beginning sees from step k on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from data.augmentations import AUGMENTATIONS
+from data.config import DataConfig
+from data.images import to_rgb
+from data.randomness import epoch_key, view_seed
+from data.recipes import RECIPES, Recipe
+from data.sources.source import NO_LABEL, Source
+from settings import UserError
+
+Example = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
+Batch = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
+
+_SMALL_IMAGE = 32  # pixels
+# Encoded examples in the shuffle buffer. Data sets of small images fit as a whole; of large ones
+# (about 110 kB each in ImageNet) as many are held as 2 GB take.
+_BUFFER_SMALL_IMAGES = 65_536
+_BUFFER_LARGE_IMAGES = 16_384
+# Most images augmented at once: many, so that small ones don't spend their time in overhead; few
+# where images are large, so that they stay in the processor's cache.
+_GROUP_SMALL_IMAGES = 256
+_GROUP_LARGE_IMAGES = 16
+_PREFETCHED_BATCHES = 2
+
+
+def train_batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    split: str,
+    recipe: str,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+) -> tf.data.Dataset:
+    """An endless stream of training batches; batches run across the ends of epochs.
+
+    Args:
+        source: where the examples come from.
+        config: settings of the augmentations; `image_size` is the views' size in pixels.
+        split: split or slice of `source`.
+        recipe: name in RECIPES.
+        batch_size: examples per batch.
+        seed: the run's seed.
+        start_step: how many batches to leave out at the beginning. What is left out is neither
+            decoded nor augmented.
+
+    Returns:
+        Dataset of {'views': tuple of [batch_size, image_size, image_size, 3] float32 in [0, 1],
+        'label': [batch_size] int32, -1 = none}.
+
+    Raises:
+        UserError: if there is no such split, or it has fewer examples than a batch.
+    """
+    count = _count(source, split)
+    if count < batch_size:
+        raise UserError(
+            f'Split {split!r} of data set {source.name} has {count} examples, fewer than one '
+            f'batch of {batch_size}; lower --train_batch_size or choose a larger split.'
+        )
+    one_by_one, in_batches = _split_steps(RECIPES[recipe])
+    is_small = config.image_size <= _SMALL_IMAGE
+    examples = source.examples(split).enumerate()
+    if config.cache_dataset:
+        examples = examples.cache()
+    buffer = min(count, _BUFFER_SMALL_IMAGES if is_small else _BUFFER_LARGE_IMAGES)
+    dataset = _epochs(examples, count, buffer, seed, skip=start_step * batch_size)
+
+    def first_steps(key: tf.Tensor, index: tf.Tensor, example: Example) -> Example:
+        seeds = tuple(view_seed(key, index, view) for view in range(RECIPES[recipe].views))
+        views = _open_views(source, example, seeds, one_by_one, config)
+        return {'views': views, 'seeds': seeds, 'label': example['label']}
+
+    def last_steps(group: Example) -> Batch:
+        pairs = zip(group['views'], group['seeds'], strict=True)
+        views = tuple(_augment(images, seeds, in_batches, config) for images, seeds in pairs)
+        return {'views': views, 'label': group['label']}
+
+    group_size = _group_size(batch_size, _GROUP_SMALL_IMAGES if is_small else _GROUP_LARGE_IMAGES)
+    dataset = _map(dataset, first_steps).batch(group_size, drop_remainder=True)
+    dataset = _map(dataset, last_steps).rebatch(batch_size, drop_remainder=True)
+    return dataset.prefetch(_PREFETCHED_BATCHES)
+
+
+def eval_batches(
+    source: Source, config: DataConfig, *, split: str, batch_size: int
+) -> tf.data.Dataset:
+    """Every example of a split once, in a fixed order; the last batch is filled up.
+
+    Args:
+        source: where the examples come from.
+        config: settings; `image_size` is the view's size in pixels.
+        split: split or slice of `source`.
+        batch_size: examples per batch.
+
+    Returns:
+        Finite dataset of {'views': tuple of one [batch_size, image_size, image_size, 3] float32
+        in [0, 1], 'label': [batch_size] int32, -1 = none, 'mask': [batch_size] bool, False where
+        the batch was filled up with black images}.
+
+    Raises:
+        UserError: if there is no such split, or it is empty.
+    """
+    count = _count(source, split)
+    if count == 0:
+        raise UserError(
+            f'Split {split!r} of data set {source.name} must have examples, but is empty; '
+            'choose another --eval_split.'
+        )
+    missing = -count % batch_size
+    one_by_one, in_batches = _split_steps(RECIPES['eval'])
+
+    def view(example: Example) -> Example:
+        # The evaluation view leaves nothing to chance; its steps ignore the seed.
+        seed = tf.zeros([2], tf.int32)
+        steps = (*one_by_one, *in_batches)
+        views = _open_views(source, example, (seed,), steps, config)
+        return {'views': views, 'label': example['label'], 'mask': tf.constant(True)}
+
+    dataset = _map(source.examples(split), view)
+    if missing:
+        dataset = dataset.concatenate(_blank(dataset.element_spec).repeat(missing))
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(_PREFETCHED_BATCHES)
+
+
+def sample_views(
+    source: Source, config: DataConfig, *, split: str, recipe: str, count: int, seed: int
+) -> tuple[tf.Tensor, ...]:
+    """Training views of the first examples of a split, to look at.
+
+    Args:
+        source: where the examples come from.
+        config: settings of the augmentations.
+        split: split or slice of `source`.
+        recipe: name in RECIPES.
+        count: how many examples.
+        seed: the run's seed.
+
+    Returns:
+        A tensor [n, image_size, image_size, 3] float32 in [0, 1] for every view, n <= count.
+    """
+    key = epoch_key(seed, 0)
+
+    def views(index: tf.Tensor, example: Example) -> tuple[tf.Tensor, ...]:
+        seeds = tuple(view_seed(key, index, view) for view in range(RECIPES[recipe].views))
+        return _open_views(source, example, seeds, RECIPES[recipe].steps, config)
+
+    first = source.examples(split).take(count).enumerate()
+    return first.map(views).batch(count).get_single_element()
+
+
+def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
+    """The evaluation view of a PNG, JPEG, GIF or BMP file.
+
+    Args:
+        encoded: scalar string, the file's bytes.
+        config: settings; `image_size` is the view's size in pixels.
+
+    Returns:
+        [image_size, image_size, 3] float32 in [0, 1].
+    """
+    image = to_rgb(tf.io.decode_image(encoded, expand_animations=False))
+    return _augment(image, tf.zeros([2], tf.int32), RECIPES['eval'].steps, config)
+
+
+def _count(source: Source, split: str) -> int:
+    return int(source.num_examples(split))
+
+
+def _epochs(
+    examples: tf.data.Dataset, count: int, buffer: int, seed: int, *, skip: int
+) -> tf.data.Dataset:
+    """(epoch key, index, example), one epoch after the other, from the skip-th on.
+
+    Args:
+        examples: finite dataset of (index, example).
+        count: examples per epoch.
+        buffer: size of the shuffle buffer.
+        seed: the run's seed.
+        skip: how many examples to leave out, over all epochs.
+    """
+    first_epoch, offset = divmod(skip, count)
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        key = epoch_key(seed, epoch)
+        # Without a seed of its own this function's graph would take the program's global seed,
+        # and with 0 for that, `shuffle` fails on a seed that is a tensor.
+        tf.compat.v1.set_random_seed(1)
+        order = examples.shuffle(
+            buffer, seed=tf.cast(key, tf.int64), reshuffle_each_iteration=False
+        )
+        seen = tf.where(epoch == first_epoch, tf.constant(offset, tf.int64), 0)
+        return order.skip(seen).map(lambda index, example: (key, index, example))
+
+    epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+    return epochs.flat_map(one_epoch)
+
+
+def _split_steps(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Cuts a recipe into the steps that take single images only and those after them."""
+    cut = 0
+    for position, name in enumerate(recipe.steps):
+        if not AUGMENTATIONS[name].takes_batches:
+            cut = position + 1
+    return recipe.steps[:cut], recipe.steps[cut:]
+
+
+def _open_views(
+    source: Source,
+    example: Example,
+    seeds: tuple[tf.Tensor, ...],
+    steps: tuple[str, ...],
+    config: DataConfig,
+) -> tuple[tf.Tensor, ...]:
+    """Decodes one example once and makes a view of it for every seed."""
+    image = to_rgb(source.decode(example['image']))  # [h, w, 3]
+    return tuple(_augment(image, seed, steps, config) for seed in seeds)
+
+
+def _augment(
+    image: tf.Tensor, seed: tf.Tensor, steps: tuple[str, ...], config: DataConfig
+) -> tf.Tensor:
+    for name in steps:
+        image = AUGMENTATIONS[name].apply(image, seed, config)
+    return image
+
+
+def _group_size(batch_size: int, limit: int) -> int:
+    """The largest divisor of `batch_size` up to `limit`: groups don't straddle batches.
+
+    So a resumed run forms the same groups, and gets the same floating-point results.
+    """
+    sizes = range(min(batch_size, limit), 0, -1)
+    return next(size for size in sizes if batch_size % size == 0)
+
+
+def _blank(spec: Example) -> tf.data.Dataset:
+    """One example that fills up a batch: black, without a label, masked."""
+    blank = tf.nest.map_structure(lambda part: tf.zeros(part.shape, part.dtype), spec)
+    return tf.data.Dataset.from_tensors({**blank, 'label': tf.constant(NO_LABEL)})
+
+
+def _map(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
+    # No function here has control flow to convert, and a converted one buries the message of a
+    # UserError in a trace.
+    plain = tf.autograph.experimental.do_not_convert(function)
+    return dataset.map(plain, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

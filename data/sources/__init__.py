@@ -1,0 +1,37 @@
+"""The registry of data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from data.config import DataConfig
+from data.sources.bundled import open_bundled
+from data.sources.image_folder import open_image_folder
+from data.sources.source import NO_LABEL, Source
+from data.sources.tfds import open_tfds
+
+__all__ = ['DEFAULT_SOURCE', 'NO_LABEL', 'SOURCES', 'Source', 'open_source']
+
+# Every other name is looked up in TensorFlow Datasets.
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    'bundled': open_bundled,
+    'image_folder': open_image_folder,
+}
+DEFAULT_SOURCE = 'bundled'
+
+
+def open_source(config: DataConfig) -> Source:
+    """Opens the data set that `config` names; `bundled` if it names none.
+
+    Args:
+        config: `dataset` and `data_dir` are read.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: if there is no such data set or it cannot be read.
+    """
+    name = DEFAULT_SOURCE if config.dataset is None else config.dataset
+    return SOURCES.get(name, open_tfds)(dataclasses.replace(config, dataset=name))

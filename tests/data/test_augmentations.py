@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.augmentations import AUGMENTATIONS, blur, color
+from data.augmentations.eval_crop import eval_crop
+from data.augmentations.flip import random_flip
+from data.augmentations.random_crop import random_crop
+from data.config import DataConfig
+
+DRAWS = 20_000
+
+
+def seeds_of(count: int, run: int = 5) -> tf.Tensor:
+    return tf.stack([tf.fill([count], run), tf.range(count)], axis=-1)
+
+
+def photo(*shape: int, seed: int = 3) -> tf.Tensor:
+    return tf.constant(np.random.RandomState(seed).rand(*shape).astype(np.float32))
+
+
+def assert_same_distribution(draws: np.ndarray, levels: np.ndarray, quantiles: np.ndarray) -> None:
+    """Both samples have 20,000 draws. At level p their shares differ by a standard deviation of
+    sqrt(2 p (1 - p) / n); five of them are allowed, and ten draws at the extremes."""
+    tolerance = 5 * np.sqrt(2 * levels * (1 - levels) / DRAWS) + 10 / DRAWS
+    # A value can be taken by many draws: the level has to lie between below and not above.
+    below = np.array([(draws < quantile - 1e-5).mean() for quantile in quantiles])
+    not_above = np.array([(draws <= quantile + 1e-5).mean() for quantile in quantiles])
+    assert (below - tolerance <= levels).all(), (levels, below)
+    assert (levels <= not_above + tolerance).all(), (levels, not_above)
+
+
+# --- evaluation view
+
+
+@pytest.mark.parametrize('case', range(5))
+def test_eval_crop_meets_the_published_program(golden, case):
+    image = tf.cast(golden[f'eval{case}_image'], tf.float32) / 255
+    view = eval_crop(image, size=int(golden[f'eval{case}_size']))
+    stride = int(golden[f'eval{case}_stride'])
+    np.testing.assert_allclose(
+        view[::stride, ::stride], golden[f'eval{case}_output_strided'], atol=2e-6
+    )
+
+
+def test_small_views_show_the_whole_image():
+    image = tf.concat([tf.ones([40, 4, 3]), tf.zeros([40, 36, 3])], axis=1)
+    assert eval_crop(image, size=20)[10, 0, 0] > 0.9  # 10% of the width
+    # The larger view leaves out 6.25% on each side: of the white stripe 1.5 pixels are left.
+    large = eval_crop(image, size=35)
+    assert large[10, 0, 0] > 0.9
+    assert large[10, 3, 0] < 0.1
+
+
+# --- random crop
+
+
+def crops(image: tf.Tensor, count: int, size: int, min_area: float) -> np.ndarray:
+    def crop(seed: tf.Tensor) -> tf.Tensor:
+        return random_crop(image, seed, size=size, min_area=min_area)
+
+    dataset = tf.data.Dataset.from_tensor_slices(seeds_of(count))
+    batches = dataset.map(crop, num_parallel_calls=2).batch(1000)
+    return np.concatenate([batch.numpy() for batch in batches])
+
+
+def test_crop_meets_the_published_distribution(golden):
+    height, width = (int(length) for length in golden['crop_source_size'])
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    image = np.stack([rows / height, columns / width, 0 * rows], axis=-1)
+    size = int(golden['crop_output_size'])
+    views = crops(tf.constant(image), DRAWS, size, 0.08)
+    top, left = views[:, 0, 0, 0], views[:, 0, 0, 1]
+    spans = {
+        'height_fraction': views[:, -1, 0, 0] - top,
+        'width_fraction': views[:, 0, -1, 1] - left,
+    }
+    spans['area_fraction'] = spans['height_fraction'] * spans['width_fraction']
+    spans['aspect'] = spans['width_fraction'] * width / (spans['height_fraction'] * height)
+    for name, draws in {**spans, 'top': top, 'left': left}.items():
+        levels, quantiles = golden['quantile_levels'], golden[f'crop_quantiles_{name}']
+        # The coordinates of box corners are whole pixels, blurred by up to 1e-3 at the borders.
+        assert_same_distribution(draws, levels, quantiles)
+
+
+@pytest.mark.parametrize('min_area', [0.02, 0.5, 1.0])
+def test_crop_heeds_the_smallest_area(min_area):
+    columns = np.tile(np.arange(60, dtype=np.float32) / 60, (60, 1))
+    image = np.stack([columns.T, columns, columns], axis=-1)
+    views = crops(tf.constant(image), 300, 30, min_area)
+    spans = (views[:, -1, -1, :2] - views[:, 0, 0, :2]) * 30 / 29
+    areas = spans.prod(axis=-1)
+    assert areas.min() > min_area * 0.9
+    assert areas.min() < min_area + 0.1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 1000))
+def test_crop_takes_the_smallest_images(height, width, size, seed):
+    view = random_crop(photo(height, width, 3), tf.constant([seed, 1]), size=size, min_area=0.08)
+    assert view.shape == [size, size, 3]
+    assert 0 <= view.numpy().min() <= view.numpy().max() <= 1
+
+
+# --- flip
+
+
+def test_flip_mirrors_half_of_the_images():
+    images = tf.tile(photo(1, 2, 3, 3), [4000, 1, 1, 1])
+    views = random_flip(images, seeds_of(4000)).numpy()
+    mirrored = (views == images[:, :, ::-1].numpy()).all(axis=(1, 2, 3))
+    same = (views == images.numpy()).all(axis=(1, 2, 3))
+    assert (mirrored ^ same).all()
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
+
+
+# --- colour
+
+
+@pytest.mark.parametrize('strength', [0.5, 1.0])
+@pytest.mark.parametrize(('brightness', 'version'), [('multiply', 'v2'), ('add', 'v1')])
+def test_color_meets_the_published_distribution(golden, strength, brightness, version):
+    case = f'{strength}_simclr{version}'
+    images = tf.tile(golden['jitter_image'][np.newaxis], [DRAWS, 1, 1, 1])
+    views = color.distort_color(
+        images, seeds_of(DRAWS), strength=strength, brightness=brightness
+    ).numpy()
+    quantiles = golden[f'jitter_quantiles_{case}']
+    for place in np.ndindex(2, 2, 3):
+        draws = views[(slice(None), *place)]
+        assert_same_distribution(draws, golden['quantile_levels'], quantiles[(slice(None), *place)])
+    error = 5 * golden[f'jitter_std_{case}'] * np.sqrt(2 / DRAWS)
+    assert (np.abs(views.mean(axis=0) - golden[f'jitter_mean_{case}']) < error).all()
+    np.testing.assert_allclose(views.std(axis=0), golden[f'jitter_std_{case}'], rtol=0.04)
+    grey = np.ptp(views, axis=-1).max(axis=(1, 2)) < 1e-6
+    assert abs(grey.mean() - golden[f'jitter_gray_fraction_{case}']) < 5 * np.sqrt(0.32 / DRAWS)
+
+
+def test_grey_meets_the_published_program(golden):
+    np.testing.assert_allclose(
+        color.grey(tf.constant(golden['blur0_image'])), golden['gray_output'], atol=1e-6
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0, 2), st.floats(-0.5, 0.5), st.integers(0, 1000))
+def test_adjustments_equal_those_of_tf_image(factor, delta, seed):
+    image = photo(4, 5, 3, seed=seed)
+    amount = tf.reshape(tf.constant([factor], tf.float32), [1, 1, 1, 1])
+
+    def ours(operation, amount):
+        return tf.clip_by_value(operation(image[tf.newaxis], amount)[0], 0, 1)
+
+    expected = tf.clip_by_value(tf.image.adjust_contrast(image, factor), 0, 1)
+    np.testing.assert_allclose(ours(color._contrast, amount), expected, atol=2e-6)
+    expected = tf.image.adjust_saturation(image, factor)
+    np.testing.assert_allclose(ours(color._saturate, amount), expected, atol=1e-5)
+    expected = tf.image.adjust_hue(image, delta)
+    np.testing.assert_allclose(ours(color._turn_hue, 0 * amount + delta), expected, atol=1e-5)
+
+
+def test_hue_turns_as_colorsys_says():
+    red, green, blue = 0.8, 0.3, 0.1
+    hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+    turned = color._turn_hue(tf.constant([[[[red, green, blue]]]]), tf.constant([[[[-0.3]]]]))
+    expected = colorsys.hsv_to_rgb((hue - 0.3) % 1, saturation, value)
+    np.testing.assert_allclose(turned[0, 0, 0], expected, atol=1e-6)
+
+
+def test_saturation_leaves_black_white_and_grey_alone():
+    image = tf.constant([[[[0.0] * 3, [0.4] * 3, [1.0] * 3]]])
+    factor = tf.constant([[[[1.8]]]])
+    np.testing.assert_allclose(color._saturate(image, factor), image, atol=1e-7)
+
+
+def test_every_order_of_the_jitter_comes_up():
+    orders = tf.argsort(color.uniform(seeds_of(4800), 4, 'jitter order'), axis=-1).numpy()
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == 24
+    # Chi-squared with 23 degrees of freedom exceeds 53 once in 2,000 times.
+    assert ((counts - 200) ** 2 / 200).sum() < 53
+
+
+def test_strength_0_is_off():
+    config = DataConfig(image_size=8, color_jitter_strength=0)
+    images = photo(50, 8, 8, 3)
+    views = AUGMENTATIONS['color'].apply(images, seeds_of(50), config)
+    np.testing.assert_array_equal(views, images)
+
+
+# --- blur
+
+
+@pytest.mark.parametrize('case', range(3))
+def test_blur_meets_the_published_program(golden, case):
+    blurred = blur.gaussian_blur(
+        tf.constant(golden[f'blur{case}_image'])[tf.newaxis],
+        tf.constant([golden[f'blur{case}_sigma']]),
+        kernel_size=int(golden[f'blur{case}_kernel_size']),
+    )
+    np.testing.assert_allclose(blurred[0], golden[f'blur{case}_output'], atol=2e-6)
+
+
+def test_blur_equals_a_plain_loop_on_oblong_images():
+    image, sigma, radius = photo(5, 9, 3).numpy(), 1.3, 3
+    taps = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
+    kernel = np.outer(taps, taps) / taps.sum() ** 2
+    padded = np.pad(image, ((radius, radius), (radius, radius), (0, 0)))
+    expected = np.zeros_like(image)
+    for row, column in np.ndindex(5, 9):
+        window = padded[row : row + 2 * radius + 1, column : column + 2 * radius + 1]
+        expected[row, column] = (kernel[..., np.newaxis] * window).sum(axis=(0, 1))
+    blurred = blur.gaussian_blur(image[np.newaxis], tf.constant([sigma]), kernel_size=7)
+    np.testing.assert_allclose(blurred[0], expected, atol=1e-6)
+
+
+def test_blur_takes_half_of_the_images_each_with_its_own_sigma():
+    count = 4000
+    images = np.zeros((count, 15, 15, 3), np.float32)
+    images[:, 7, 7] = 1
+    views = blur.random_blur(tf.constant(images), seeds_of(count), kernel_size=10).numpy()
+    changed = (views != images).any(axis=(1, 2, 3))
+    sigmas = 0.1 + 1.9 * blur.uniform(seeds_of(count), 2, 'blur').numpy()[:, 1]
+    # A sigma near 0.1 blurs by less than a float32 shows; those are some 2% of the blurred.
+    assert abs(changed.mean() - 0.5) < 5 * 0.5 / np.sqrt(count) + 0.02
+    centre = views[changed, 7, 7, 0]
+    assert (np.diff(centre[np.argsort(sigmas[changed])]) <= 1e-6).all()
+    assert len(np.unique(centre)) > 0.9 * changed.sum()
+
+
+def test_views_below_20_pixels_are_not_blurred():
+    images = photo(30, 19, 19, 3)
+    views = AUGMENTATIONS['blur'].apply(images, seeds_of(30), DataConfig(image_size=19))
+    np.testing.assert_array_equal(views, images)
+
+
+# --- all of them: eagerly, in a graph, in tf.data and batched
+
+
+@pytest.mark.parametrize('name', AUGMENTATIONS)
+def test_op_is_the_same_eagerly_in_a_graph_and_in_tf_data(name):
+    config = DataConfig(image_size=24)
+    images, seeds = photo(12, 24, 24, 3), seeds_of(12)
+
+    def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return AUGMENTATIONS[name].apply(image, seed, config)
+
+    eager = [apply(image, seed) for image, seed in zip(images, seeds, strict=True)]
+    in_graph = tf.function(apply)
+    graph = [in_graph(image, seed) for image, seed in zip(images, seeds, strict=True)]
+    dataset = tf.data.Dataset.from_tensor_slices((images, seeds)).map(apply)
+    assert dataset.element_spec == tf.TensorSpec([24, 24, 3], tf.float32)
+    # The graph may fuse or reorder sums: the last bits differ.
+    np.testing.assert_allclose(graph, eager, atol=1e-5)
+    np.testing.assert_allclose(list(dataset), eager, atol=1e-5)
+    assert 0 <= np.min(eager) <= np.max(eager) <= 1
+    again = [apply(image, seed) for image, seed in zip(images, seeds, strict=True)]
+    np.testing.assert_array_equal(again, eager)
+    if name != 'eval_crop':
+        others = [apply(image, seed) for image, seed in zip(images, seeds_of(12, 6), strict=True)]
+        assert not np.array_equal(others, eager)
+
+
+@pytest.mark.parametrize('name', [name for name, op in AUGMENTATIONS.items() if op.takes_batches])
+def test_a_batch_is_the_stack_of_its_images(name):
+    config = DataConfig(image_size=24)
+    images, seeds = photo(20, 24, 24, 3), seeds_of(20)
+    apply = AUGMENTATIONS[name].apply
+    batch = apply(images, seeds, config)
+    single = [apply(image, seed, config) for image, seed in zip(images, seeds, strict=True)]
+    assert batch.shape == [20, 24, 24, 3]
+    np.testing.assert_allclose(batch, single, atol=1e-6)
+    assert not np.array_equal(batch, images)

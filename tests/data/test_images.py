@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.images import resize, to_rgb
+from settings import UserError
+
+
+def test_grey_is_repeated_and_alpha_dropped():
+    grey = np.array([[[10], [20]]], np.uint8)
+    assert to_rgb(tf.constant(grey)).shape == [1, 2, 3]
+    np.testing.assert_allclose(to_rgb(grey[..., 0])[0, :, 2], [10 / 255, 20 / 255], rtol=1e-6)
+    grey_alpha = np.concatenate([grey, np.full_like(grey, 99)], axis=-1)
+    np.testing.assert_array_equal(to_rgb(grey_alpha), to_rgb(grey))
+    rgb = np.array([[[10, 20, 30]]], np.uint8)
+    rgba = np.array([[[10, 20, 30, 0]]], np.uint8)
+    np.testing.assert_allclose(to_rgb(rgb)[0, 0], np.array([10, 20, 30]) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(to_rgb(rgba), to_rgb(rgb))
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'stored', 'expected'),
+    [
+        (np.uint8, [0, 51, 255], [0, 0.2, 1]),
+        (np.uint16, [0, 13107, 65535], [0, 0.2, 1]),
+        (np.int32, [0, 51, 255], [0, 0.2, 1]),
+        (np.float32, [0, 0.2, 1], [0, 0.2, 1]),
+        (np.float64, [0, 51, 255], [0, 0.2, 1]),
+        (np.bool_, [False, True, True], [0, 1, 1]),
+    ],
+)
+def test_every_dtype_is_scaled_to_the_unit_range(dtype, stored, expected):
+    image = to_rgb(tf.constant(np.array([[stored]], dtype)))
+    assert image.dtype == tf.float32
+    np.testing.assert_allclose(image[0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+def test_channels_may_be_unknown_until_the_file_is_read(channels):
+    image = np.random.RandomState(1).randint(0, 256, (3, 5, channels)).astype(np.uint8)
+    unknown = tf.TensorSpec([None, None, None], tf.uint8)
+    in_graph = tf.function(to_rgb, input_signature=[unknown])(image)
+    np.testing.assert_allclose(in_graph, to_rgb(image), rtol=1e-6)
+    assert in_graph.shape == [3, 5, 3]
+
+
+@pytest.mark.parametrize('shape', [(2, 2, 13), (4, 2, 2, 3), (2,)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(UserError, match='1 to 4 channels'):
+        to_rgb(tf.zeros(shape))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
+def test_any_size_is_resized_to_any_size(height, width, size, seed):
+    image = np.random.RandomState(seed).randint(0, 2, (height, width, 3)).astype(np.float32)
+    resized = resize(tf.constant(image), size)
+    assert resized.shape == [size, size, 3]
+    assert resized.numpy().min() >= 0
+    assert resized.numpy().max() <= 1
+    np.testing.assert_allclose(resize(tf.ones([height, width, 3]), size), 1, atol=1e-5)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.augmentations import AUGMENTATIONS
+from data.augmentations.eval_crop import eval_crop
+from data.config import DataConfig
+from data.images import to_rgb
+from data.pipeline import _group_size, eval_batches, train_batches
+from data.recipes import RECIPES, Recipe
+from settings import UserError
+
+CONFIG = DataConfig(image_size=21)
+
+
+def first(dataset: tf.data.Dataset, count: int) -> list[dict]:
+    return list(itertools.islice(dataset.as_numpy_iterator(), count))
+
+
+def train(source, count, *, config=CONFIG, recipe='pretrain', batch_size=4, seed=1, start_step=0):
+    dataset = train_batches(
+        source,
+        config,
+        split='train',
+        recipe=recipe,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+    )
+    return first(dataset, count)
+
+
+def assert_same_batches(left: list[dict], right: list[dict]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize(('recipe', 'views'), [('pretrain', 2), ('finetune', 1)])
+def test_training_batches_have_static_shapes(memory_source, recipe, views):
+    dataset = train_batches(
+        memory_source(10), CONFIG, split='train', recipe=recipe, batch_size=4, seed=1
+    )
+    image = tf.TensorSpec([4, 21, 21, 3], tf.float32)
+    label = tf.TensorSpec([4], tf.int32)
+    assert dataset.element_spec == {'views': (image,) * views, 'label': label}
+    assert dataset.cardinality() in (tf.data.UNKNOWN_CARDINALITY, tf.data.INFINITE_CARDINALITY)
+    for batch in first(dataset, 5):
+        for view in batch['views']:
+            assert 0 <= view.min() < view.max() <= 1
+
+
+def test_views_differ_and_repeat_with_the_seed(memory_source):
+    source = memory_source(10)
+    batches = train(source, 4)
+    for batch in batches:
+        assert (batch['views'][0] != batch['views'][1]).any(axis=(1, 2, 3)).all()
+    for global_seed in (0, 99):  # Another part of the program may set it.
+        tf.random.set_seed(global_seed)
+        assert_same_batches(train(source, 4), batches)
+    other = train(source, 4, seed=2)
+    assert any((a['label'] != b['label']).any() for a, b in zip(batches, other, strict=True))
+    assert not np.array_equal(other[0]['views'][0], batches[0]['views'][0])
+
+
+def test_every_epoch_holds_every_example_in_an_order_of_its_own(memory_source):
+    labels = np.concatenate([batch['label'] for batch in train(memory_source(10), 15)])
+    epochs = labels.reshape(6, 10)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_an_example_is_augmented_anew_in_every_epoch(memory_source):
+    seen = collections.defaultdict(list)
+    for batch in train(memory_source(4), 3, recipe='finetune'):
+        for label, view in zip(batch['label'], batch['views'][0], strict=True):
+            seen[int(label)].append(view)
+    for views in seen.values():
+        assert len(views) == 3
+        assert not np.array_equal(views[0], views[1])
+
+
+# 10 examples in batches of 4: an epoch ends after 2.5 batches.
+@pytest.mark.parametrize(
+    ('start_step', 'cache'), [(1, False), (3, False), (5, False), (7, False), (3, True)]
+)
+def test_a_resumed_run_goes_on_where_it_stopped(memory_source, start_step, cache):
+    source = memory_source(10)
+    config = DataConfig(image_size=21, cache_dataset=cache)
+    whole = train(source, 12, config=config)
+    rest = train(source, 12 - start_step, start_step=start_step)
+    assert_same_batches(rest, whole[start_step:])
+
+
+def test_what_was_seen_is_not_decoded_again(memory_source, monkeypatch):
+    source = memory_source(40)
+    decoded = []
+
+    def decode(image: tf.Tensor) -> tf.Tensor:
+        def note(encoded: tf.Tensor) -> tf.Tensor:
+            decoded.append(1)
+            return tf.io.decode_png(encoded, channels=3)
+
+        image = tf.py_function(note, [image], tf.uint8)
+        return tf.ensure_shape(image, [None, None, 3])
+
+    object.__setattr__(source, 'decode', decode)
+    # 9 batches of 4 are left out of the first epoch, 100 epochs before that.
+    train(source, 1, start_step=1009)
+    assert 4 <= len(decoded) < 36
+
+
+def test_labels_stay_with_their_images(memory_source):
+    """With the whole image as the crop and nothing else, the pixels tell the label."""
+    source = memory_source(10, height=21, width=21)
+    images = [to_rgb(source.decode(raw['image'])).numpy() for raw in source.examples('train')]
+    config = DataConfig(image_size=21, crop_min_area=1.0)
+    for batch in train(source, 5, config=config, recipe='finetune'):
+        for label, view in zip(batch['label'], batch['views'][0], strict=True):
+            distance = [
+                min(np.abs(view - i).mean(), np.abs(view[:, ::-1] - i).mean()) for i in images
+            ]
+            assert np.argmin(distance) == label
+            assert min(distance) < 1e-5
+
+
+def test_the_batched_pipeline_equals_one_image_at_a_time(memory_source, monkeypatch):
+    source = memory_source(8)
+    batched = train(source, 3)
+    for name, op in list(AUGMENTATIONS.items()):
+        monkeypatch.setitem(AUGMENTATIONS, name, type(op)(op.apply, takes_batches=False))
+    for one, other in zip(train(source, 3), batched, strict=True):
+        np.testing.assert_allclose(one['views'], other['views'], atol=1e-5)
+
+
+def test_small_data_sets_are_refused(memory_source):
+    with pytest.raises(UserError, match=r"'train' of data set memory has 10 examples.*batch of 11"):
+        train(memory_source(10), 1, batch_size=11)
+    assert len(train(memory_source(10), 3, batch_size=10)) == 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 300))
+def test_groups_divide_the_batch(batch_size, limit):
+    size = _group_size(batch_size, limit)
+    assert batch_size % size == 0
+    assert 1 <= size <= limit
+    assert not any(batch_size % larger == 0 for larger in range(size + 1, limit + 1))
+
+
+@pytest.mark.parametrize(('batch_size', 'batches'), [(4, 3), (5, 2), (10, 1), (16, 1)])
+def test_evaluation_sees_every_example_once(memory_source, batch_size, batches):
+    source = memory_source(10, height=50, width=40)
+    config = DataConfig(image_size=36)
+    dataset = eval_batches(source, config, split='test', batch_size=batch_size)
+    assert dataset.element_spec == {
+        'views': (tf.TensorSpec([batch_size, 36, 36, 3], tf.float32),),
+        'label': tf.TensorSpec([batch_size], tf.int32),
+        'mask': tf.TensorSpec([batch_size], tf.bool),
+    }
+    found = list(dataset.as_numpy_iterator())
+    assert len(found) == batches
+    label, mask = (np.concatenate([batch[key] for batch in found]) for key in ('label', 'mask'))
+    views = np.concatenate([batch['views'][0] for batch in found])
+    np.testing.assert_array_equal(mask, np.arange(len(mask)) < 10)
+    np.testing.assert_array_equal(label[mask], np.arange(10))
+    assert (label[~mask] == -1).all()
+    assert (views[~mask] == 0).all()
+    for raw, view in zip(source.examples('test'), views, strict=False):
+        np.testing.assert_allclose(
+            view, eval_crop(to_rgb(source.decode(raw['image'])), size=36), atol=1e-6
+        )
+
+
+def test_an_empty_split_cannot_be_evaluated(memory_source):
+    source = memory_source(1)
+    object.__setattr__(source, 'num_examples', lambda split: 0)
+    with pytest.raises(UserError, match='must have examples'):
+        eval_batches(source, CONFIG, split='test', batch_size=4)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 2, 9, 32, 33, 48]))
+def test_any_image_size_works_at_any_view_size(height, width, size):
+    from data.sources.source import Source
+
+    encoded = tf.io.encode_png(tf.zeros([height, width, 3], tf.uint8))
+    source = Source(
+        name='memory',
+        num_classes=None,
+        class_names=None,
+        num_examples=lambda split: 2,
+        examples=lambda split: tf.data.Dataset.from_tensors(
+            {'image': encoded, 'label': tf.constant(-1)}
+        ).repeat(2),
+        decode=lambda image: tf.io.decode_png(image),
+    )
+    config = DataConfig(image_size=size)
+    for view in train(source, 1, config=config, batch_size=2)[0]['views']:
+        assert view.shape == (2, size, size, 3)
+    (batch,) = eval_batches(source, config, split='test', batch_size=2)
+    assert batch['views'][0].shape == [2, size, size, 3]
+
+
+def test_recipes_name_augmentations_that_exist():
+    for recipe in RECIPES.values():
+        assert isinstance(recipe, Recipe)
+        assert set(recipe.steps) <= set(AUGMENTATIONS)
+        assert recipe.views >= 1
+    assert RECIPES['pretrain'].views == 2
