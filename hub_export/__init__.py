@@ -1,0 +1,8 @@
+"""Encoder -> SavedModel that TensorFlow Hub can use -> checked by loading it -> published."""
+
+from __future__ import annotations
+
+from hub_export.publish import ExportError, export_module
+from hub_export.record import ModuleRecord, read_record
+
+__all__ = ['ExportError', 'ModuleRecord', 'export_module', 'read_record']

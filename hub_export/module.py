@@ -1,0 +1,157 @@
+"""The object that is saved: a plain copy of a model, called with images or with encoded bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import tensorflow as tf
+
+from tf2.models.encoder import SimCLRModel, build_model
+
+Endpoints: TypeAlias = Mapping[str, tf.Tensor]
+Decode: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
+
+IMAGES = tf.TensorSpec([None, None, None, 3], tf.float32, 'images')
+BYTES = tf.TensorSpec([None], tf.string, 'bytes')
+
+
+def plain_copy(model: SimCLRModel, image_size: int) -> SimCLRModel:
+    """A copy of `model` on one CPU, in float32, whose classifier trains the encoder too.
+
+    Args:
+        model: built; under a distribution strategy or not.
+        image_size: pixels it was built for.
+
+    Returns:
+        A built model with the same weights. Nothing in it is frozen.
+
+    Raises:
+        ValueError: within a strategy's scope, or if `model` doesn't have the variables its
+            configuration asks for.
+    """
+    if tf.distribute.has_strategy():
+        raise ValueError('A model is exported outside of strategy.scope(); found a scope.')
+    # No control flow of the models depends on tensors; AutoGraph would only take its time.
+    build = tf.autograph.experimental.do_not_convert(build_model)
+    with tf.device('/cpu:0'):
+        copy = build(SimCLRModel(model.config, image_size, model.num_classes))
+        _copy_weights(model, copy)
+    return copy
+
+
+def _copy_weights(source: SimCLRModel, target: SimCLRModel) -> None:
+    """Assigns variable by variable, matched by their place in the model.
+
+    `variables` would not do: frozen layers stand elsewhere in that list.
+    """
+    sources, targets = _variables_by_path(source), _variables_by_path(target)
+    if sources.keys() != targets.keys():
+        differing = ', '.join(sorted(sources.keys() ^ targets.keys()))
+        raise ValueError(f'Expected the same variables in model and copy; differing: {differing}.')
+    for path, variable in targets.items():
+        value = sources[path].numpy()
+        if value.shape != variable.shape:
+            raise ValueError(
+                f'{path}: expected shape {variable.shape}, found {value.shape}. '
+                'Is image_size the one the model was built for?'
+            )
+        variable.assign(value)
+
+
+def _variables_by_path(node: tf.Module, path: str = 'model') -> dict[str, tf.Variable]:
+    if isinstance(node, tf.Variable):
+        return {path: node}
+    found: dict[str, tf.Variable] = {}
+    for name, child in tf.train.TrackableView.children(node).items():
+        found |= _variables_by_path(child, f'{path}/{name}')
+    return found
+
+
+def build_module(
+    model: SimCLRModel, image_size: int, decode: Decode, weight_decay: float
+) -> tuple[tf.train.Checkpoint, dict[str, tf.types.experimental.ConcreteFunction]]:
+    """Wraps `model` up for `tf.saved_model.save`.
+
+    Args:
+        model: built outside of any strategy.
+        image_size: pixels of the images `decode` returns.
+        decode: maps encoded bytes, a string scalar, to an image [image_size, image_size, 3]
+            float32 in [0, 1].
+        weight_decay: factor of the L2 term in `regularization_losses`.
+
+    Returns:
+        The object, with the attributes that TensorFlow Hub's "Reusable SavedModel" interface asks
+        for, and its signatures by name.
+    """
+    infer = _forward(model, training=False)
+
+    def decode_and_infer(encoded: tf.Tensor) -> Endpoints:
+        image = tf.TensorSpec([image_size, image_size, 3], tf.float32)
+        return infer(tf.map_fn(decode, encoded, fn_output_signature=image))  # [b, h, w, 3] in
+
+    # A Checkpoint, so that the saved variables are also a checkpoint of the model: the counter is
+    # what restoring it looks for besides.
+    root = tf.train.Checkpoint(model=_skeleton(model, {}))
+    root.save_counter.assign(0)
+    root.variables = list(model.variables)
+    root.trainable_variables = list(model.trainable_variables)
+    root.regularization_losses = _regularization_losses(model, weight_decay)
+    root.__call__ = _callable(infer, _forward(model, training=True))
+    signatures = {
+        'serving_default': infer.get_concrete_function(),
+        'encoded_images': tf.function(decode_and_infer).get_concrete_function(BYTES),
+    }
+    return root, signatures
+
+
+def _forward(model: SimCLRModel, *, training: bool) -> tf.types.experimental.GenericFunction:
+    # As in `plain_copy`: with AutoGraph, tracing takes three times as long.
+    return tf.function(lambda images: model(images, training=training), [IMAGES], autograph=False)
+
+
+def _callable(
+    infer: tf.types.experimental.GenericFunction, train: tf.types.experimental.GenericFunction
+) -> tf.types.experimental.GenericFunction:
+    """One function for both spellings of the mode, traced for each combination.
+
+    The traces only call `infer` or `train`: the network is stored once for each mode.
+    """
+
+    @tf.function
+    def call(images: tf.Tensor, training: bool = False, trainable: bool = False) -> Endpoints:
+        return train(images) if training or trainable else infer(images)
+
+    for training in (False, True):
+        for trainable in (False, True):
+            call.get_concrete_function(IMAGES, training=training, trainable=trainable)
+    return call
+
+
+def _regularization_losses(
+    model: SimCLRModel, weight_decay: float
+) -> list[tf.types.experimental.GenericFunction]:
+    """At most one function without arguments: weight_decay * sum over kernels of |w|^2 / 2."""
+    layers = (tf.keras.layers.Conv2D, tf.keras.layers.Dense)
+    kernels = [layer.kernel for layer in model.submodules if isinstance(layer, layers)]
+
+    @tf.function(input_signature=[])
+    def loss() -> tf.Tensor:
+        return weight_decay * tf.add_n([tf.nn.l2_loss(kernel) for kernel in kernels])
+
+    return [loss] if weight_decay else []
+
+
+def _skeleton(node: tf.Module, done: dict[int, tf.Module]) -> tf.Module:
+    """The tree of `node`'s variables under the same names, without Keras.
+
+    Keras layers would add several traces of each of them to a SavedModel, many times the size
+    of the network. Restoring a checkpoint looks at the names only.
+    """
+    if isinstance(node, tf.Variable):
+        return node
+    if id(node) not in done:
+        done[id(node)] = tf.Module()
+        for name, child in tf.train.TrackableView.children(node).items():
+            setattr(done[id(node)], name, _skeleton(child, done))
+    return done[id(node)]

@@ -1,0 +1,179 @@
+"""Writes an exported module, has it checked, and only then gives it its name."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from hub_export import check
+from hub_export.module import Decode, build_module, plain_copy
+from hub_export.record import ModuleRecord, write_record
+from tf2.models.encoder import SimCLRModel
+
+LEFTOVER = re.compile(r'\.(\d+)\.[0-9a-f]{32}\.(partial|replaced)')
+
+
+class ExportError(RuntimeError):
+    """An exported module failed its check and was not published."""
+
+
+def export_module(
+    model: SimCLRModel,
+    root: str,
+    step: int,
+    *,
+    image_size: int,
+    decode: Decode,
+    weight_decay: float,
+    keep: int,
+) -> str:
+    """Exports `model` to the folder `<root>/<step>`.
+
+    The module appears there whole and checked, or not at all. One process at a time may export to
+    a root, since leftovers of crashed exports are removed. On object stores, renaming a folder is
+    copying and deleting its files: there a reader may see a part of it for a moment.
+
+    Args:
+        model: built; under a distribution strategy or not. It is left as it is.
+        root: folder of the modules, on any file system TensorFlow knows; made if it isn't there.
+        step: number of updates the weights have had.
+        image_size: pixels the model was built for.
+        decode: maps encoded bytes, a string scalar, to an image [image_size, image_size, 3]
+            float32 in [0, 1]. It becomes a part of the module.
+        weight_decay: factor of the module's L2 term; 0 leaves it without one.
+        keep: number of modules to keep, this one and the newest others; 0 keeps all.
+
+    Returns:
+        The path of the module. An older one of the same step is replaced.
+
+    Raises:
+        ExportError: if the module, loaded by another process, doesn't compute what it should. No
+            trace of it remains, and what was published before still is.
+    """
+    root = root.rstrip('/')
+    tf.io.gfile.makedirs(root)
+    _clear_leftovers(root)
+    path, partial = f'{root}/{step}', _aside(root, step, 'partial')
+    record = ModuleRecord(model.config, image_size, model.num_classes, step)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            reference = f'{scratch}/reference.npz'
+            _save(plain_copy(model, image_size), partial, record, decode, weight_decay, reference)
+            _check_in_fresh_process(partial, reference)
+        _publish(partial, path)
+    finally:
+        _remove(partial)
+    _prune(root, step, keep)
+    return path
+
+
+def _save(
+    model: SimCLRModel,
+    path: str,
+    record: ModuleRecord,
+    decode: Decode,
+    weight_decay: float,
+    reference: str,
+) -> None:
+    """Writes the SavedModel to `path`, and what it should compute to the file `reference`."""
+    module, signatures = build_module(model, record.image_size, decode, weight_decay)
+    with _quiet():
+        tf.saved_model.save(module, path, signatures=signatures)
+    write_record(path, record)
+    shape = [2, record.image_size, record.image_size, 3]
+    pixels = np.random.RandomState(0).randint(256, size=shape).astype(np.uint8)
+    with tf.device('/cpu:0'):  # as the check does: an accelerator may round otherwise
+        images, encoded = check.inputs(pixels)
+        expected = {
+            'serving_default': signatures['serving_default'](images),
+            'encoded_images': signatures['encoded_images'](encoded),
+        }
+    check.save_reference(reference, pixels, **expected)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Saving logs where it wrote to, which is a name that is gone a moment later."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_in_fresh_process(path: str, reference: str) -> None:
+    # On the CPU: this process may hold all memory of the accelerators.
+    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
+    program = str(pathlib.Path(check.__file__).resolve())
+    done = subprocess.run(
+        [sys.executable, program, path, reference],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        message = done.stderr.strip() or f'the checking process ended with {done.returncode}'
+        raise ExportError(f'The exported module was not published; its check failed: {message}')
+
+
+def _publish(partial: str, path: str) -> None:
+    """Renames `partial` to `path`, and removes what was there before."""
+    if not tf.io.gfile.exists(path):
+        tf.io.gfile.rename(partial, path)
+        return
+    root, step = path.rsplit('/', 1)
+    replaced = _aside(root, int(step), 'replaced')
+    tf.io.gfile.rename(path, replaced)
+    try:
+        tf.io.gfile.rename(partial, path)
+    except BaseException:
+        tf.io.gfile.rename(replaced, path)
+        raise
+    _remove(replaced)
+
+
+def _aside(root: str, step: int, kind: str) -> str:
+    return f'{root}/.{step}.{uuid.uuid4().hex}.{kind}'
+
+
+def _clear_leftovers(root: str) -> None:
+    """Tidies up after an export that was killed: unfinished modules go, a replaced one returns."""
+    for name in _names(root):
+        match = LEFTOVER.fullmatch(name)
+        if match is None:
+            continue
+        path = f'{root}/{match[1]}'
+        if match[2] == 'replaced' and not tf.io.gfile.exists(path):
+            tf.io.gfile.rename(f'{root}/{name}', path)
+        else:
+            _remove(f'{root}/{name}')
+
+
+def _prune(root: str, step: int, keep: int) -> None:
+    """Removes all modules but that of `step` and the newest `keep` - 1 others."""
+    others = sorted(int(name) for name in _names(root) if name.isdecimal() and int(name) != step)
+    for old in others[: max(0, len(others) - keep + 1)] if keep else []:
+        _remove(f'{root}/{old}')
+
+
+def _names(root: str) -> list[str]:
+    return [name.rstrip('/') for name in tf.io.gfile.listdir(root)]  # object stores add the slash
+
+
+def _remove(folder: str) -> None:
+    if tf.io.gfile.exists(folder):
+        tf.io.gfile.rmtree(folder)

@@ -1,0 +1,63 @@
+"""What an exported module says about itself: enough to build its model again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import tensorflow as tf
+
+from settings import UserError
+from tf2.config import ModelConfig
+
+FOLDER = 'assets.extra'  # the folder of a SavedModel that TensorFlow leaves to its users
+FILE = 'simclr.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleRecord:
+    """Architecture and age of an exported model.
+
+    Attributes:
+        model: encoder and heads.
+        image_size: pixels the model was trained at; the encoder's stem depends on it.
+        num_classes: of its linear classifier; None where it has none.
+        step: number of updates its weights have had.
+    """
+
+    model: ModelConfig
+    image_size: int
+    num_classes: int | None
+    step: int
+
+
+def write_record(path: str, record: ModuleRecord) -> None:
+    """Writes `record` into the SavedModel folder `path`."""
+    folder = f'{path}/{FOLDER}'
+    tf.io.gfile.makedirs(folder)
+    with tf.io.gfile.GFile(f'{folder}/{FILE}', 'w') as file:
+        file.write(json.dumps(dataclasses.asdict(record), indent=2) + '\n')
+
+
+def read_record(path: str) -> ModuleRecord:
+    """What the exported module in folder `path` says about itself.
+
+    The weights are then read by `tf.train.Checkpoint(model=...).restore`, from the prefix
+    `path + '/variables/variables'`.
+
+    Raises:
+        UserError: if `path` holds no module that `export_module` wrote, or one of another version.
+    """
+    file = f'{path}/{FOLDER}/{FILE}'
+    if not tf.io.gfile.exists(file):
+        raise UserError(f'Expected a module exported by this program at {path}; found no {file}.')
+    with tf.io.gfile.GFile(file) as lines:
+        text = lines.read()
+    try:
+        values = json.loads(text)
+        return ModuleRecord(**{**values, 'model': ModelConfig(**values['model'])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f'Expected the settings of an exported module in {file}; found other content '
+            f'({error}). Export the module again with this version.'
+        ) from error

@@ -1,0 +1,163 @@
+"""A module appears whole or not at all, and old ones go."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from hub_export import ExportError, check, export_module, publish
+from tests.hub_export.conftest import SIZE, Exported, decode, export, lively_model, random_images
+from tf2.models.encoder import SimCLRModel
+
+HEX = '0' * 32
+
+
+@pytest.fixture(scope='module')
+def model() -> SimCLRModel:
+    return lively_model()
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands a folder with one file in for the SavedModel."""
+
+    def save(model: SimCLRModel, path: str, *rest: object) -> None:
+        pathlib.Path(path).mkdir()
+        pathlib.Path(path, 'content').write_text('new')
+
+    monkeypatch.setattr(publish, '_save', save)
+    monkeypatch.setattr(publish, 'plain_copy', lambda model, image_size: model)
+    monkeypatch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
+
+
+def older(root: pathlib.Path, *names: str) -> None:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        (root / name / 'content').write_text('old')
+
+
+def names(root: pathlib.Path) -> set[str]:
+    return {path.name for path in root.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ('keep', 'step', 'left'),
+    [
+        (0, 30, {'9', '20', '100', '30'}),
+        (1, 30, {'30'}),
+        (2, 30, {'100', '30'}),
+        (3, 200, {'20', '100', '200'}),
+        (9, 20, {'9', '20', '100'}),
+    ],
+)
+def test_keeps_the_newest_and_this_one(
+    tmp_path: pathlib.Path, fast: None, model: SimCLRModel, keep: int, step: int, left: set[str]
+) -> None:
+    older(tmp_path, '9', '20', '100', 'notes')
+    export(model, str(tmp_path), step, keep)
+    assert names(tmp_path) == {*left, 'notes'}
+
+
+def test_replaces_a_module_of_the_same_step(
+    tmp_path: pathlib.Path, fast: None, model: SimCLRModel
+) -> None:
+    older(tmp_path, '5')
+    assert export(model, f'{tmp_path}/', 5) == f'{tmp_path}/5'
+    assert names(tmp_path) == {'5'}
+    assert (tmp_path / '5' / 'content').read_text() == 'new'
+
+
+def test_tidies_up_after_a_crash(tmp_path: pathlib.Path, fast: None, model: SimCLRModel) -> None:
+    older(tmp_path, f'.3.{HEX}.partial', f'.4.{HEX}.replaced', f'.6.{HEX}.replaced', '6', '.git')
+    export(model, str(tmp_path), 7)
+    assert names(tmp_path) == {'4', '6', '7', '.git'}
+
+
+@pytest.mark.parametrize('stage', ['_save', '_check_in_fresh_process', '_publish'])
+def test_a_failure_leaves_everything_as_it_was(
+    tmp_path: pathlib.Path,
+    fast: None,
+    model: SimCLRModel,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    older(tmp_path, '4', '5')
+
+    def fail(*args: object) -> None:
+        raise ExportError('broken')
+
+    monkeypatch.setattr(publish, stage, fail)
+    with pytest.raises(ExportError, match='broken'):
+        export(model, str(tmp_path), 5, keep=1)
+    assert names(tmp_path) == {'4', '5'}
+    assert (tmp_path / '5' / 'content').read_text() == 'old'
+
+
+def test_a_failed_rename_brings_the_replaced_module_back(
+    tmp_path: pathlib.Path, fast: None, model: SimCLRModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older(tmp_path, '5')
+    rename = tf.io.gfile.rename
+
+    def fails_for_the_new_one(source: str, target: str) -> None:
+        if source.endswith('.partial'):
+            raise OSError('disk full')
+        rename(source, target)
+
+    monkeypatch.setattr(tf.io.gfile, 'rename', fails_for_the_new_one)
+    with pytest.raises(OSError, match='disk full'):
+        export(model, str(tmp_path), 5)
+    assert names(tmp_path) == {'5'}
+    assert (tmp_path / '5' / 'content').read_text() == 'old'
+
+
+def test_a_model_gone_astray_is_not_published(tmp_path: pathlib.Path) -> None:
+    model = lively_model()
+    model.classifier.bias.assign(np.full(model.classifier.bias.shape, np.nan))
+    with pytest.raises(ExportError, match='logits_sup: expected finite numbers'):
+        export(model, str(tmp_path), 1)
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda e: {**e, 'logits_sup': e['logits_sup'] * 1.01}, 'logits_sup: expected values'),
+        (
+            lambda e: {**e, 'logits_sup': e['logits_sup'][:, :4]},
+            r'expected \(2, 4\)',
+        ),
+        (lambda e: {**e, 'more': e['logits_sup']}, 'expected endpoints .*more'),
+    ],
+)
+def test_the_check_sees_what_differs(
+    tmp_path: pathlib.Path, exported: Exported, change: Callable[..., dict], message: str
+) -> None:
+    reference = str(tmp_path / 'reference.npz')
+    pixels = np.random.RandomState(1).randint(256, size=[2, SIZE, SIZE, 3]).astype(np.uint8)
+    images, _ = check.inputs(pixels)
+    right = exported.model(images, training=False)
+    check.save_reference(reference, pixels, serving_default=right, encoded_images=right)
+    check.check(exported.path, reference)
+    for wrong in (
+        {'serving_default': change(right), 'encoded_images': right},
+        {'serving_default': right, 'encoded_images': change(right)},
+    ):
+        check.save_reference(reference, pixels, **wrong)
+        with pytest.raises(ValueError, match=message):
+            check.check(exported.path, reference)
+
+
+def test_without_weight_decay_there_is_no_regularization(
+    tmp_path: pathlib.Path, unchecked: Callable[..., str], model: SimCLRModel
+) -> None:
+    path = export_module(
+        model, str(tmp_path), 1, image_size=SIZE, decode=decode, weight_decay=0.0, keep=0
+    )
+    module = tf.saved_model.load(path)
+    assert list(module.regularization_losses) == []
+    assert module(random_images())['logits_sup'].shape == [3, 5]
