@@ -86,6 +86,28 @@ class SimCLRModel(tf.keras.Model):
         return endpoints
 
 
+def freeze(model: SimCLRModel, after_block: int) -> None:
+    """Leaves trainable what fine-tuning trains; the rest keeps its weights and BN statistics.
+
+    Layers of the projection head that the classifier does not read are always frozen.
+
+    Args:
+        model: built.
+        after_block: -1 trains the whole encoder, 0 to 3 its block groups from that one on,
+            counted from 0, and 4 nothing of encoder and head: the classifier only.
+    """
+    if after_block >= 0:
+        model.backbone.stem.trainable = False
+        for group in model.backbone.groups[:after_block]:
+            for block in group:
+                block.trainable = False
+    blocks = model.projection_head.blocks
+    selector = model.config.ft_proj_selector
+    read = len(blocks) if selector == -1 else selector
+    for block in blocks[0 if after_block == 4 else read :]:
+        block.trainable = False
+
+
 def feature_dim(config: ModelConfig) -> int:
     """Width of the encoder's output."""
     expansion = 4 if has_bottlenecks(config.resnet_depth) else 1

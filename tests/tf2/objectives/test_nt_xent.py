@@ -95,9 +95,7 @@ def test_golden_on_several_replicas(replicas: int) -> None:
     temperature=st.sampled_from([0.05, 0.1, 0.5, 1.0]),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_equals_the_slow_reference(
-    images: int, width: int, temperature: float, seed: int
-) -> None:
+def test_equals_the_slow_reference(images: int, width: int, temperature: float, seed: int) -> None:
     hidden = np.random.default_rng(seed).normal(size=(2 * images, width)).astype(np.float32)
     found = loss_and_figures(tf.constant(hidden), temperature)['loss']
     np.testing.assert_allclose(found, slow_reference(hidden, temperature), rtol=1e-4, atol=1e-4)

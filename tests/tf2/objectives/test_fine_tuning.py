@@ -1,0 +1,100 @@
+"""Fine-tuning: exactly which variables change in a step, and which statistics move."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from settings import UserError
+from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.objectives.fine_tuning import FineTuning
+from tf2.trainer import Penalty, Trainer
+
+BATCH = {
+    'views': (tf.random.stateless_uniform([6, 8, 8, 3], [1, 2]),),
+    'label': tf.constant([0, 1, 2, 0, 1, -1]),
+}
+
+
+def fine_tuning(selector: int, after_block: int) -> FineTuning:
+    tf.keras.utils.set_random_seed(0)
+    config = ModelConfig(resnet_depth=18, width_multiplier=0.125, ft_proj_selector=selector)
+    model = build_model(SimCLRModel(config, 8, 3))
+    for variable in model.variables:  # gammas of 0 would keep gradients from the blocks
+        if 'gamma' in variable.name:
+            variable.assign(tf.ones_like(variable))
+    settings = ObjectiveConfig(train_mode='finetune', fine_tune_after_block=after_block)
+    return FineTuning(model, settings)
+
+
+def parts(model: SimCLRModel) -> dict[str, list[tf.Variable]]:
+    """Variables by part: stem, block groups, projection head layers, classifier."""
+    groups = {
+        f'group{number}': [variable for block in group for variable in block.variables]
+        for number, group in enumerate(model.backbone.groups)
+    }
+    head = {f'head{k}': block.variables for k, block in enumerate(model.projection_head.blocks, 1)}
+    classifier = {'classifier': model.classifier.variables}
+    return {'stem': model.backbone.stem.variables, **groups, **head, **classifier}
+
+
+def is_statistic(variable: tf.Variable) -> bool:
+    return 'moving_' in variable.name
+
+
+def changed(objective: FineTuning) -> tuple[set[str], set[str]]:
+    """Parts of which every weight, and every BN statistic, changed in a step; no others may."""
+    before = {part: [v.numpy() for v in vs] for part, vs in parts(objective.model).items()}
+    trainer = Trainer(objective, tf.keras.optimizers.SGD(0.1), Penalty(), TrainConfig())
+    trainer.replica_step(BATCH)
+    moved: dict[bool, set[str]] = {True: set(), False: set()}
+    for part, variables in parts(objective.model).items():
+        for kind in (True, False):
+            differing = [
+                not np.array_equal(old, new)
+                for old, new in zip(before[part], variables, strict=True)
+                if is_statistic(new) == kind
+            ]
+            assert len(set(differing)) <= 1, f'{part} changed in part: {differing}'
+            if any(differing):
+                moved[kind].add(part)
+    return moved[False], moved[True]
+
+
+@pytest.mark.parametrize('selector', [0, 1, 2, 3, -1])
+@pytest.mark.parametrize('after_block', [-1, 0, 1, 2, 3, 4])
+def test_exactly_what_is_not_frozen_changes(selector: int, after_block: int) -> None:
+    encoder = {f'group{number}' for number in range(max(after_block, 0), 4)}
+    encoder |= {'stem'} if after_block == -1 else set()
+    read = 3 if selector == -1 else selector
+    head = {f'head{k}' for k in range(1, read + 1)} if after_block < 4 else set()
+    weights, statistics = changed(fine_tuning(selector, after_block))
+    assert weights == encoder | head | {'classifier'}
+    assert statistics == encoder | head
+
+
+def test_frozen_parts_use_their_statistics() -> None:
+    objective = fine_tuning(0, 4)
+    trained = objective.model(BATCH['views'][0], training=True)
+    inferred = objective.model(BATCH['views'][0], training=False)
+    np.testing.assert_array_equal(trained['final_avg_pool'], inferred['final_avg_pool'])
+
+
+def test_loss_is_the_mean_over_labelled_examples() -> None:
+    objective = fine_tuning(0, 4)
+    terms = objective.compute(BATCH, training=False)
+    logits = objective.model(BATCH['views'][0])['logits_sup'].numpy().astype(np.float64)
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = BATCH['label'].numpy()[:5]
+    np.testing.assert_allclose(
+        terms['supervised_loss'], -np.log(chances[np.arange(5), labels]).mean(), rtol=1e-5
+    )
+    np.testing.assert_allclose(terms['supervised_acc'], (logits.argmax(1)[:5] == labels).mean())
+
+
+def test_labels_are_needed() -> None:
+    model = build_model(SimCLRModel(ModelConfig(resnet_depth=18, width_multiplier=0.125), 8, None))
+    with pytest.raises(UserError, match='needs labels'):
+        FineTuning(model, ObjectiveConfig(train_mode='finetune'))
