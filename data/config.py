@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from settings import check_options, option
+from settings import UserError, check_options, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,5 +43,17 @@ class DataConfig:
         at_most=1,
     )
 
+    label_fraction: float = option(
+        1.0, 'Fine-tuning: share of the training labels to use, of every class.', above=0, at_most=1
+    )
+    labels_per_class: int = option(
+        0, 'Fine-tuning: number of training labels to use of every class; 0 uses them all.', at_least=0
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
+        if self.labels_per_class and self.label_fraction < 1:
+            raise UserError(
+                f'--label_fraction={self.label_fraction} and --labels_per_class='
+                f'{self.labels_per_class} both choose the labels; give one of them.'
+            )

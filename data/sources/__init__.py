@@ -10,6 +10,7 @@ from data.sources.bundled import open_bundled
 from data.sources.image_folder import open_image_folder
 from data.sources.source import NO_LABEL, Source
 from data.sources.tfds import open_tfds
+from settings import UserError
 
 __all__ = ['DEFAULT_SOURCE', 'NO_LABEL', 'SOURCES', 'Source', 'open_source']
 
@@ -34,4 +35,6 @@ def open_source(config: DataConfig) -> Source:
         UserError: if there is no such data set or it cannot be read.
     """
     name = DEFAULT_SOURCE if config.dataset is None else config.dataset
+    if not name:
+        raise UserError(f'--dataset must be a name; found {name!r}. See python run.py --help.')
     return SOURCES.get(name, open_tfds)(dataclasses.replace(config, dataset=name))

@@ -1,0 +1,123 @@
+"""A few labelled examples out of many: stratified, seeded, the same on every machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import tensorflow as tf
+
+from data.config import DataConfig
+from data.sources.source import Source
+from settings import UserError
+
+# Encoded examples of a subset up to this size stay in memory: finding them again would mean to
+# read the whole split in every epoch.
+CACHED_EXAMPLES = 20_000
+_READ_AT_ONCE = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSubset:
+    """The chosen examples of a split.
+
+    Attributes:
+        indices: [n] int64, their positions in the source's order, ascending.
+        labels: [n] int32.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+
+    def listing(self) -> str:
+        """A text with a line 'index label' for every chosen example."""
+        pairs = zip(self.indices, self.labels, strict=True)
+        return ''.join(f'{index} {label}\n' for index, label in pairs)
+
+
+def wants_subset(config: DataConfig) -> bool:
+    """Whether `config` asks for some of the labels instead of all."""
+    return config.labels_per_class > 0 or config.label_fraction < 1
+
+
+def choose_labels(source: Source, config: DataConfig, *, split: str, seed: int) -> LabelSubset:
+    """Chooses `label_fraction` of every class, or `labels_per_class` of each.
+
+    The examples of a class are ordered by a hash of seed and position, and the first ones are
+    taken: a larger subset contains every smaller one of the same seed.
+
+    Args:
+        source: has labels.
+        config: `label_fraction` and `labels_per_class`.
+        split: split or slice of `source`.
+        seed: the run's seed.
+
+    Returns:
+        The chosen examples.
+
+    Raises:
+        UserError: if a class would have no label, or has fewer than asked for.
+    """
+    labels = read_labels(source, split)
+    chosen: list[int] = []
+    for label in range(source.num_classes or 0):
+        members = np.flatnonzero(labels == label)
+        count = config.labels_per_class or round(config.label_fraction * len(members))
+        _check_count(source, config, label, count, len(members))
+        chosen += sorted(members.tolist(), key=lambda index: _order(seed, index))[:count]
+    indices = np.array(sorted(chosen), np.int64)
+    return LabelSubset(indices, labels[indices])
+
+
+def read_labels(source: Source, split: str) -> np.ndarray:
+    """The labels of a split in the source's order, [n] int32; images are not decoded."""
+    examples = source.examples(split).map(lambda example: example['label'])
+    batches = list(examples.batch(_READ_AT_ONCE).as_numpy_iterator())
+    return np.concatenate(batches) if batches else np.zeros([0], np.int32)
+
+
+def _order(seed: int, index: int) -> bytes:
+    # Not NumPy's generators: their permutations may change from one release to the next.
+    return hashlib.blake2b(f'{seed} {index}'.encode(), digest_size=16).digest()
+
+
+def _check_count(source: Source, config: DataConfig, label: int, count: int, members: int) -> None:
+    name = source.class_names[label] if source.class_names else str(label)
+    if members == 0:
+        raise UserError(f'Class {name} of {source.name} has no example in the training split.')
+    if count == 0:
+        raise UserError(
+            f'--label_fraction={config.label_fraction} leaves class {name} of {source.name}, which '
+            f'has {members} examples, without a label. Give at least {1 / members:.2g}, or '
+            '--labels_per_class=1.'
+        )
+    if count > members:
+        raise UserError(
+            f'--labels_per_class must be at most {members}, the examples of class {name} of '
+            f'{source.name}; found {count}.'
+        )
+
+
+def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
+    """`source` with nothing but the chosen examples in `split`; other splits are as they were."""
+    is_chosen = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(
+            tf.constant(subset.indices), tf.ones([len(subset.indices)], tf.int32)
+        ),
+        default_value=0,
+    )
+    few = len(subset.indices) <= CACHED_EXAMPLES
+    chosen = source.examples(split).enumerate()
+    chosen = chosen.filter(lambda index, _: is_chosen.lookup(index) > 0)
+    chosen = chosen.map(lambda _, example: example)
+    chosen = chosen.cache() if few else chosen
+    return dataclasses.replace(
+        source,
+        num_examples=lambda asked: (
+            len(subset.indices) if asked == split else source.num_examples(asked)
+        ),
+        examples=lambda asked: chosen if asked == split else source.examples(asked),
+    )
+
+
