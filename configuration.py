@@ -24,7 +24,9 @@ class RunConfig:
         'What to do. "eval" follows new checkpoints until training is done.',
         choices=('train', 'eval', 'train_then_eval'),
     )
-    preset: str | None = option(None, 'Named bundle of flags, see below. A flag that is given wins.')
+    preset: str | None = option(
+        None, 'Named bundle of flags, see below. A flag that is given wins.'
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -149,11 +151,14 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_architecture(model_dir: str, config: Config, num_classes: int | None) -> None:
-    """Raises UserError if `model_dir` was made with another architecture, and shows both."""
+    """Raises UserError if `model_dir` has checkpoints of another architecture; shows both."""
+    import tensorflow as tf
+
     recorded = read_flags(model_dir)
-    if recorded is None:
+    if recorded is None or tf.train.latest_checkpoint(model_dir) is None:
         return
-    theirs = architecture(recorded)
+    # Settings that are younger than the folder had their defaults then.
+    theirs = architecture({'num_classes': None, **to_values(Config()), **recorded})
     ours = architecture({**to_values(config), 'num_classes': num_classes})
     differing = [name for name in ours if ours[name] != theirs[name]]
     if differing:

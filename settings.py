@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import os
 import types
 import typing
@@ -62,7 +63,7 @@ def option_type(config: type, name: str) -> type:
 
 
 def check_options(config: Any) -> None:
-    """Raises UserError if a value of dataclass instance `config` is outside its bounds or choices."""
+    """Raises UserError if a value in dataclass instance `config` is out of bounds or choices."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata and value is not None:
@@ -74,6 +75,8 @@ def _check_value(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> N
     if choices and value not in choices:
         listed = ', '.join(str(choice) for choice in choices)
         raise UserError(f'--{name} must be one of {listed}; found {value!r}.')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f'--{name} must be a finite number; found {value}.')
     limits = metadata['limits']
     rules = (
         ('at least', limits['at_least'], lambda bound: value >= bound),

@@ -47,7 +47,9 @@ class DataConfig:
         1.0, 'Fine-tuning: share of the training labels to use, of every class.', above=0, at_most=1
     )
     labels_per_class: int = option(
-        0, 'Fine-tuning: number of training labels to use of every class; 0 uses them all.', at_least=0
+        0,
+        'Fine-tuning: number of training labels to use of every class; 0 uses them all.',
+        at_least=0,
     )
 
     def __post_init__(self) -> None:

@@ -119,5 +119,3 @@ def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
         ),
         examples=lambda asked: chosen if asked == split else source.examples(asked),
     )
-
-

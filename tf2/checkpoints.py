@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import tensorflow as tf
 
+from settings import UserError
 from tf2.models.encoder import SimCLRModel
 from tf2.objectives.base import Objective
 
@@ -44,10 +46,13 @@ class Checkpoints:
         return self._manager.latest_checkpoint
 
     def resume(self) -> str | None:
-        """Restores the newest checkpoint, all of it, and returns its path; None without one."""
+        """Restores the newest checkpoint, all of it, and returns its path; None without one.
+
+        Raises:
+            UserError: if it is of something else.
+        """
         if self.latest is not None:
-            status = self._checkpoint.restore(self.latest)
-            status.assert_existing_objects_matched()
+            _restore(self._checkpoint, self.latest)
         return self.latest
 
     def save(self, step: int) -> str:
@@ -64,11 +69,25 @@ def load_model(path: str, model: SimCLRModel) -> int:
 
     Returns:
         The number of updates the weights have had.
+
+    Raises:
+        UserError: if the checkpoint is of another architecture.
     """
-    status = tf.train.Checkpoint(model=model).restore(path)
     # The optimizer's part stays unread; every variable of the model has to be there.
-    status.assert_existing_objects_matched().expect_partial()
+    _restore(tf.train.Checkpoint(model=model), path).expect_partial()
     return step_of(path)
+
+
+def _restore(checkpoint: tf.train.Checkpoint, path: str) -> Any:
+    """Restores every variable of `checkpoint` from `path`, or raises UserError."""
+    try:
+        return checkpoint.restore(path).assert_existing_objects_matched()
+    except (AssertionError, ValueError) as error:
+        cause = ' '.join(str(error).split())[:200]
+        raise UserError(
+            f'{path} must hold the model, objective and optimizer that the flags describe, but '
+            f'does not. Choose another --model_dir, or the flags it was made with. Cause: {cause}'
+        ) from error
 
 
 def step_of(path: str) -> int:

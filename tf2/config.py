@@ -16,11 +16,14 @@ class ModelConfig:
 
     resnet_depth: int = option(50, 'Depth of the ResNet encoder.', choices=RESNET_DEPTHS)
     width_multiplier: int | float = option(
-        1, 'Factor on every channel count of the ResNet; fractions such as 0.25 are allowed.', above=0
+        1,
+        'Factor on every channel count of the ResNet; fractions such as 0.25 are allowed.',
+        above=0,
     )
     sk_ratio: float = option(
         0.0,
-        'Selective kernels: bottleneck ratio of their attention (SimCLRv2 uses 0.0625); 0 turns them off.',
+        'Selective kernels: bottleneck ratio of their attention (SimCLRv2 uses 0.0625); 0 turns '
+        'them off.',
         at_least=0,
         at_most=1,
     )
@@ -69,9 +72,7 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is trained and by which loss (SimCLR section 2.1, arXiv:2002.05709)."""
 
-    train_mode: str = option(
-        'pretrain', 'Stage of the training.', choices=('pretrain', 'finetune')
-    )
+    train_mode: str = option('pretrain', 'Stage of the training.', choices=('pretrain', 'finetune'))
     checkpoint: str | None = option(None, 'Weights to start from, where --model_dir has none.')
     fine_tune_after_block: int = option(
         -1,
@@ -83,7 +84,8 @@ class ObjectiveConfig:
     temperature: float = option(0.1, 'Temperature of the NT-Xent softmax.', above=0)
     hidden_norm: bool = option(True, 'Scale projections to length 1 before NT-Xent.')
     lineareval_while_pretraining: bool = option(
-        True, 'While pretraining, also train a linear classifier that sends no gradient to the encoder.'
+        True,
+        'While pretraining, also train a linear classifier that sends no gradient to the encoder.',
     )
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """Update rule and learning rate schedule (SimCLR appendix B.6)."""
 
-    optimizer: str = option('lars', 'Update rule.', choices=('lars', 'momentum', 'adam', 'lamb'))
+    optimizer: str = option('lars', 'Update rule.', choices=('momentum', 'adam', 'lars', 'lamb'))
     learning_rate: float = option(
         0.3, 'Base learning rate, before it is scaled by the batch size.', at_least=0
     )
@@ -109,9 +111,13 @@ class OptimizerConfig:
         'Peak rate: linear is base * batch / 256, sqrt is base * sqrt(batch).',
         choices=('linear', 'sqrt'),
     )
-    warmup_epochs: float = option(10.0, 'Epochs of linear warm-up before the cosine decay.', at_least=0)
+    warmup_epochs: float = option(
+        10.0, 'Epochs of linear warm-up before the cosine decay.', at_least=0
+    )
     weight_decay: float = option(1e-6, 'Weight decay of convolution and dense kernels.', at_least=0)
-    momentum: float = option(0.9, 'Momentum of LARS and of the momentum optimizer.', at_least=0, at_most=1)
+    momentum: float = option(
+        0.9, 'Momentum of LARS and of the momentum optimizer.', at_least=0, at_most=1
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -122,11 +128,14 @@ class TrainConfig:
     """Length of the run, what it writes, and the devices it runs on."""
 
     model_dir: str | None = option(
-        None, 'Folder for checkpoints, results, exports and TensorBoard. Unset: a new one under runs/.'
+        None,
+        'Folder for checkpoints, results, exports and TensorBoard. Unset: a new one under runs/.',
     )
     train_batch_size: int = option(512, 'Global training batch, over all replicas.', at_least=1)
     train_epochs: int = option(100, 'Epochs to train for.', at_least=1)
-    train_steps: int = option(0, 'Steps to train for; overrides --train_epochs when above 0.', at_least=0)
+    train_steps: int = option(
+        0, 'Steps to train for; overrides --train_epochs when above 0.', at_least=0
+    )
     eval_batch_size: int = option(256, 'Global evaluation batch.', at_least=1)
     eval_steps: int = option(0, 'Evaluation batches; 0 means the whole split.', at_least=0)
     eval_name: str | None = option(
@@ -137,7 +146,9 @@ class TrainConfig:
         0, 'Steps between checkpoints; overrides --checkpoint_epochs when above 0.', at_least=0
     )
     keep_checkpoint_max: int = option(5, 'Number of checkpoints to keep; 0 keeps all.', at_least=0)
-    keep_hub_module_max: int = option(1, 'Number of exported modules to keep; 0 keeps all.', at_least=0)
+    keep_hub_module_max: int = option(
+        1, 'Number of exported modules to keep; 0 keeps all.', at_least=0
+    )
     train_summary_steps: int = option(
         100, 'Steps between scalars in TensorBoard and lines in the log.', at_least=1
     )

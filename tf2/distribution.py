@@ -42,7 +42,7 @@ def _tpu_strategy(config: TrainConfig) -> tf.distribute.Strategy:
         if address:
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError, RuntimeError) as error:
+    except (ValueError, tf.errors.OpError, RuntimeError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f'No TPU could be reached at {address or "this machine"} ({reason}). '

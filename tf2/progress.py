@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
@@ -19,20 +19,28 @@ class Progress:
         first_step: updates done before this run.
         total_steps: updates of the run.
         batch_size: images per update.
+        shown: names of the metrics to show.
         stream: where to show it; a bar if it is a terminal.
     """
 
     def __init__(
-        self, first_step: int, total_steps: int, batch_size: int, stream: TextIO | None = None
+        self,
+        first_step: int,
+        total_steps: int,
+        batch_size: int,
+        shown: Sequence[str],
+        stream: TextIO | None = None,
     ) -> None:
         self._stream = stream or sys.stderr
-        self._first, self._total, self._batch = first_step, total_steps, batch_size
-        self._started = self._last_line = time.monotonic()
+        self._total, self._batch, self._shown = total_steps, batch_size, shown
+        self._last_line = time.monotonic()
         # The first call of the training function traces it, which would spoil the rate.
         self._measured_from: tuple[float, int] | None = None
         self._bar = None
         if self._stream.isatty():
-            layout = '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]'
+            layout = (
+                '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]'
+            )
             self._bar = tqdm(
                 total=total_steps,
                 initial=first_step,
@@ -43,13 +51,10 @@ class Progress:
             )
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows that `step` updates are done; `metrics` by name, as the objective returns them."""
+        """Shows that `step` updates are done, and the latest means of metrics, by name."""
         now = time.monotonic()
         rate = self._rate(now, step)
-        words = [f'loss {metrics["total_loss"]:.4g}']
-        accuracy = next((name for name in ('supervised_acc', 'contrast_acc') if name in metrics), None)
-        if accuracy:
-            words.append(f'{accuracy} {metrics[accuracy]:.3f}')
+        words = [f'{name} {metrics[name]:.3f}' for name in self._shown]
         if rate:
             words.append(f'{rate:.0f} images/s')
         if self._bar is not None:
@@ -57,8 +62,9 @@ class Progress:
             self._bar.update(step - self._bar.n)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES or step == self._total:
             self._last_line = now
-            left = (self._total - step) * self._batch / rate if rate else 0
-            words.append(f'{tqdm.format_interval(left)} left')
+            if rate:
+                left = (self._total - step) * self._batch / rate
+                words.append(f'{tqdm.format_interval(left)} left')
             print(f'step {step}/{self._total}: ' + ', '.join(words), file=self._stream, flush=True)
 
     def _rate(self, now: float, step: int) -> float | None:

@@ -92,7 +92,9 @@ class Trainer:
         return tf.stack([terms[name] for name in self.metrics])
 
     @tf.function
-    def _run_steps(self, iterator: Iterable[Batch], steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _run_steps(
+        self, iterator: Iterable[Batch], steps: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs up to `steps` updates; ends after one whose loss is not finite.
 
         Returns:
@@ -126,10 +128,11 @@ class Trainer:
                 `metrics` since it was last called, and 'images_per_second'.
 
         Raises:
-            UserError: when the loss is not finite.
+            UserError: when the loss, or a weight that would be saved, is not finite.
         """
         iterator = iter(self._strategy.experimental_distribute_dataset(batches))
-        progress = Progress(self.step, total_steps, self._config.train_batch_size)
+        shown = [name for name in self._objective.metrics if name.endswith(('_loss', '_acc'))]
+        progress = Progress(self.step, total_steps, self._config.train_batch_size, shown)
         means = _Means(self.metrics, self._config.train_batch_size)
         try:
             while self.step < total_steps:
@@ -140,6 +143,7 @@ class Trainer:
                 if self._due(self._config.train_summary_steps, total_steps):
                     write(self.step, means.take())
                 if self._due(checkpoint_steps, total_steps):
+                    self._check_weights(checkpoints)
                     checkpoints.save(self.step)
         finally:
             progress.close()
@@ -165,14 +169,15 @@ class Trainer:
         sums, done = self._run_steps(iterator, tf.constant(steps))
         sums, done = sums.numpy().tolist(), int(done)
         if not math.isfinite(sums[0]):
-            kept = checkpoints.latest or 'none was written yet'
-            raise UserError(
-                f'The loss is not finite any more at step {first + done}. The last good '
-                f'checkpoint: {kept}. Try a lower --learning_rate, a longer --warmup_epochs or a '
-                'higher --temperature.'
-            )
+            raise _diverged('loss is', first + done, checkpoints)
         self._adapt(time.monotonic() - started, done)
         return sums, done
+
+    def _check_weights(self, checkpoints: Checkpoints) -> None:
+        """Refuses to go on with weights that a finite loss with an infinite gradient broke."""
+        variables = self._objective.trainable_variables
+        if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in variables):
+            raise _diverged('weights are', self.step, checkpoints)
 
     def _adapt(self, seconds: float, steps: int) -> None:
         """Lets a call take about a second, so that overhead is small and the display lively."""
@@ -181,6 +186,14 @@ class Trainer:
         fitting = int(SECONDS_PER_CALL * steps / max(seconds, 1e-3))
         # At most twice as many as before: the first calls are slow for reasons of their own.
         self._steps_per_call = max(1, min(fitting, 2 * self._steps_per_call, MAX_STEPS_PER_CALL))
+
+
+def _diverged(what: str, step: int, checkpoints: Checkpoints) -> UserError:
+    kept = checkpoints.latest or 'none was written yet'
+    return UserError(
+        f'The {what} not finite any more at step {step}. The last good checkpoint: {kept}. '
+        'Try a lower --learning_rate, a longer --warmup_epochs or a higher --temperature.'
+    )
 
 
 class _Means:

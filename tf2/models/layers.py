@@ -84,7 +84,9 @@ class BatchNorm(Layer):
         return outputs if inputs.shape.rank == 4 else outputs[:, 0, 0]
 
     def _across_replicas(self) -> bool:
-        return self.norm.synchronized and tf.distribute.get_replica_context().num_replicas_in_sync > 1
+        return (
+            self.norm.synchronized and tf.distribute.get_replica_context().num_replicas_in_sync > 1
+        )
 
     def _offset(self) -> tf.Tensor:
         return self.beta if self.center else tf.zeros_like(self.gamma)
@@ -127,9 +129,7 @@ class BatchNorm(Layer):
     def _update(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         rate = 1 - self.norm.momentum
         self.moving_mean.assign_sub((self.moving_mean - tf.stop_gradient(mean)) * rate)
-        self.moving_variance.assign_sub(
-            (self.moving_variance - tf.stop_gradient(variance)) * rate
-        )
+        self.moving_variance.assign_sub((self.moving_variance - tf.stop_gradient(variance)) * rate)
 
 
 class FixedPadding(Layer):

@@ -11,7 +11,7 @@ from tf2.objectives.base import Batch, Objective, labelled_cross_entropy
 
 
 class FineTuning(Objective):
-    """Cross-entropy of the classifier on one view, for what `fine_tune_after_block` leaves to train.
+    """Cross-entropy of the classifier on one view; trains what `fine_tune_after_block` leaves.
 
     Args:
         model: built, with a classifier that sends its gradient on.

@@ -19,11 +19,15 @@ from tf2.models.published_names import tf1_names, tf2_names
 COUNTS = json.loads((GOLDEN / 'parameter_counts.json').read_text())
 
 
-def golden_model(case: str, names: object, classes: int) -> tuple[SimCLRModel, dict, np.lib.npyio.NpzFile]:
+def golden_model(
+    case: str, names: object, classes: int
+) -> tuple[SimCLRModel, dict, np.lib.npyio.NpzFile]:
     """A model with formula weights, its variables by golden key, and the golden outputs."""
     described = json.loads((GOLDEN / 'models' / case / 'variables.json').read_text())
     flags = {k: v for k, v in described['flags'].items() if k in ModelConfig.__dataclass_fields__}
-    model = build_model(SimCLRModel(ModelConfig(**flags), described['flags']['image_size'], classes))
+    model = build_model(
+        SimCLRModel(ModelConfig(**flags), described['flags']['image_size'], classes)
+    )
     variables = names(model)
     shapes = {key: tuple(shape) for key, shape in described['variables'].items()}
     shapes.pop('global_step', None)

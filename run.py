@@ -1,0 +1,163 @@
+"""SimCLR from the command line: flags → Config → train, eval or both.
+
+The only module that knows absl flags. Everything below takes a `Config`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import textwrap
+from typing import Any
+
+from absl import flags, logging
+
+import configuration
+from configuration import Config
+from presets import PRESETS
+from settings import UserError, choose_keras_2, option_type
+
+USAGE = """\
+SimCLR for TensorFlow 2: pretrain an image encoder without labels.
+
+  python run.py --mode=train_then_eval --train_mode=pretrain
+      the bundled images with --preset=demo; a few minutes on a laptop
+  python run.py --mode=train_then_eval --preset=cifar10 --data_dir=DIR --model_dir=RUN
+      a TensorFlow Datasets name, settings of the paper
+  python run.py --mode=eval --model_dir=RUN
+      follow the checkpoints of a training run and evaluate each
+
+A rerun with the same --model_dir goes on where it stopped.
+"""
+
+
+class _WholeOrFraction(flags.IntegerParser):
+    """Whole numbers as an integer flag takes them; fractions too."""
+
+    def convert(self, argument: Any) -> int | float:
+        try:
+            return super().convert(argument)
+        except ValueError:
+            return float(argument)
+
+
+def define_flags() -> flags.FlagValues:
+    """One absl flag for every setting.
+
+    They are not the global ones of absl, so that a process can run the program more than once.
+    """
+    values = flags.FlagValues()
+    for name, section, field in configuration.all_options():
+        kind = option_type(section, field.name)
+        arguments = (field.name, field.default, field.metadata['help'])
+        if isinstance(field.default, int) and kind is float:
+            flags.DEFINE(_WholeOrFraction(), *arguments, values, module_name=name)
+        elif field.metadata['choices'] and kind is str:
+            choices = list(field.metadata['choices'])
+            flags.DEFINE_enum(*arguments[:2], choices, arguments[2], values, module_name=name)
+        else:
+            define = {
+                bool: flags.DEFINE_bool,
+                int: flags.DEFINE_integer,
+                float: flags.DEFINE_float,
+                str: flags.DEFINE_string,
+            }[kind]
+            define(*arguments, flag_values=values, module_name=name)
+    return values
+
+
+def help_text() -> str:
+    """What `--help` prints: usage, every flag by section, every preset."""
+    parts = [USAGE]
+    title = None
+    for _, section, field in configuration.all_options():
+        if section is not title:
+            title = section
+            parts.append(f'\n{section.__doc__.splitlines()[0]}\n')
+        choices = field.metadata['choices']
+        values = f' ({" | ".join(map(str, choices))})' if choices else ''
+        default = '' if field.default is None else f' Default: {field.default}.'
+        parts.append(f'  --{field.name}{values}\n')
+        parts.append(_wrapped(f'{field.metadata["help"]}{default}'))
+    parts.append('\nPresets\n')
+    for name, preset in PRESETS.items():
+        parts.append(f'  --preset={name}\n')
+        settings = ' '.join(f'--{key}={value}' for key, value in preset.flags.items())
+        parts.append(_wrapped(preset.summary) + _wrapped(settings))
+    return ''.join(parts)
+
+
+def _wrapped(text: str) -> str:
+    indent = ' ' * 6
+    return textwrap.fill(text, 96, initial_indent=indent, subsequent_indent=indent) + '\n'
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """The flags given on the command line, setting name -> value.
+
+    Args:
+        arguments: as in sys.argv, the program's name first.
+
+    Raises:
+        UserError: for a flag that does not exist or a value it does not take.
+    """
+    values = define_flags()
+    try:
+        rest = values(arguments)[1:]
+    except flags.Error as error:
+        raise UserError(_explain(error)) from error
+    if rest:
+        raise UserError(f'Expected only --flags; found {rest[0]!r}. See python run.py --help.')
+    names = [field.name for _, _, field in configuration.all_options()]
+    return {name: values[name].value for name in names if values[name].present}
+
+
+def _explain(error: flags.Error) -> str:
+    """One line; where a value was not understood, absl would say how Python's parser failed."""
+    text = ' '.join(str(error).split())
+    match = re.match(r'flag --(\w+)=(.*?): ', text)
+    if match is None:
+        return f'{text} (python run.py --help lists all flags.)'
+    name, value = match.groups()
+    options = configuration.all_options()
+    section, field = next(option[1:] for option in options if option[2].name == name)
+    choices = field.metadata['choices']
+    kinds = {bool: 'true or false', int: 'a whole number', float: 'a number'}
+    expected = f'one of {", ".join(map(str, choices))}' if choices else None
+    return f'--{name} must be {expected or kinds[option_type(section, name)]}; found {value!r}.'
+
+
+def run(config: Config, given: dict[str, Any]) -> None:
+    """Does what `config.run.mode` says; `given` are the flags that were given."""
+    choose_keras_2()
+    # None of TensorFlow's start-up notes about CPU features and GPU plug-ins: a user can't act on
+    # them, and what goes wrong comes as an exception.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    # Imported here: TensorFlow takes seconds, and errors of usage are to show at once.
+    import experiment
+
+    logging.set_verbosity(logging.WARNING)
+    if config.run.mode == 'eval':
+        experiment.follow(given)
+        return
+    prepared = experiment.prepare(config)
+    experiment.train(prepared, evaluate=config.run.mode == 'train_then_eval')
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the program; returns the exit status: 2 for what the user can mend."""
+    if any(argument in ('--help', '-h', '--helpfull', '--helpshort') for argument in arguments):
+        print(help_text(), end='')
+        return 0
+    try:
+        given = parse(arguments)
+        run(configuration.resolve(given, PRESETS), given)
+    except UserError as error:
+        print(f'{os.path.basename(arguments[0])}: error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv))

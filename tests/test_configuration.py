@@ -1,0 +1,197 @@
+"""Flags, presets and the settings file, against the published program's command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+import configuration
+import run
+from presets import PRESETS
+from settings import UserError, option_type
+from tests.support import GOLDEN
+
+PUBLISHED = json.loads((GOLDEN / 'flags.json').read_text())
+# Unset, these are decided when the program runs.
+DECIDED_LATER = {'dataset', 'use_tpu', 'model_dir'}
+
+
+def resolve(*arguments: str) -> configuration.Config:
+    return configuration.resolve(run.parse(['run.py', *arguments]), PRESETS)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_every_published_flag_exists_with_its_type_and_default(name: str) -> None:
+    published, flag = PUBLISHED[name], run.define_flags()[name]
+    assert flag.flag_type() == published['type']
+    expected = None if name in DECIDED_LATER else published['default']
+    assert flag.default == expected
+    assert type(flag.default) is type(expected)
+
+
+@pytest.mark.parametrize('name', [name for name, flag in PUBLISHED.items() if flag['values']])
+def test_published_values_are_taken_and_keep_their_order(name: str) -> None:
+    taken = run.define_flags()[name].parser.enum_values
+    published = PUBLISHED[name]['values']
+    assert [value for value in taken if value in published] == published
+
+
+def test_no_two_settings_share_a_name() -> None:
+    names = [field.name for _, _, field in configuration.all_options()]
+    assert len(names) == len(set(names))
+
+
+def test_every_flag_says_what_it_is_for() -> None:
+    text = run.help_text()
+    for _, _, field in configuration.all_options():
+        assert field.metadata['help'].endswith('.')
+        assert f'\n  --{field.name}' in text
+    assert all(f'--preset={name}' in text for name in PRESETS)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(('given', 'value'), [('2', 2), ('0.25', 0.25), ('0x2', 2), ('1.5e0', 1.5)])
+def test_the_width_multiplier_also_takes_fractions(given: str, value: float) -> None:
+    assert resolve(f'--width_multiplier={given}').model.width_multiplier == value
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'use_blur'),
+    [(['--use_blur'], True), (['--nouse_blur'], False), (['--use_blur=false'], False)],
+)
+def test_switches_take_every_spelling(arguments: list[str], use_blur: bool) -> None:
+    assert resolve(*arguments).data.use_blur is use_blur
+
+
+# --- presets
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_a_flag_on_the_command_line_beats_the_preset(name: str) -> None:
+    values = configuration.to_values(resolve(f'--preset={name}', '--train_epochs=3', '--seed=4'))
+    expected = {**PRESETS[name].flags, 'preset': name, 'train_epochs': 3, 'seed': 4}
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_a_given_default_beats_the_preset_too() -> None:
+    assert PRESETS['demo'].flags['temperature'] != 0.1
+    assert resolve('--preset=demo', '--temperature=0.1').objective.temperature == 0.1
+
+
+def test_without_data_set_and_preset_it_is_the_demo() -> None:
+    values = configuration.to_values(resolve())
+    assert values['preset'] == 'demo' and values['dataset'] == 'bundled'
+    assert values == configuration.to_values(resolve('--preset=demo'))
+
+
+def test_a_data_set_without_preset_keeps_the_published_defaults() -> None:
+    values = configuration.to_values(resolve('--dataset=cifar10'))
+    assert values.pop('dataset') == 'cifar10'
+    for name in PUBLISHED.keys() & values.keys() - DECIDED_LATER:
+        assert values[name] == PUBLISHED[name]['default'], name
+
+
+# --- the settings file
+
+
+def test_the_settings_file_gives_back_the_configuration(tmp_path: pathlib.Path) -> None:
+    config = resolve('--preset=imagenet_v1', '--width_multiplier=0.5', '--nouse_blur')
+    configuration.write_flags(str(tmp_path), config, {'num_classes': 10})
+    recorded = configuration.read_flags(str(tmp_path))
+    assert recorded.pop('num_classes') == 10
+    assert configuration.from_values(recorded) == config
+    assert [path.name for path in tmp_path.iterdir()] == ['flags.json']
+
+
+def test_a_folder_without_settings_file_is_new(tmp_path: pathlib.Path) -> None:
+    assert configuration.read_flags(str(tmp_path)) is None
+
+
+def test_a_broken_settings_file_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / 'flags.json').write_text('{"mode": ')
+    with pytest.raises(UserError, match=r'flags\.json should be JSON'):
+        configuration.read_flags(str(tmp_path))
+
+
+@pytest.fixture
+def folder_with_checkpoint(tmp_path: pathlib.Path) -> str:
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(), str(tmp_path), 1, None, 'ckpt')
+    manager.save(checkpoint_number=1)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'theirs', 'ours'),
+    [
+        (['--resnet_depth=50'], 'resnet_depth 18', 'resnet_depth 50'),
+        (['--image_size=64'], 'small stem True', 'small stem False'),
+        (['--optimizer=adam'], 'optimizer lars', 'optimizer adam'),
+        (['--num_proj_layers=2'], 'num_proj_layers 3', 'num_proj_layers 2'),
+    ],
+)
+def test_another_architecture_is_refused_and_both_are_shown(
+    folder_with_checkpoint: str, arguments: list[str], theirs: str, ours: str
+) -> None:
+    configuration.write_flags(folder_with_checkpoint, resolve(), {'num_classes': 10})
+    with pytest.raises(UserError, match=f'{theirs}; this run asks for {ours}'):
+        configuration.check_same_architecture(folder_with_checkpoint, resolve(*arguments), 10)
+
+
+def test_what_changes_no_variable_may_change(folder_with_checkpoint: str) -> None:
+    configuration.write_flags(folder_with_checkpoint, resolve(), {'num_classes': 10})
+    config = resolve('--learning_rate=9', '--noglobal_bn', '--image_size=20', '--temperature=1')
+    configuration.check_same_architecture(folder_with_checkpoint, config, 10)
+
+
+def test_a_run_that_saved_nothing_yet_may_be_changed(tmp_path: pathlib.Path) -> None:
+    configuration.write_flags(str(tmp_path), resolve(), {'num_classes': 10})
+    configuration.check_same_architecture(str(tmp_path), resolve('--resnet_depth=34'), None)
+
+
+# --- what is refused
+
+BOUNDS = [
+    (section, field.name, words, bound)
+    for _, section, field in configuration.all_options()
+    for words, bound in field.metadata['limits'].items()
+    if bound is not None
+]
+
+
+@pytest.mark.parametrize(('section', 'name', 'words', 'bound'), BOUNDS)
+def test_numbers_stop_at_their_bounds(section: type, name: str, words: str, bound: float) -> None:
+    beyond = {'at_least': bound - 1, 'at_most': bound + 1, 'above': bound}[words]
+    with pytest.raises(UserError, match=f'--{name} must be .*; found {beyond}'):
+        section(**{name: option_type(section, name)(beyond)})
+
+
+@pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
+def test_numbers_are_finite(value: str) -> None:
+    with pytest.raises(UserError, match='--learning_rate must be a finite number'):
+        resolve(f'--learning_rate={value}')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--fine_tune_after_block=3'], 'pretraining cannot use'),
+        (['--sk_ratio=0.0625'], 'resnet_depth 50 or more; found depth 18'),
+        (['--ft_proj_selector=4'], 'at most the number of projection layers, 3'),
+        (['--proj_head_mode=linear', '--ft_proj_selector=2'], 'projection layers, 1'),
+        (['--width_multiplier=0.01'], 'at least 0.03125'),
+    ],
+)
+def test_contradictions_are_refused(arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve(*arguments)
+
+
+def test_sections_hold_every_setting_of_the_configuration() -> None:
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(run.Config)}
+    assert kinds == {name: kind.__name__ for name, kind in configuration.SECTIONS.items()}

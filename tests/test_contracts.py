@@ -1,0 +1,220 @@
+"""What holds for every entry of every registry. A new entry is tested by being listed there."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import configuration
+from data import pipeline
+from data.augmentations import AUGMENTATIONS
+from data.config import DataConfig
+from data.images import to_rgb
+from data.recipes import RECIPES
+from data.sources import SOURCES, Source, open_source
+from presets import PRESETS
+from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from tf2.evaluators import EVALUATORS
+from tf2.evaluators.base import Inputs
+from tf2.models import BACKBONES
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.models.layers import Norm
+from tf2.objectives import OBJECTIVES
+from tf2.optimizers import builder
+from tf2.optimizers.builder import OPTIMIZERS
+
+# --- data
+
+
+def bundled(tmp_path: pathlib.Path) -> DataConfig:
+    return DataConfig(dataset='bundled')
+
+
+def image_folder(tmp_path: pathlib.Path) -> DataConfig:
+    for split in ('train', 'test'):
+        for name in ('cat', 'dog'):
+            (tmp_path / split / name).mkdir(parents=True)
+            image = np.full([3, 5, 3], 77, np.uint8)
+            (tmp_path / split / name / '1.png').write_bytes(tf.io.encode_png(image).numpy())
+    return DataConfig(dataset='image_folder', data_dir=str(tmp_path))
+
+
+# A data set with the splits train and test, for every name in SOURCES.
+OPENED: dict[str, Callable[[pathlib.Path], DataConfig]] = {
+    'bundled': bundled,
+    'image_folder': image_folder,
+}
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_every_source_gives_what_it_says(name: str, tmp_path: pathlib.Path) -> None:
+    source = open_source(OPENED[name](tmp_path))
+    assert source.name == name
+    assert source.class_names is None or len(source.class_names) == source.num_classes
+    for split in ('test', 'train[:2]'):
+        assert source.num_examples(split) == sum(1 for _ in source.examples(split))
+    orders = [[int(raw['label']) for raw in source.examples('test')] for _ in range(2)]
+    assert orders[0] == orders[1]
+    assert set(orders[0]) <= {-1, *range(source.num_classes or 0)}
+    raw = next(iter(source.examples('train')))
+    assert (raw['label'].dtype, raw['label'].shape) == (tf.int32, [])
+    image = to_rgb(source.decode(raw['image']))
+    assert image.dtype == tf.float32 and image.shape[-1] == 3
+
+
+@pytest.fixture(scope='module')
+def source() -> Source:
+    return open_source(DataConfig(dataset='bundled'))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_recipe_makes_its_views_of_one_size(name: str, source: Source) -> None:
+    views = pipeline.sample_views(
+        source, DataConfig(image_size=24), split='test', recipe=name, count=3, seed=0
+    )
+    assert len(views) == RECIPES[name].views
+    for view in views:
+        assert (view.dtype, view.shape) == (tf.float32, [3, 24, 24, 3])
+        assert 0 <= float(tf.reduce_min(view)) <= float(tf.reduce_max(view)) <= 1
+
+
+@pytest.mark.parametrize('name', AUGMENTATIONS)
+def test_every_augmentation_stays_in_range_with_a_static_shape(name: str) -> None:
+    config = DataConfig(image_size=20)
+    apply = AUGMENTATIONS[name].apply
+    rng = np.random.default_rng(0)
+    extremes = [np.zeros([20, 20, 3]), np.ones([20, 20, 3]), rng.random([20, 20, 3]).round()]
+
+    @tf.function(input_signature=[tf.TensorSpec([20, 20, 3]), tf.TensorSpec([2], tf.int32)])
+    def in_graph(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        augmented = apply(image, seed, config)
+        assert augmented.shape == [20, 20, 3]
+        return augmented
+
+    for number in range(30):
+        image = tf.constant(extremes[number % 3], tf.float32)
+        seed = tf.constant([number, 7])
+        first, again = in_graph(image, seed), in_graph(image, seed)
+        assert first.dtype == tf.float32
+        assert np.isfinite(first).all()
+        assert 0 <= float(tf.reduce_min(first)) <= float(tf.reduce_max(first)) <= 1
+        np.testing.assert_array_equal(first, again)
+
+
+# --- models and objectives
+
+ENDPOINTS = (
+    'initial_conv',
+    'initial_max_pool',
+    *(f'block_group{group}' for group in range(1, 5)),
+    'final_avg_pool',
+)
+NORM = Norm(momentum=0.9, synchronized=False, dtype='float32')
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+@pytest.mark.parametrize('small_images', [False, True])
+def test_every_backbone_returns_the_endpoints(name: str, small_images: bool) -> None:
+    backbone = BACKBONES[name](18, 0.25, 0.0, 0.0, small_images=small_images, norm=NORM)
+    endpoints = backbone(tf.random.stateless_uniform([2, 16, 16, 3], [0, 0]), training=False)
+    assert tuple(endpoints) == ENDPOINTS
+    assert all(np.isfinite(value).all() for value in endpoints.values())
+    assert endpoints['initial_conv'].shape[1] == (16 if small_images else 8)
+    np.testing.assert_allclose(
+        endpoints['final_avg_pool'], tf.reduce_mean(endpoints['block_group4'], [1, 2]), atol=1e-5
+    )
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_every_objective_returns_its_metrics_and_trains_what_it_says(name: str) -> None:
+    config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
+    model = build_model(SimCLRModel(config, 8, 10, detach_classifier=name == 'pretrain'))
+    objective = OBJECTIVES[name](model, ObjectiveConfig(train_mode=name))
+    images = tf.random.stateless_uniform([RECIPES[name].views, 4, 8, 8, 3], [0, 0])
+    # One example has no label.
+    batch = {'views': tuple(tf.unstack(images)), 'label': tf.constant([3, 1, -1, 0])}
+    with tf.GradientTape() as tape:
+        terms = objective.compute(batch, training=True)
+    assert sorted(terms) == sorted(['loss', *objective.metrics])
+    for term in terms.values():
+        assert (term.dtype, term.shape) == (tf.float32, [])
+        assert np.isfinite(term)
+    gradients = tape.gradient(terms['loss'], objective.trainable_variables)
+    assert any(gradient is not None for gradient in gradients)
+    objective.after_update()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_every_optimizer_descends(name: str) -> None:
+    if name == 'lamb':
+        pytest.importorskip('tensorflow_addons')
+    kernel, bias = tf.Variable([[3.0, -4.0]]), tf.Variable([2.0])
+    # LARS goes by a thousandth of what it decays and adapts.
+    rate = 10.0 if name == 'lars' else 0.01
+    config = OptimizerConfig(optimizer=name, momentum=0.5)
+    optimizer = builder.build(config, rate, [kernel])
+    heights = []
+    for _ in range(20):
+        with tf.GradientTape() as tape:
+            height = tf.reduce_sum(kernel**2) + tf.reduce_sum((0.01 * bias) ** 2)
+        heights.append(float(height))
+        builder.apply(optimizer, tape.gradient(height, [kernel, bias]), [kernel, bias])
+    assert heights == sorted(heights, reverse=True)
+    assert heights[-1] < 0.97 * heights[0]
+    assert abs(float(bias[0])) < 2.0
+    assert int(optimizer.iterations) == 20
+
+
+# --- evaluation and presets
+
+
+def inputs(classes: int = 3) -> Inputs:
+    """Images whose label is where their only pixel that isn't black is."""
+    labels = np.arange(8) % classes
+    images = np.eye(classes, dtype=np.float32)[labels][:, None, :, None] * np.ones(3, np.float32)
+    batch = {'views': (tf.constant(images),), 'label': tf.constant(labels, tf.int32)}
+
+    def pixels(views: tf.Tensor) -> tf.Tensor:
+        return views[:, 0, :, 0]
+
+    return Inputs(
+        batches=lambda: [batch],
+        num_classes=classes,
+        predict=pixels,
+        embed=pixels,
+        train_batches=lambda: [batch],
+        neighbors=2,
+    )
+
+
+@pytest.mark.parametrize('name', EVALUATORS)
+def test_every_evaluator_finds_perfect_features_perfect(name: str) -> None:
+    assert EVALUATORS[name].applies(inputs())
+    results = EVALUATORS[name](inputs()).run()
+    assert results
+    for key, value in results:
+        assert key.startswith('eval/')
+        assert type(value) is float and value == 1.0
+
+
+@pytest.mark.parametrize('name', EVALUATORS)
+def test_no_evaluator_applies_where_there_is_nothing_to_measure(name: str) -> None:
+    assert not EVALUATORS[name].applies(Inputs(batches=list, num_classes=0))
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_every_preset_resolves_and_says_where_it_is_from(name: str) -> None:
+    preset = PRESETS[name]
+    assert preset.summary.endswith('.')
+    known = {field.name for _, _, field in configuration.all_options()}
+    assert preset.flags.keys() <= known - {'preset', 'mode', 'model_dir', 'data_dir'}
+    assert 'dataset' in preset.flags
+    values = configuration.to_values(configuration.resolve({'preset': name}, PRESETS))
+    assert {key: values[key] for key in preset.flags} == dict(preset.flags)

@@ -1,0 +1,320 @@
+"""The program as a user meets it: what it refuses, and a whole run in small."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import configuration
+import experiment
+import run
+from presets import PRESETS
+from tests.support import mirrored
+from tf2.evaluators.results import write_results
+
+PROGRAM = pathlib.Path(__file__).parents[1] / 'run.py'
+
+
+def listed(folder: pathlib.Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Runs the program with flags it must refuse; returns the line it says."""
+
+    def never_train(*_: object, **__: object) -> None:
+        raise AssertionError('The run must end before the training.')
+
+    def check(*arguments: str) -> str:
+        monkeypatch.setattr(experiment, 'train', never_train)
+        before = listed(folder)
+        given = arguments if '--model_dir' in ' '.join(arguments) else ('--model_dir=m', *arguments)
+        assert run.main(['run.py', *given]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ''
+        assert shown.err.startswith('run.py: error: ')
+        assert shown.err.count('\n') == 1 and shown.err.endswith('\n')
+        assert listed(folder) == before
+        return shown.err
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--dataset=cifar11'], "no data set 'cifar11'"),
+        (['--dataset='], '--dataset must be a name'),
+        (['--train_split=tarin'], "no split 'tarin'; its splits are: test, train"),
+        (['--mode=train_then_eval', '--eval_split=validation'], "no split 'validation'"),
+        (['--mode=train_then_eval', '--eval_split=test[:0]'], '--eval_split must have examples'),
+        (
+            ['--mode=train_then_eval', '--knn_neighbors=7000'],
+            'training examples .*6000; found 7000',
+        ),
+        (['--resnet_depth=42'], 'must be one of 18, 34, 50, 101, 152, 200; found 42'),
+        (['--optimizer=sgd'], 'must be one of momentum, adam, lars, lamb; found .sgd'),
+        (['--preset=demmo'], 'must be one of demo, .*; found .demmo'),
+        (['--proj_head_mode=nonlinaer'], 'must be one of none, linear, nonlinear; found'),
+        (['--train_batch_size=6001'], 'at most the number of training examples, 6000.*found 6001'),
+        (['--train_batch_size=0'], '--train_batch_size must be at least 1; found 0'),
+        (['--image_size=0'], '--image_size must be at least 1; found 0'),
+        (['--learning_rate=-0.1'], r'--learning_rate must be at least 0; found -0\.1'),
+        (['--fine_tune_after_block=2'], 'freezes layers, which pretraining cannot use'),
+        (['--use_tpu=True'], 'expects an attached TPU, --tpu_name or --master'),
+        (['--mode=eval'], '--mode=eval needs --model_dir'),
+        (['--mode=eval', '--model_dir='], '--mode=eval needs --model_dir'),
+        (['--train_stops=3'], "Unknown command line flag 'train_stops'. Did you mean: train_steps"),
+        (['demo'], "Expected only --flags; found 'demo'"),
+        (['--train_batch_size=many'], 'must be a whole number; found .many'),
+        (['--train_batch_size=2.5'], r'must be a whole number; found .2\.5'),
+        (['--temperature=hot'], '--temperature must be a number; found .hot'),
+        (['--width_multiplier=wide'], '--width_multiplier must be a number; found .wide'),
+        (['--use_blur=perhaps'], '--use_blur must be true or false; found .perhaps'),
+        (['--train_batch_size'], 'Missing value for flag --train_batch_size'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_mistakes_cost_one_line(refused: Callable, arguments: list[str], words: str) -> None:
+    assert re.search(words, refused(*arguments))
+
+
+def test_batches_that_do_not_split_over_the_replicas_are_refused(
+    refused: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment.distribution, 'build_strategy', lambda config: mirrored(4))
+    message = refused('--train_batch_size=258')
+    assert 'must be a multiple of the number of replicas, 4; found 258. Try 256.' in message
+
+
+@pytest.mark.parametrize('model_dir', ['file', 'file/below'])
+def test_a_model_dir_that_is_a_file_is_refused(
+    refused: Callable, folder: pathlib.Path, model_dir: str
+) -> None:
+    (folder / 'file').write_text('')
+    (folder / 'file').chmod(0o755)
+    assert 'file is a file' in refused(f'--model_dir={model_dir}')
+
+
+def test_a_model_dir_that_cannot_be_written_is_refused(
+    refused: Callable, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever runs the tests may be allowed to write everywhere.
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != str(folder))
+    assert 'is not writable' in refused('--model_dir=new/run')
+
+
+def test_a_model_dir_of_another_architecture_is_refused(
+    refused: Callable, folder: pathlib.Path
+) -> None:
+    config = configuration.resolve({'resnet_depth': 34}, PRESETS)
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(), str(folder / 'm'), 1, None, 'ckpt')
+    manager.save(checkpoint_number=1)
+    configuration.write_flags(str(folder / 'm'), config, {'num_classes': 10})
+    message = refused()
+    assert 'checkpoints of resnet_depth 34; this run asks for resnet_depth 18' in message
+
+
+def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('HOME', str(folder))
+    config = configuration.resolve({'model_dir': '~/run'}, PRESETS)
+    assert experiment.prepare(config).config.train.model_dir == str(folder / 'run')
+
+
+def program(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+    # Not the log level of the tests: what TensorFlow says must stay out of a user's sight too.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith('TF_CPP')}
+    return subprocess.run(
+        [sys.executable, str(PROGRAM), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.smoke
+def test_help_is_shown_without_a_word_of_tensorflow(tmp_path: pathlib.Path) -> None:
+    done = program(tmp_path, '--help')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout.startswith('SimCLR for TensorFlow 2')
+    assert '\n  --learning_rate_scaling (linear | sqrt)\n' in done.stdout
+    assert listed(tmp_path) == []
+
+
+@pytest.mark.smoke
+def test_the_program_ends_with_status_2_and_one_line(tmp_path: pathlib.Path) -> None:
+    done = program(tmp_path, '--train_split=nothing')
+    assert (done.returncode, done.stdout) == (2, '')
+    # TensorFlow 2.21 has notes at its import that nothing turns off.
+    notes = re.compile(r'WARNING: All log messages before absl::InitializeLog|I0000 ')
+    (line,) = [line for line in done.stderr.splitlines() if not notes.match(line)]
+    assert line.startswith("run.py: error: Data set bundled has no split 'nothing'")
+    assert listed(tmp_path) == []
+
+
+# --- a whole run
+
+TINY = (
+    '--resnet_depth=18',
+    '--width_multiplier=0.25',
+    '--image_size=8',
+    '--train_batch_size=16',
+    '--eval_batch_size=20',
+)
+BUNDLED = (
+    *TINY,
+    '--dataset=bundled',
+    '--train_split=train[:64]',
+    '--eval_split=test[:32]',
+    '--train_steps=3',
+    '--checkpoint_steps=2',
+    '--knn_neighbors=5',
+)
+
+
+def main(*arguments: str) -> str:
+    """Runs the program in this process; returns what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert run.main(['run.py', *arguments]) == 0
+    return shown.getvalue()
+
+
+def events(folder: pathlib.Path) -> Iterator[tuple[int, str]]:
+    """Step and name of everything written for TensorBoard."""
+    for path in folder.glob('events.out.tfevents.*'):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            yield from ((event.step, value.tag) for value in event.summary.value)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+    """The folder of a run, and what it printed."""
+    model_dir = tmp_path_factory.mktemp('finished') / 'run'
+    return model_dir, main('--mode=train_then_eval', f'--model_dir={model_dir}', *BUNDLED)
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting starts a process of its own, which takes seconds."""
+    monkeypatch.setattr(experiment.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+
+
+def test_a_run_leaves_checkpoints_settings_results_and_a_module(
+    finished: tuple[pathlib.Path, str],
+) -> None:
+    model_dir, shown = finished
+    checkpoints = {path.stem for path in model_dir.glob('ckpt-*.index')}
+    assert checkpoints == {'ckpt-2', 'ckpt-3'}
+    flags = json.loads((model_dir / 'flags.json').read_text())
+    assert flags['image_size'] == 8 and flags['num_classes'] == 10
+    assert (model_dir / 'saved_model' / '3' / 'saved_model.pb').exists()
+    assert f'Exported: hub.load({str(model_dir / "saved_model" / "3")!r})' in shown
+    assert not list(model_dir.rglob('*partial*'))
+
+
+def test_a_run_writes_the_results_the_published_program_writes(
+    finished: tuple[pathlib.Path, str],
+) -> None:
+    model_dir, _ = finished
+    results = json.loads((model_dir / 'result.json').read_text())
+    assert results == json.loads((model_dir / 'result_3.json').read_text())
+    assert results['global_step'] == 3
+    assert 0 <= results['eval/label_top_1_accuracy'] <= results['eval/label_top_5_accuracy'] <= 1
+    assert 0 <= results['eval/knn_accuracy'] <= 1
+    assert results['eval/regularization_loss'] > 0
+
+
+def test_a_run_writes_curves_and_sample_views(finished: tuple[pathlib.Path, str]) -> None:
+    written = set(events(finished[0]))
+    # 64 images in batches of 16, summaries every 100 steps and at the end.
+    trained = ('total_loss', 'contrast_loss', 'contrast_acc', 'contrast_entropy', 'supervised_acc')
+    assert {(3, f'train/{name}') for name in trained} <= written
+    measured = ('label_top_1_accuracy', 'label_top_5_accuracy', 'knn_accuracy')
+    assert {(3, f'eval/{name}') for name in measured} <= written
+    assert (3, 'learning_rate') in written
+    assert any(name.startswith('train/views') for _, name in written)
+
+
+@pytest.mark.usefixtures('no_export')
+def test_a_finished_run_is_not_trained_again(finished: tuple[pathlib.Path, str]) -> None:
+    model_dir, _ = finished
+    before = {path.name: path.read_bytes() for path in model_dir.glob('ckpt-*')}
+    shown = main('--mode=train', f'--model_dir={model_dir}', *BUNDLED)
+    assert f'going on from {model_dir}/ckpt-3' in shown
+    assert 'Training is done: 3 steps.' in shown
+    assert {path.name: path.read_bytes() for path in model_dir.glob('ckpt-*')} == before
+
+
+@pytest.mark.usefixtures('no_export')
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+) -> None:
+    model_dir, _ = finished
+    for path in [*model_dir.glob('ckpt-2.*'), model_dir / 'flags.json']:
+        shutil.copy(path, tmp_path)
+    (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "ckpt-2"\n')
+    shown = main('--mode=train', f'--model_dir={tmp_path}', *BUNDLED)
+    assert f'going on from {tmp_path}/ckpt-2' in shown
+    expected, found = (
+        tf.train.load_checkpoint(str(folder / 'ckpt-3')) for folder in (model_dir, tmp_path)
+    )
+    names = [name for name in expected.get_variable_to_dtype_map() if '.ATTRIBUTES' in name]
+    assert any('optimizer' in name for name in names)
+    for name in names:
+        np.testing.assert_array_equal(
+            found.get_tensor(name), expected.get_tensor(name), err_msg=name
+        )
+
+
+def test_eval_mode_takes_the_settings_of_the_folder_and_ends_with_the_training(
+    finished: tuple[pathlib.Path, str],
+) -> None:
+    model_dir, _ = finished
+    trained = json.loads((model_dir / 'result.json').read_text())
+    write_results(str(model_dir), 3, {})
+    shown = main('--mode=eval', f'--model_dir={model_dir}', '--eval_name=again')
+    assert "Evaluating step 3 on 'test[:32]' of bundled." in shown
+    assert json.loads((model_dir / 'result.json').read_text()) == pytest.approx(trained)
+    assert (3, 'eval/label_top_1_accuracy') in set(events(model_dir / 'again'))
+
+
+@pytest.mark.usefixtures('no_export')
+def test_images_without_labels_pretrain_without_classifier(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / 'images' / 'train').mkdir(parents=True)
+    for number in range(16):
+        image = rng.integers(0, 256, (9, 11, 3), np.uint8)
+        path = tmp_path / 'images' / 'train' / f'{number}.png'
+        path.write_bytes(tf.io.encode_png(image).numpy())
+    # There is no split to evaluate on, and none is needed.
+    data = ('--dataset=image_folder', f'--data_dir={tmp_path / "images"}', '--train_steps=1')
+    shown = main(f'--model_dir={tmp_path / "run"}', *TINY, *data)
+    assert shown.count('Without labels there is no online classifier') == 1
+    assert (tmp_path / 'run' / 'ckpt-1.index').exists()
+    written = {name for _, name in events(tmp_path / 'run')}
+    assert 'train/contrast_loss' in written
+    assert not any('supervised' in name for name in written)

@@ -1,0 +1,72 @@
+"""What is shown while a model trains: lines in a log, a bar in a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from tf2 import progress
+from tf2.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in seconds, as its only entry."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_plain_line_now_and_then(clock: list[float]) -> None:
+    log = io.StringIO()
+    shown = Progress(0, 100, 32, ('contrast_loss', 'contrast_acc'), log)
+    for step in range(1, 101):
+        clock[0] += 1
+        shown.update(step, {'contrast_loss': 4.0, 'contrast_acc': 0.25, 'unasked': 1.0})
+    shown.close()
+    lines = log.getvalue().splitlines()
+    assert [int(re.match(r'step (\d+)/100: ', line)[1]) for line in lines] == [*range(10, 101, 10)]
+    figures = 'contrast_loss 4.000, contrast_acc 0.250, 32 images/s'
+    assert lines[0] == f'step 10/100: {figures}, 01:30 left'
+    assert lines[-1] == f'step 100/100: {figures}, 00:00 left'
+    assert '\r' not in log.getvalue()
+
+
+def test_the_last_step_has_its_line_however_fast_it_came(clock: list[float]) -> None:
+    log = io.StringIO()
+    shown = Progress(0, 2, 32, ('loss',), log)
+    shown.update(1, {'loss': 2.0})
+    assert log.getvalue() == ''
+    shown.update(2, {'loss': 1.0})
+    assert log.getvalue().startswith('step 2/2: loss 1.000')
+
+
+def test_the_rate_leaves_out_the_first_call_which_traces(clock: list[float]) -> None:
+    log = io.StringIO()
+    shown = Progress(50, 90, 10, (), log)
+    clock[0] += 60
+    shown.update(60, {})
+    # Nothing can be said yet of the time left.
+    assert log.getvalue() == 'step 60/90: \n'
+    clock[0] += 10
+    shown.update(80, {})
+    assert log.getvalue().splitlines()[1] == 'step 80/90: 20 images/s, 00:05 left'
+
+
+def test_a_terminal_gets_a_bar(clock: list[float]) -> None:
+    terminal = Terminal()
+    shown = Progress(3, 8, 16, ('contrast_loss',), terminal)
+    for step in (4, 8):
+        clock[0] += 2
+        shown.update(step, {'contrast_loss': 1.5})
+    shown.close()
+    last = terminal.getvalue().rstrip('\n').split('\r')[-1]
+    assert re.search(r'step 100%\|.*\| 8/8 \[.* left, contrast_loss 1\.500, 32 images/s', last)
+    assert ' 3/8 ' in terminal.getvalue()

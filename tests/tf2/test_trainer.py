@@ -1,0 +1,341 @@
+"""The training loop: where it stops, what it keeps, that it resumes, and what replicas compute."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.config import DataConfig
+from data.pipeline import train_batches
+from data.sources import open_source
+from settings import UserError
+from tests.support import assign_formula_weights, mirrored, relative_error
+from tf2 import schedules
+from tf2.checkpoints import Checkpoints
+from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.models import resnet
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.models.published_names import tf2_names
+from tf2.objectives.base import Batch, Objective
+from tf2.objectives.nt_xent import Pretraining
+from tf2.optimizers import builder, decay
+from tf2.trainer import Penalty, Trainer
+
+
+class Slope(Objective):
+    """The loss is the weight times the batch's number, unless a test says otherwise."""
+
+    metrics = ('slope_loss',)
+
+    def __init__(self, loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = tf.multiply) -> None:
+        super().__init__()
+        self.weight = tf.Variable(1.0)
+        self.updates = tf.Variable(
+            0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+        )
+        self._loss = loss
+
+    @property
+    def trainable_variables(self) -> list[tf.Variable]:
+        return [self.weight]
+
+    def compute(self, batch: Batch, training: bool) -> dict[str, tf.Tensor]:
+        loss = self._loss(self.weight, tf.reduce_mean(batch['number']))
+        return {'loss': loss, 'slope_loss': loss}
+
+    def after_update(self) -> None:
+        self.updates.assign_add(1)
+
+
+class Recorded:
+    """Stands for the folder of checkpoints: notes the steps at which one is written."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    @property
+    def latest(self) -> str | None:
+        return f'ckpt-{self.steps[-1]}' if self.steps else None
+
+    def save(self, step: int) -> None:
+        self.steps.append(step)
+
+
+def numbers(first: int = 1) -> tf.data.Dataset:
+    """Batch k holds the number k."""
+    return tf.data.Dataset.range(first, 10**6).map(
+        lambda number: {'number': tf.cast(number, tf.float32)[None]}
+    )
+
+
+def trainer_of(objective: Objective, rate: float = 0.0, **options: Any) -> Trainer:
+    # Legacy Keras optimizers trace fastest.
+    optimizer = tf.keras.optimizers.legacy.SGD(rate)
+    return Trainer(objective, optimizer, Penalty(), TrainConfig(train_batch_size=1, **options))
+
+
+def fit(
+    trainer: Trainer, total: int, checkpoint_steps: int = 10**6, start: int = 0
+) -> tuple[Recorded, dict[int, dict[str, float]]]:
+    """Trains on `numbers`; returns when checkpoints were written, and what was by which step."""
+    kept, written = Recorded(), {}
+    trainer.fit(
+        numbers(start + 1),
+        total,
+        checkpoints=kept,
+        checkpoint_steps=checkpoint_steps,
+        write=lambda step, means: written.setdefault(step, dict(means)),
+    )
+    return kept, written
+
+
+# --- steps
+
+
+@pytest.fixture(scope='module')
+def slope_trainer() -> Trainer:
+    """One for all examples, since tracing it takes most of the time."""
+    return trainer_of(Slope())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    total=st.integers(1, 40),
+    per_call=st.integers(0, 50),
+    summary=st.integers(1, 30),
+    checkpoint=st.integers(1, 50),
+)
+def test_any_intervals_stop_at_the_last_step_and_meet_what_is_due(
+    slope_trainer: Trainer, total: int, per_call: int, summary: int, checkpoint: int
+) -> None:
+    trainer = slope_trainer
+    trainer._config = TrainConfig(
+        train_batch_size=1, steps_per_loop=per_call, train_summary_steps=summary
+    )
+    trainer._steps_per_call = per_call or 1
+    trainer._optimizer.iterations.assign(0)
+    kept, written = fit(trainer, total, checkpoint)
+    assert trainer.step == total
+    assert kept.steps == [k for k in range(1, total + 1) if k % checkpoint == 0 or k == total]
+    due = [k for k in range(1, total + 1) if k % summary == 0 or k == total]
+    assert list(written) == due
+    # The weight is 1, so the loss of step k is k.
+    for before, step in zip([0, *due], due):
+        expected = np.mean(range(before + 1, step + 1))
+        assert written[step]['slope_loss'] == pytest.approx(expected, rel=1e-5)
+        assert written[step]['total_loss'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_finished_run_takes_no_batch(slope_trainer: Trainer) -> None:
+    slope_trainer._optimizer.iterations.assign(7)
+    kept, written = fit(slope_trainer, 7)
+    assert (slope_trainer.step, kept.steps, written) == (7, [], {})
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize('compiled', [False, True])
+def test_every_step_updates_the_weight_and_is_followed_by_after_update(compiled: bool) -> None:
+    objective = Slope()
+    fit(trainer_of(objective, rate=0.25, jit_compile=compiled), 3)
+    assert objective.weight.numpy() == pytest.approx(1 - 0.25 * (1 + 2 + 3))
+    assert objective.updates.numpy() == 3
+
+
+def test_the_penalty_is_a_term_of_the_loss_of_its_own() -> None:
+    objective = Slope()
+    penalty = Penalty(0.5, [objective.weight])
+    optimizer = tf.keras.optimizers.legacy.SGD(1.0)
+    trainer = Trainer(objective, optimizer, penalty, TrainConfig(train_batch_size=1))
+    _, written = fit(trainer, 1)
+    assert written[1]['weight_decay'] == pytest.approx(0.25)
+    assert written[1]['total_loss'] == pytest.approx(1.25)
+    assert objective.weight.numpy() == pytest.approx(1 - (1 + 0.5))
+
+
+def test_replicas_share_a_batch_and_report_the_mean() -> None:
+    strategy = mirrored(2)
+    with strategy.scope():
+        objective = Slope()
+        trainer = trainer_of(objective, rate=1.0)
+    batch = tf.data.Dataset.from_tensors({'number': tf.constant([1.0, 4.0])})
+    iterator = iter(strategy.experimental_distribute_dataset(batch))
+    sums, done = trainer._run_steps(iterator, tf.constant(1))
+    assert int(done) == 1
+    np.testing.assert_allclose(sums, [2.5, 0.0, 2.5])
+    assert objective.weight.numpy() == pytest.approx(1 - 2.5)
+    assert objective.updates.numpy() == 1
+
+
+# --- checkpoints
+
+
+@pytest.mark.parametrize(('keep', 'left'), [(0, [2, 4, 6, 7]), (1, [7]), (3, [4, 6, 7])])
+def test_the_newest_checkpoints_are_kept(tmp_path: pathlib.Path, keep: int, left: list) -> None:
+    objective = Slope()
+    trainer = trainer_of(objective)
+    saved = Checkpoints(str(tmp_path), tf.Module(), objective, trainer._optimizer, keep)
+    trainer.fit(numbers(), 7, checkpoints=saved, checkpoint_steps=2, write=lambda *_: None)
+    assert sorted(int(path.stem[5:]) for path in tmp_path.glob('ckpt-*.index')) == left
+    assert saved.latest == str(tmp_path / 'ckpt-7')
+
+
+def blown_up_at(step: int) -> Slope:
+    """An objective whose loss is infinite at one step and finite at the others."""
+    return Slope(lambda weight, number: weight * tf.where(number == step, np.inf, number))
+
+
+@pytest.mark.parametrize('per_call', [1, 4, 100])
+@pytest.mark.parametrize('step', [1, 5, 6])
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(per_call: int, step: int) -> None:
+    trainer = trainer_of(blown_up_at(step), steps_per_loop=per_call)
+    kept = Recorded()
+    last = 'ckpt-3' if step > 3 else 'none was written yet'
+    words = rf'at step {step}\. The last good checkpoint: {last}\. Try a lower --learning_rate'
+    with pytest.raises(UserError, match=words):
+        trainer.fit(numbers(), 12, checkpoints=kept, checkpoint_steps=3, write=lambda *_: None)
+    assert kept.steps == ([3] if step > 3 else [])
+
+
+def test_broken_weights_are_never_saved() -> None:
+    # The loss is finite at the step whose gradient is not.
+    trainer = trainer_of(Slope(lambda weight, number: tf.sqrt(weight - 1) + number), rate=1.0)
+    kept = Recorded()
+    with pytest.raises(UserError, match=r'weights are not finite any more at step 1\.'):
+        trainer.fit(numbers(), 5, checkpoints=kept, checkpoint_steps=1, write=lambda *_: None)
+    assert kept.steps == []
+
+
+# --- resuming a real model
+
+DATA = DataConfig(dataset='bundled', image_size=8, train_split='train[:24]')
+LENGTH = TrainConfig(train_batch_size=8, train_steps=6, steps_per_loop=3)
+
+
+def real_run(model_dir: pathlib.Path, seed: int, until: int) -> list[np.ndarray]:
+    """Builds everything as a new process would, resumes, trains; returns model and optimizer."""
+    tf.keras.utils.set_random_seed(seed)
+    source = open_source(DATA)
+    model = build_model(
+        SimCLRModel(
+            ModelConfig(resnet_depth=18, width_multiplier=0.25), 8, 10, detach_classifier=True
+        )
+    )
+    rate = schedules.build(OptimizerConfig(warmup_epochs=1.0), LENGTH, 24)
+    decayed = decay.decayed_kernels(model.backbone)
+    optimizer = builder.build(OptimizerConfig(weight_decay=1e-4), rate, decayed)
+    objective = Pretraining(model, ObjectiveConfig())
+    trainer = Trainer(objective, optimizer, Penalty(1e-4, [model.classifier.kernel]), LENGTH)
+    saved = Checkpoints(str(model_dir), model, objective, optimizer, 5)
+    saved.resume()
+    batches = train_batches(
+        source,
+        DATA,
+        split=DATA.train_split,
+        recipe='pretrain',
+        batch_size=8,
+        seed=3,
+        start_step=trainer.step,
+    )
+    trainer.fit(batches, until, checkpoints=saved, checkpoint_steps=3, write=lambda *_: None)
+    return [variable.numpy() for variable in (*model.variables, *builder_variables(optimizer))]
+
+
+def builder_variables(optimizer: builder.Optimizer) -> Sequence[tf.Variable]:
+    """The optimizer's variables; a method in legacy Keras."""
+    return optimizer.variables() if callable(optimizer.variables) else optimizer.variables
+
+
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(tmp_path: pathlib.Path) -> None:
+    whole = real_run(tmp_path / 'whole', seed=0, until=6)
+    stopped = real_run(tmp_path / 'parts', seed=0, until=3)
+    # Another seed of the weights: what is not restored would show.
+    resumed = real_run(tmp_path / 'parts', seed=1, until=6)
+    assert any((a != b).any() for a, b in zip(whole, stopped, strict=True))
+    for expected, found in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+# --- replicas
+
+
+class Notes(tf.Module):
+    """In place of an optimizer: leaves the variables alone and keeps their gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.iterations = tf.Variable(0, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+    def build(self, variables: Sequence[tf.Variable]) -> None:
+        # After the gradients were summed they are the same on all replicas.
+        self.gradients = [
+            tf.Variable(tf.zeros(variable.shape), aggregation=tf.VariableAggregation.MEAN)
+            for variable in variables
+        ]
+
+    def apply_gradients(self, pairs: Any, experimental_aggregate_gradients: bool) -> None:
+        assert not experimental_aggregate_gradients
+        for note, (gradient, _) in zip(self.gradients, pairs, strict=True):
+            note.assign(gradient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What one step on the global batch gives."""
+
+    names: list[str]
+    metrics: np.ndarray
+    gradients: list[np.ndarray]
+
+
+def one_step(replicas: int) -> Figures:
+    rng = np.random.default_rng(0)
+    images = rng.random((2, 8, 8, 8, 3), np.float32)
+    batch = {'views': (images[0], images[1]), 'label': np.arange(8, dtype=np.int32)}
+    strategy = mirrored(replicas)
+    with strategy.scope():
+        config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
+        model = build_model(SimCLRModel(config, 8, 10, replicas=replicas, detach_classifier=True))
+        assign_formula_weights(tf2_names(model))
+        notes = Notes()
+        penalty = Penalty(1e-2, [model.classifier.kernel])
+        trainer = Trainer(Pretraining(model, ObjectiveConfig()), notes, penalty, TrainConfig())
+    dataset = tf.data.Dataset.from_tensor_slices(batch).batch(8, drop_remainder=True)
+    iterator = iter(strategy.experimental_distribute_dataset(dataset))
+    metrics, _ = trainer._run_steps(iterator, tf.constant(1))
+    names = [variable.name for variable in model.trainable_variables]
+    return Figures(names, metrics.numpy(), [note.numpy() for note in notes.gradients])
+
+
+@pytest.fixture(scope='module')
+def shallow() -> Iterator[None]:
+    """Leaves one block in each group of ResNet-18: the same layers, and half the time to trace.
+
+    It also keeps rounding from switching a ReLU on one side only, which changes a gradient by
+    percents.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
+        yield
+
+
+@pytest.fixture(scope='module')
+def alone(shallow: None) -> Figures:
+    return one_step(1)
+
+
+@pytest.mark.parametrize('replicas', [2, 4])
+def test_replicas_give_the_loss_and_the_gradients_of_one(alone: Figures, replicas: int) -> None:
+    together = one_step(replicas)
+    np.testing.assert_allclose(together.metrics, alone.metrics, rtol=1e-5, atol=1e-6)
+    largest = max(np.abs(gradient).max() for gradient in alone.gradients)
+    for name, found, expected in zip(alone.names, together.gradients, alone.gradients, strict=True):
+        assert np.abs(expected).max() > 1e-4 * largest, name
+        assert relative_error(found, expected) < 1e-4, name
