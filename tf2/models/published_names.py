@@ -1,4 +1,7 @@
-"""The names that the published SimCLR checkpoints give to the variables of our model."""
+"""The names that the published SimCLR checkpoints give to the variables of our model.
+
+Those of squeeze-and-excitation are an assumption: no published file that has it was at hand.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def tf2_names(model: SimCLRModel) -> dict[str, tf.Variable]:
     """Variables of a built `model` by their object path in the published TF2 checkpoints."""
     return _variables(
         [
-            *_prefixed('model/resnet_model', _encoder_layers(model)),
+            *encoder_layers(model),
             *_prefixed('model/_projection_head/linear_layers', _tf2_head_layers(model)),
             *_classifier_layers(model, 'model/supervised_head'),
         ]
@@ -30,7 +33,7 @@ def tf1_names(model: SimCLRModel) -> dict[str, tf.Variable]:
 
     There the encoder's layers are numbered in the order of their creation.
     """
-    encoder = [layer for _, layer in _encoder_layers(model)]
+    encoder = [layer for _, layer in encoder_layers(model)]
     convs = [layer for layer in encoder if isinstance(layer, tf.keras.layers.Conv2D)]
     norms = [layer for layer in encoder if not isinstance(layer, tf.keras.layers.Conv2D)]
     head = (
@@ -49,6 +52,15 @@ def tf1_names(model: SimCLRModel) -> dict[str, tf.Variable]:
             *_classifier_layers(model, 'head_supervised'),
         ]
     )
+
+
+def encoder_layers(model: SimCLRModel) -> list[Named]:
+    """The encoder's layers with variables by their TF2 object path, in the order of creation.
+
+    Args:
+        model: built or not.
+    """
+    return list(_prefixed('model/resnet_model', _encoder_layers(model)))
 
 
 def _variables(layers: list[Named]) -> dict[str, tf.Variable]:
@@ -102,6 +114,10 @@ def _block_layers(block: Block) -> Iterator[Named]:
         else:
             yield from _prefixed(name, _unit(layer, index))
             index += 2 if basic else 3  # bottlenecks have a DropBlock place after each BN
+    if block.excite:
+        place = 'se_layer' if basic else f'{name}/{index}'
+        yield f'{place}/se_reduce', block.excite.reduce
+        yield f'{place}/se_expand', block.excite.expand
 
 
 def _selective_kernel_layers(layer: SelectiveKernel) -> Iterator[Named]:

@@ -1,0 +1,8 @@
+"""Weights for `--checkpoint`: of any format, architecture recorded or inferred, loaded aloud."""
+
+from __future__ import annotations
+
+from tf2.weights.report import Report
+from tf2.weights.weights import Weights, check_compatible, config_for, open_weights
+
+__all__ = ['Report', 'Weights', 'check_compatible', 'config_for', 'open_weights']

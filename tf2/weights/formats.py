@@ -1,0 +1,359 @@
+"""What the keys of a checkpoint mean: one naming for all formats.
+
+Throughout, a variable goes by its object path in the published TF2 checkpoints, as `tf2_names`
+gives it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
+from settings import UserError
+from tf2.config import RESNET_DEPTHS
+from tf2.weights.layout import (
+    CLASSIFIER,
+    CONV,
+    ENCODER,
+    GATE,
+    HEAD,
+    NORM,
+    WORDS,
+    EncoderLayer,
+    Structure,
+    block_of,
+    in_keras_order,
+    layers_of,
+    structure_of,
+)
+
+Shapes = Mapping[str, tuple[int, ...]]
+Layers = dict[str, dict[str, str]]  # layer -> word, such as 'kernel' -> key in the file
+
+OURS = 'checkpoint of this program'
+TF1 = 'official TF1 checkpoint'
+TF2 = 'official TF2 checkpoint'
+SAVED_MODEL = 'official TF2 SavedModel'
+
+SUFFIX = '/.ATTRIBUTES/VARIABLE_VALUE'
+LISTED = 'trainable_variables_list'
+WORD = '(kernel|bias|gamma|beta|moving_mean|moving_variance)'
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """The variables of a model in a checkpoint.
+
+    Attributes:
+        format: OURS, TF1, TF2 or SAVED_MODEL.
+        structure: of the encoder.
+        keys: variable -> key in the file.
+        shapes: variable -> its shape.
+        not_weights: the other keys: optimizer slots, averages, memory, counters.
+    """
+
+    format: str
+    structure: Structure
+    keys: Mapping[str, str]
+    shapes: Shapes
+    not_weights: tuple[str, ...]
+
+
+@dataclasses.dataclass
+class _Parts:
+    """Layers as a format names them; the encoder's in the order of their names or numbers."""
+
+    encoder: Layers = dataclasses.field(default_factory=dict)
+    head: Layers = dataclasses.field(default_factory=dict)  # '<index>/<dense or bn_relu/bn>'
+    classifier: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def contents_of(path: str, shapes: Shapes, graph: TrackableObjectGraph | None = None) -> Contents:
+    """Finds out the format of a checkpoint and what its keys mean.
+
+    Args:
+        path: for messages.
+        shapes: key -> shape of everything in the file.
+        graph: its object graph, which our own exported modules need.
+
+    Raises:
+        UserError: if it's of another kind of model, or lacks a part of its encoder.
+    """
+    own = _own_names(shapes, graph)
+    if any(name.startswith('model/backbone/') for name in own):
+        parts, pair, form = _matched(own, OWN_PATTERNS), _by_own_name, OURS
+    elif any(key.startswith(f'{LISTED}/') for key in shapes):
+        parts, pair, form = _listed_parts(path, shapes), _in_keras_order, SAVED_MODEL
+    elif any(key.startswith(f'{ENCODER}/') for key in shapes):
+        parts, pair, form = _matched(_stripped(shapes), TF2_PATTERNS), _by_name, TF2
+    else:
+        names = {key: key for key in shapes}
+        parts, pair, form = _matched(names, TF1_PATTERNS), _in_creation_order, TF1
+    if not parts.encoder:
+        raise UserError(_other_kind(path, shapes))
+    return _contents(path, form, parts, pair, shapes)
+
+
+def _contents(path: str, form: str, parts: _Parts, pair: Callable, shapes: Shapes) -> Contents:
+    kinds = {name: _kind(words, shapes) for name, words in parts.encoder.items()}
+    found = list(kinds.values())
+    structure = structure_of(found.count(CONV), GATE in found)
+    if structure is None:
+        depths = ', '.join(str(depth) for depth in RESNET_DEPTHS)
+        raise UserError(
+            f'--checkpoint={path} should hold a whole encoder, a ResNet {depths}; found '
+            f'{found.count(CONV)} convolutions, which none of them has. Choose another one.'
+        )
+    pairs = pair(layers_of(structure), parts.encoder, kinds, shapes)
+    keys = _encoder_keys(path, structure, pairs, parts.encoder)
+    keys |= {
+        f'{HEAD}/{layer}/{word}': key
+        for layer, words in sorted(parts.head.items(), key=lambda item: _numbers(item[0]))
+        for word, key in words.items()
+    }
+    keys |= {f'{CLASSIFIER}/{word}': key for word, key in parts.classifier.items()}
+    used = set(keys.values())
+    rest = tuple(sorted(key for key in shapes if key not in used))
+    return Contents(form, structure, keys, {name: shapes[keys[name]] for name in keys}, rest)
+
+
+def _kind(words: Mapping[str, str], shapes: Shapes) -> str:
+    if 'kernel' not in words:
+        return NORM
+    # No other convolution of the encoder has a bias.
+    return GATE if 'bias' in words else CONV
+
+
+def _encoder_keys(
+    path: str, structure: Structure, pairs: Mapping[str, str], encoder: Layers
+) -> dict[str, str]:
+    """Variable -> key of an encoder that is whole."""
+    keys, missing = {}, []
+    for layer in layers_of(structure):
+        words = encoder.get(pairs.get(layer.name, ''), {})
+        keys |= {f'{layer.name}/{word}': words[word] for word in WORDS[layer.kind] if word in words}
+        missing += [f'{layer.name}/{word}' for word in WORDS[layer.kind] if word not in words]
+    if missing:
+        raise UserError(
+            f'--checkpoint={path} should hold a whole encoder; found one without {len(missing)} '
+            f'of the variables of a ResNet-{structure.depth}, such as {missing[0]}. '
+            'Choose another one.'
+        )
+    return keys
+
+
+def _other_kind(path: str, shapes: Shapes) -> str:
+    keys = sorted(shapes)
+    found = ', '.join(keys[:3]) if keys else 'no variable at all'
+    return (
+        f'--checkpoint={path} should hold a SimCLR model: keys such as {ENCODER}/…, '
+        f'model/backbone/… or base_model/…; found another kind: {found}. Choose another one.'
+    )
+
+
+# Our own and the official checkpoints: keys that tell the layer.
+
+
+def _stripped(shapes: Shapes) -> dict[str, str]:
+    return {key.removesuffix(SUFFIX): key for key in shapes}
+
+
+def _own_names(shapes: Shapes, graph: TrackableObjectGraph | None) -> dict[str, str]:
+    """Object path -> key, of what hangs below 'model'.
+
+    In exported modules a variable is stored under another of its paths, so the graph is asked.
+    """
+    if graph is None:
+        return _stripped(shapes)
+    roots = {child.local_name: child.node_id for child in graph.nodes[0].children}
+    if 'model' not in roots:
+        return {}
+    model = {child.local_name: child.node_id for child in graph.nodes[roots['model']].children}
+    parts = ('backbone', 'projection_head', 'classifier')
+    return {
+        name: key
+        for part in parts
+        if part in model
+        for name, key in _below(graph, model[part], f'model/{part}', {roots['model']})
+        if key in shapes
+    }
+
+
+def _below(
+    graph: TrackableObjectGraph, node_id: int, path: str, seen: set[int]
+) -> Iterator[tuple[str, str]]:
+    """Object path -> key of the variables below a node, each under its first path."""
+    if node_id in seen:
+        return
+    seen.add(node_id)
+    node = graph.nodes[node_id]
+    for attribute in node.attributes:
+        yield path, attribute.checkpoint_key
+    for child in node.children:
+        yield from _below(graph, child.node_id, f'{path}/{child.local_name}', seen)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Patterns:
+    encoder: str  # groups: layer, word
+    head: str  # groups: index, dense or not, word
+    classifier: str  # group: word
+
+
+OWN_PATTERNS = _Patterns(
+    rf'model/backbone/(.+)/{WORD}',
+    rf'model/projection_head/blocks/(\d+)/(dense|bn)/{WORD}',
+    rf'model/classifier/{WORD}',
+)
+TF2_PATTERNS = _Patterns(
+    rf'({ENCODER}/.+)/{WORD}',
+    rf'{HEAD}/(\d+)/(dense|bn_relu/bn)/{WORD}',
+    rf'{CLASSIFIER}/{WORD}',
+)
+TF1_PATTERNS = _Patterns(
+    rf'base_model/(.+)/{WORD}',
+    rf'head_contrastive/n?l_(\d+)/(dense|batch_normalization)(?:_\d+)?/{WORD}',
+    rf'head_supervised/linear_layer/dense(?:_\d+)?/{WORD}',
+)
+
+
+def _matched(names: Mapping[str, str], patterns: _Patterns) -> _Parts:
+    """Sorts name -> key into parts. A slot's name goes on after the word, so it matches nothing."""
+    parts = _Parts()
+    for name in sorted(names, key=_numbers):
+        if match := re.fullmatch(patterns.encoder, name):
+            parts.encoder.setdefault(match[1], {})[match[2]] = names[name]
+        elif match := re.fullmatch(patterns.head, name):
+            layer = 'dense' if match[2] == 'dense' else 'bn_relu/bn'
+            parts.head.setdefault(f'{match[1]}/{layer}', {})[match[3]] = names[name]
+        elif match := re.fullmatch(patterns.classifier, name):
+            parts.classifier[match[1]] = names[name]
+    return parts
+
+
+def _numbers(name: str) -> list[tuple[str, int]]:
+    """Sorting key by which 'conv2d' comes before 'conv2d_2', and that before 'conv2d_10'."""
+    pieces = [re.fullmatch(r'(.*?)_?(\d*)', piece) for piece in name.split('/')]
+    # TF1 and Keras append _1, _2, …; the 2d of conv2d belongs to the word.
+    return [(piece[1], int(piece[2] or 0)) for piece in pieces]
+
+
+def _by_name(
+    layers: tuple[EncoderLayer, ...], encoder: Layers, kinds: Mapping[str, str], shapes: Shapes
+) -> dict[str, str]:
+    """Pairs by name; gates by their block, since how they're called there isn't known for sure."""
+    pairs = {layer.name: layer.name for layer in layers if layer.kind != GATE}
+    wanted = _by_block(layer.name for layer in layers if layer.kind == GATE)
+    found = _by_block(name for name in encoder if kinds[name] == GATE)
+    for block, names in wanted.items():
+        pairs |= dict(zip(names, _reduce_first(found.get(block, []), encoder, shapes)))
+    return pairs
+
+
+def _by_block(names: Iterable[str]) -> dict[str, list[str]]:
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(block_of(name), []).append(name)
+    return blocks
+
+
+def _by_own_name(layers: tuple[EncoderLayer, ...], *_: object) -> dict[str, str]:
+    return {layer.name: layer.own for layer in layers}
+
+
+def _in_creation_order(
+    layers: tuple[EncoderLayer, ...], encoder: Layers, kinds: Mapping[str, str], shapes: Shapes
+) -> dict[str, str]:
+    """Pairs the n-th convolution with the n-th, the n-th gate with the n-th, and so on."""
+    pairs = {}
+    for kind in WORDS:
+        wanted = [layer.name for layer in layers if layer.kind == kind]
+        found = [name for name in encoder if kinds[name] == kind]
+        if kind == GATE:
+            twos = [found[i : i + 2] for i in range(0, len(found), 2)]
+            found = [name for two in twos for name in _reduce_first(two, encoder, shapes)]
+        pairs |= dict(zip(wanted, found))
+    return pairs
+
+
+def _in_keras_order(
+    layers: tuple[EncoderLayer, ...], encoder: Layers, kinds: Mapping[str, str], shapes: Shapes
+) -> dict[str, str]:
+    return _in_creation_order(tuple(in_keras_order(layers)), encoder, kinds, shapes)
+
+
+def _reduce_first(gates: list[str], encoder: Layers, shapes: Shapes) -> list[str]:
+    """The two gates of a block: the one that reduces, then the one that expands."""
+
+    def place(name: str) -> tuple[bool, bool]:
+        channels, filters = shapes[encoder[name]['kernel']][2:]
+        return channels < filters, 'expand' in name
+
+    return sorted(gates, key=place)
+
+
+# Official SavedModels: lists of variables.
+
+
+def _listed_parts(path: str, shapes: Shapes) -> _Parts:
+    """Layers of an official SavedModel, from two kinds of lists.
+
+    `trainable_variables_list` holds encoder, head and classifier. The moving statistics are in the
+    `variables` of encoder and head, which start with that part's trainable variables: the
+    smallest index among the statistics tells how many those are.
+    """
+    trainable = _numbered_keys(shapes, LISTED)
+    encoder_moving = _numbered_keys(shapes, f'{ENCODER}/variables')
+    head_moving = _numbered_keys(shapes, 'model/_projection_head/variables')
+    split = min(encoder_moving, default=0)
+    end = split + min(head_moving, default=0)
+    if sorted(trainable) != list(range(len(trainable))) or split > len(trainable):
+        raise UserError(
+            f'--checkpoint={path} should list the trainable variables of an encoder, 0 to '
+            f'{max(split, len(trainable)) - 1}; found {len(trainable)} of them. Choose another one.'
+        )
+    keys = [trainable[index] for index in range(len(trainable))]
+    parts = _Parts(encoder=_listed_encoder(keys[:split], _values(encoder_moving), shapes))
+    parts.head = _listed_head(keys[split:end], _values(head_moving), shapes)
+    parts.classifier = dict(zip(('kernel', 'bias'), keys[end:]))
+    return parts
+
+
+def _numbered_keys(shapes: Shapes, prefix: str) -> dict[int, str]:
+    pattern = re.compile(rf'{re.escape(prefix)}/(\d+){re.escape(SUFFIX)}')
+    matches = [pattern.fullmatch(key) for key in shapes]
+    return {int(match[1]): match[0] for match in matches if match}
+
+
+def _values(numbered: Mapping[int, str]) -> list[str]:
+    return [numbered[index] for index in sorted(numbered)]
+
+
+def _listed_encoder(keys: list[str], moving: list[str], shapes: Shapes) -> Layers:
+    """A kernel comes before its bias or before gamma and beta, if it has any of them."""
+    encoder: Layers = {}
+    norms = 0
+    starts = [index for index, key in enumerate(keys) if len(shapes[key]) == 4]
+    for start, end in zip(starts, [*starts[1:], len(keys)]):
+        layer = encoder[f'{start}'] = {'kernel': keys[start]}
+        if end - start == 2:
+            layer['bias'] = keys[start + 1]
+        elif end - start == 3:
+            statistics = moving[2 * norms : 2 * norms + 2]
+            encoder[f'{start + 1}'] = dict(zip(WORDS[NORM], [*keys[start + 1 : end], *statistics]))
+            norms += 1
+    return encoder
+
+
+def _listed_head(keys: list[str], moving: list[str], shapes: Shapes) -> Layers:
+    """Here gamma and beta, which the last layer has not, come before the kernel."""
+    head: Layers = {}
+    ends = [index for index, key in enumerate(keys) if len(shapes[key]) == 2]
+    for index, (start, end) in enumerate(zip([0, *(end + 1 for end in ends)], ends)):
+        head[f'{index}/dense'] = {'kernel': keys[end]}
+        statistics = dict(zip(WORDS[NORM][2:], moving[2 * index : 2 * index + 2]))
+        head[f'{index}/bn_relu/bn'] = {**dict(zip(WORDS[NORM], keys[start:end])), **statistics}
+    return head

@@ -1,0 +1,128 @@
+"""The layers of every encoder there is, by all their names; told apart by counting convolutions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+
+import tensorflow as tf
+
+from tf2.config import ModelConfig
+from tf2.models.encoder import SimCLRModel
+from tf2.models.published_names import encoder_layers
+from tf2.models.resnet import BLOCKS_PER_GROUP, has_bottlenecks
+
+ENCODER = 'model/resnet_model'
+HEAD = 'model/_projection_head/linear_layers'
+CLASSIFIER = 'model/supervised_head/linear_layer/dense'
+
+CONV, GATE, NORM = 'conv', 'gate', 'norm'  # a gate is a convolution of squeeze-and-excitation
+WORDS = {
+    CONV: ('kernel',),
+    GATE: ('kernel', 'bias'),
+    NORM: ('gamma', 'beta', 'moving_mean', 'moving_variance'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What decides which layers an encoder has, whatever their widths.
+
+    Attributes:
+        depth: of the ResNet.
+        selective: whether it has selective kernels.
+        deep_stem: whether its stem has three convolutions.
+        excited: whether it has squeeze-and-excitation.
+    """
+
+    depth: int
+    selective: bool
+    deep_stem: bool
+    excited: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderLayer:
+    """A layer of an encoder.
+
+    Attributes:
+        name: object path in the published TF2 checkpoints, the name used throughout.
+        own: object path in our checkpoints, from the encoder on.
+        kind: CONV, GATE or NORM.
+    """
+
+    name: str
+    own: str
+    kind: str
+
+
+def structure_of(convolutions: int, excited: bool) -> Structure | None:
+    """The structure with that many convolutions, those of squeeze-and-excitation not counted."""
+    for depth in BLOCKS_PER_GROUP:
+        plain = Structure(depth, False, False, excited)
+        small = Structure(depth, True, False, excited)
+        deep = Structure(depth, True, True, excited)
+        for structure in (plain, small, deep) if has_bottlenecks(depth) else (plain,):
+            if count_of(structure) == convolutions:
+                return structure
+    return None
+
+
+def count_of(structure: Structure) -> int:
+    """Its number of convolutions, those of squeeze-and-excitation not counted."""
+    in_block = 2
+    if has_bottlenecks(structure.depth):
+        in_block = 5 if structure.selective else 3  # a selective kernel takes three
+    stem = 3 if structure.deep_stem else 1
+    shortcuts = len(BLOCKS_PER_GROUP[structure.depth])
+    return stem + shortcuts + in_block * sum(BLOCKS_PER_GROUP[structure.depth])
+
+
+@functools.lru_cache
+def layers_of(structure: Structure) -> tuple[EncoderLayer, ...]:
+    """All layers with variables, in the order in which the published program creates them."""
+    config = ModelConfig(
+        resnet_depth=structure.depth,
+        sk_ratio=0.0625 if structure.selective else 0.0,
+        se_ratio=0.25 if structure.excited else 0.0,
+        proj_head_mode='none',
+    )
+    # Not built, so that no variable is made.
+    model = SimCLRModel(config, 224 if structure.deep_stem else 32, None)
+    paths = _object_paths(model.backbone)
+    return tuple(
+        EncoderLayer(name, paths[id(layer)], _kind(layer)) for name, layer in encoder_layers(model)
+    )
+
+
+def in_keras_order(layers: tuple[EncoderLayer, ...]) -> list[EncoderLayer]:
+    """`layers` in the order in which Keras lists the published program's variables.
+
+    That is the order of attributes, where basic blocks have their shortcut last.
+    """
+    blocks = list(dict.fromkeys(block_of(layer.name) for layer in layers))
+
+    def place(layer: EncoderLayer) -> tuple[int, bool]:
+        return blocks.index(block_of(layer.name)), '/shortcut_layers/' in layer.name
+
+    return sorted(layers, key=place)
+
+
+def block_of(name: str) -> str:
+    """The part of a layer's name that tells its block; empty in the stem."""
+    match = re.match(rf'{ENCODER}/block_groups/\d+/layers/\d+/', name)
+    return match[0] if match else ''
+
+
+def _object_paths(node: object, path: str = '') -> dict[int, str]:
+    paths = {id(node): path}
+    for name, child in tf.train.TrackableView.children(node).items():
+        paths |= _object_paths(child, f'{path}/{name}' if path else name)
+    return paths
+
+
+def _kind(layer: tf.keras.layers.Layer) -> str:
+    if not isinstance(layer, tf.keras.layers.Conv2D):
+        return NORM
+    return GATE if layer.use_bias else CONV

@@ -1,0 +1,77 @@
+"""What stands beside a checkpoint of ours about its architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from settings import UserError
+from tf2.config import ModelConfig
+
+FLAGS_FILE = 'flags.json'  # in a model_dir
+MODULE_RECORD = 'assets.extra/simclr.json'  # in an exported module
+FIELDS = (
+    'resnet_depth',
+    'width_multiplier',
+    'sk_ratio',
+    'se_ratio',
+    'proj_head_mode',
+    'num_proj_layers',
+    'proj_out_dim',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What was written down with the weights.
+
+    Attributes:
+        file: where.
+        architecture: `FIELDS` -> values.
+        image_size: pixels they were trained at; None if it doesn't say.
+        step: number of updates they have had; None if it doesn't say.
+        module: whether it is the record of an exported module.
+    """
+
+    file: str
+    architecture: Mapping[str, Any]
+    image_size: int | None
+    step: int | None
+    module: bool
+
+
+def read_record(prefix: str) -> Record | None:
+    """The record of our own checkpoint `prefix`, None if there is none.
+
+    Raises:
+        UserError: if it cannot be understood.
+    """
+    folder = prefix.rpartition('/')[0] or '.'
+    if prefix.endswith('/variables/variables'):
+        return _read(f'{folder.removesuffix("/variables")}/{MODULE_RECORD}', module=True)
+    return _read(f'{folder}/{FLAGS_FILE}', module=False)
+
+
+def _read(file: str, *, module: bool) -> Record | None:
+    if not tf.io.gfile.exists(file):
+        return None
+    with tf.io.gfile.GFile(file) as lines:
+        text = lines.read()
+    try:
+        values = json.loads(text)
+        # Both are flat but for the module's model; fields younger than the file have defaults.
+        model = values['model'] if module else values
+        known = ModelConfig(**{name: model[name] for name in FIELDS if name in model})
+        image_size, step = values.get('image_size'), values.get('step')
+    except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(
+            f'{file} should be the settings that this program writes; found other content '
+            f'({" ".join(str(error).split())}). Restore it, or remove it so that the architecture '
+            'is inferred.'
+        ) from error
+    architecture = {name: getattr(known, name) for name in FIELDS}
+    return Record(file, architecture, image_size, step, module)

@@ -1,0 +1,278 @@
+"""Weights to start from: opened, compared with the flags, loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from settings import UserError
+from tf2.config import SMALL_IMAGE, ModelConfig
+from tf2.models.encoder import SimCLRModel
+from tf2.weights import inference
+from tf2.weights.files import CheckpointFile, locate
+from tf2.weights.formats import OURS, Contents, contents_of
+from tf2.weights.loading import Loading
+from tf2.weights.record import FIELDS, Record, read_record
+from tf2.weights.report import Report
+
+MODULE = 'module exported by this program'
+HEAD_FIELDS = ('proj_head_mode', 'num_proj_layers', 'proj_out_dim')
+COUNTERS = ('global_step', 'global_step/.ATTRIBUTES/VARIABLE_VALUE')
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A checkpoint and what it is of.
+
+    Attributes:
+        format: in plain words.
+        path: as the user gave it.
+        prefix: of the checkpoint files.
+        architecture: the fields of `ModelConfig` that are recorded or that shapes tell.
+        recorded: whether they are recorded.
+        small_images: whether the encoder's stem is the one for images of `SMALL_IMAGE` or less.
+        image_size: pixels to use the encoder at: as recorded, else 32 or 224 by its stem.
+        num_classes: of the linear classifier; None where there is none.
+        head_layers: layers of the projection head that are there.
+        step: number of updates the weights have had; 0 if nothing tells.
+        contents: keys and shapes.
+    """
+
+    format: str
+    path: str
+    prefix: str
+    architecture: Mapping[str, Any]
+    recorded: bool
+    small_images: bool
+    image_size: int
+    num_classes: int | None
+    head_layers: int
+    step: int
+    contents: Contents = dataclasses.field(repr=False)
+
+    def describe(self) -> str:
+        """What it is, for the log: format and architecture on one line."""
+        known = ', '.join(f'{name} {value}' for name, value in self.architecture.items())
+        classes = f'{self.num_classes} classes' if self.num_classes else 'no classifier'
+        return f'{self.format}: {known}, {classes}, images {_stem(self.small_images)}'
+
+    def load_into(
+        self, model: SimCLRModel, *, head_layers: int = 0, classifier: bool = True
+    ) -> Report:
+        """Assigns encoder, projection head and classifier, as far as they fit.
+
+        Args:
+            model: built; under a distribution strategy or not.
+            head_layers: how many layers of the projection head must be there, the first ones; -1
+                means all that the model has.
+            classifier: whether to load the classifier. It's left out anyway if it has another
+                number of inputs or classes.
+
+        Returns:
+            What was loaded, left out and missing.
+
+        Raises:
+            UserError: if the encoder doesn't fit as a whole, a required layer of the head is
+                missing, or the file is damaged. Only the last can leave a part loaded.
+        """
+        required = len(model.projection_head.blocks) if head_layers < 0 else head_layers
+        self._check_model_stem(model)
+        loading = Loading(self.path, self.contents, model)
+        loading.choose_encoder()
+        loading.choose_head(required)
+        loading.choose_classifier(classifier)
+        return loading.assign(CheckpointFile(self.prefix))
+
+    def _check_model_stem(self, model: SimCLRModel) -> None:
+        small = model.backbone.stem.pool is None
+        if small != self.small_images:
+            raise UserError(_other_stem(self, f'the model is for images {_stem(small)}'))
+
+
+def open_weights(path: str) -> Weights:
+    """Opens weights of any format; reads no values but counters.
+
+    Args:
+        path: a `--model_dir` of ours (its newest checkpoint), a checkpoint prefix, one of our
+            exported modules, an official TF1 or TF2 checkpoint or TF2 SavedModel; on any file
+            system TensorFlow knows, or a URL that tensorflow-hub resolves.
+
+    Raises:
+        UserError: if there is nothing, not all of it, or another kind of model.
+    """
+    prefix = locate(path)
+    file = CheckpointFile(prefix)
+    contents = contents_of(path, file.shapes, file.graph())
+    architecture = inference.infer(path, contents)
+    record = read_record(prefix) if contents.format == OURS else None
+    if record:
+        _check_record(path, record, architecture)
+        architecture = dict(record.architecture)
+    small = inference.is_for_small_images(contents)
+    return Weights(
+        format=MODULE if record and record.module else contents.format,
+        path=path,
+        prefix=prefix,
+        architecture=architecture,
+        recorded=record is not None,
+        small_images=small,
+        image_size=(record and record.image_size) or (SMALL_IMAGE if small else 224),
+        num_classes=inference.class_count(contents),
+        head_layers=inference.head_layer_count(contents),
+        step=_step(file, record),
+        contents=contents,
+    )
+
+
+def check_compatible(weights: Weights, given: Mapping[str, Any]) -> None:
+    """Compares the flags that were given with what the file holds.
+
+    A file without a head contradicts no head: a new one starts at random. But a selector can't
+    choose a layer of it.
+
+    Args:
+        weights: to start from.
+        given: flag -> value; of flags besides those of the model only 'image_size' matters, so
+            pass the size that the run uses even where it's a default.
+
+    Raises:
+        UserError: if they contradict each other; shows both.
+    """
+    differing = contradictions(weights.architecture, given, head=weights.head_layers > 0)
+    if differing:
+        found = ', '.join(f'{name} {weights.architecture.get(name, "-")}' for name in differing)
+        asked = ', '.join(f'{name} {given[name]}' for name in differing)
+        raise UserError(
+            f'--checkpoint={weights.path} holds {found}; the flags ask for {asked}. Leave these '
+            'flags out, or choose another --checkpoint.'
+        )
+    if given.get('image_size') is not None:
+        _check_stem(weights, given['image_size'])
+    if given.get('ft_proj_selector') is not None:
+        _check_selector(weights, given['ft_proj_selector'])
+
+
+def config_for(weights: Weights, config: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:
+    """`config` with the architecture of the file, so that no flag has to repeat it.
+
+    A file without a projection head gives `proj_head_mode` none, unless flags of the head are
+    given.
+
+    Args:
+        weights: to start from.
+        config: from flags, preset and defaults.
+        given: flag -> value of the flags that were given; they stay as they are.
+
+    Raises:
+        UserError: if flags that were given, or the selector, contradict the file.
+    """
+    check_compatible(weights, {'ft_proj_selector': config.ft_proj_selector, **given})
+    new_head = weights.head_layers == 0 and any(given.get(name) is not None for name in HEAD_FIELDS)
+    kept = {name for name in FIELDS if given.get(name) is not None}
+    kept |= set(HEAD_FIELDS) if new_head else set()
+    taken = {name: value for name, value in weights.architecture.items() if name not in kept}
+    return dataclasses.replace(config, **taken)
+
+
+def contradictions(
+    architecture: Mapping[str, Any], given: Mapping[str, Any], *, head: bool
+) -> list[str]:
+    """Names of the fields in `given` that aren't of `architecture`, but for what shapes can't tell.
+
+    Args:
+        architecture: of a file.
+        given: field -> value; None counts as not given.
+        head: whether the head is compared as well.
+    """
+    asked = {name: given[name] for name in FIELDS if given.get(name) is not None}
+    differing = [
+        name
+        for name in asked
+        if name not in HEAD_FIELDS and not _same(name, asked[name], architecture)
+    ]
+    return differing + (_head_contradictions(architecture, asked) if head else [])
+
+
+def _same(name: str, value: Any, architecture: Mapping[str, Any]) -> bool:
+    found = architecture[name]
+    filters = inference.widths(architecture['width_multiplier'])
+    if name == 'width_multiplier':
+        return inference.same_width(value, found)
+    if name == 'sk_ratio' and value and found:
+        return inference.sk_widths(filters, value) == inference.sk_widths(filters, found)
+    if name == 'se_ratio' and value and found:
+        return inference.se_widths(filters, value) == inference.se_widths(filters, found)
+    return value == found
+
+
+def _head_contradictions(architecture: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    news = [name for name in asked if asked[name] != architecture.get(name)]
+    wanted = {**architecture, **asked}
+    if 'num_proj_layers' in news and 'proj_head_mode' not in asked:
+        wanted['proj_head_mode'] = 'nonlinear'  # the only kind whose layers are counted
+    # Without its last layer, a head tells no width of it, and only the least number of layers.
+    whole = 'proj_out_dim' in architecture
+    depth, found = _head_depth(wanted), _head_depth(architecture)
+    fits = depth == found if whole else depth >= found
+    differing = [] if fits else [name for name in HEAD_FIELDS[:2] if name in news]
+    return differing + (['proj_out_dim'] if whole and 'proj_out_dim' in news else [])
+
+
+def _head_depth(fields: Mapping[str, Any]) -> int:
+    # A linear head doesn't tell the default of the flag that belongs to the other kind.
+    layers = fields.get('num_proj_layers', ModelConfig.num_proj_layers)
+    return {'none': 0, 'linear': 1, 'nonlinear': layers}[fields['proj_head_mode']]
+
+
+def _check_record(path: str, record: Record, inferred: Mapping[str, Any]) -> None:
+    differing = contradictions(inferred, record.architecture, head=False)
+    if differing:
+        recorded = ', '.join(f'{name} {record.architecture[name]}' for name in differing)
+        found = ', '.join(f'{name} {inferred[name]}' for name in differing)
+        raise UserError(
+            f'--checkpoint={path} should be of {recorded}, as {record.file} says; found '
+            f'{found}. Put it beside its own record, or remove the record.'
+        )
+
+
+def _check_stem(weights: Weights, image_size: int) -> None:
+    if (image_size <= SMALL_IMAGE) != weights.small_images:
+        raise UserError(_other_stem(weights, f'found --image_size={image_size}'))
+
+
+def _other_stem(weights: Weights, found: str) -> str:
+    return (
+        f'--checkpoint={weights.path} has the input stem for images {_stem(weights.small_images)}; '
+        f'{found}. Choose an --image_size to match, such as {weights.image_size}, or another '
+        '--checkpoint.'
+    )
+
+
+def _stem(small: bool) -> str:
+    return f'of {SMALL_IMAGE} pixels or less' if small else f'above {SMALL_IMAGE} pixels'
+
+
+def _check_selector(weights: Weights, selector: int) -> None:
+    """The selected layer has to be in the file; where none was ever built, -1 is the encoder."""
+    no_head = weights.recorded and weights.architecture['proj_head_mode'] == 'none'
+    whole = weights.head_layers > 0 and inference.head_is_whole(weights.contents)
+    if selector > weights.head_layers or (selector < 0 and not (whole or no_head)):
+        layers = weights.head_layers
+        raise UserError(
+            f'--ft_proj_selector={selector} needs '
+            f'{f"{selector} layers" if selector > 0 else "the last layer"} of the projection head; '
+            f'found {layers or "none"} in --checkpoint={weights.path}. Choose a selector from 0 to '
+            f'{layers}, or another --checkpoint.'
+        )
+
+
+def _step(file: CheckpointFile, record: Record | None) -> int:
+    for key in COUNTERS:
+        if file.shapes.get(key) == ():
+            return int(file.value(key))
+    if record and record.step is not None:
+        return record.step
+    number = re.search(r'-(\d+)$', file.prefix)
+    return int(number[1]) if number else 0
