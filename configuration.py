@@ -21,11 +21,15 @@ class RunConfig:
 
     mode: str = option(
         'train',
-        'What to do. "eval" follows new checkpoints until training is done.',
-        choices=('train', 'eval', 'train_then_eval'),
+        'What to do. "eval" follows new checkpoints until training is done; "export" turns '
+        '--checkpoint, of any format, into a TF-Hub module below --model_dir.',
+        choices=('train', 'eval', 'train_then_eval', 'export'),
     )
     preset: str | None = option(
         None, 'Named bundle of flags, see below. A flag that is given wins.'
+    )
+    verbosity: int = option(
+        0, '1 also lists variables by name when weights are loaded.', at_least=0
     )
 
     def __post_init__(self) -> None:
@@ -96,7 +100,8 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     Raises:
         UserError: if the preset is unknown, or a value is out of bounds or contradicts another.
     """
-    if given.get('dataset') is None and given.get('preset') is None:
+    needs_data = given.get('mode') != 'export'
+    if needs_data and given.get('dataset') is None and given.get('preset') is None:
         given = {**given, 'preset': 'demo'}
     name = given.get('preset')
     if name is None:

@@ -25,8 +25,12 @@ SimCLR for TensorFlow 2: pretrain an image encoder without labels.
       the bundled images with --preset=demo; a few minutes on a laptop
   python run.py --mode=train_then_eval --preset=cifar10 --data_dir=DIR --model_dir=RUN
       a TensorFlow Datasets name, settings of the paper
+  python run.py --mode=train_then_eval --train_mode=finetune --preset=PRESET --checkpoint=RUN
+      fine-tune on labels, all or a few (--label_fraction, --labels_per_class)
   python run.py --mode=eval --model_dir=RUN
       follow the checkpoints of a training run and evaluate each
+  python run.py --mode=export --checkpoint=WEIGHTS --model_dir=DIR
+      turn a run, or published weights of any format, into a TF-Hub module
 
 A rerun with the same --model_dir goes on where it stopped.
 """
@@ -135,14 +139,19 @@ def run(config: Config, given: dict[str, Any]) -> None:
     # them, and what goes wrong comes as an exception.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     # Imported here: TensorFlow takes seconds, and errors of usage are to show at once.
+    import evaluate
     import experiment
+    import train
 
     logging.set_verbosity(logging.WARNING)
     if config.run.mode == 'eval':
-        experiment.follow(given)
+        evaluate.follow(given)
         return
-    prepared = experiment.prepare(config)
-    experiment.train(prepared, evaluate=config.run.mode == 'train_then_eval')
+    if config.run.mode == 'export':
+        train.export_checkpoint(config, given)
+        return
+    prepared = experiment.prepare(config, given)
+    train.train(prepared, evaluate=config.run.mode == 'train_then_eval')
 
 
 def main(arguments: list[str]) -> int:

@@ -32,8 +32,10 @@ ALLOWED = {
     'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config'),
     'presets': (),
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files'),
-    'experiment': ('settings', 'configuration', 'data', 'tf2', 'hub_export'),
-    'run': ('settings', 'configuration', 'presets', 'experiment'),
+    'experiment': ('settings', 'configuration', 'data', 'tf2'),
+    'evaluate': ('settings', 'configuration', 'experiment', 'data', 'tf2'),
+    'train': ('settings', 'configuration', 'experiment', 'evaluate', 'data', 'tf2', 'hub_export'),
+    'run': ('settings', 'configuration', 'presets', 'experiment', 'train', 'evaluate'),
 }
 
 

@@ -20,6 +20,7 @@ import tensorflow as tf
 import configuration
 import experiment
 import run
+import train
 from presets import PRESETS
 from tests.support import mirrored
 from tf2.evaluators.results import write_results
@@ -47,7 +48,7 @@ def refused(
         raise AssertionError('The run must end before the training.')
 
     def check(*arguments: str) -> str:
-        monkeypatch.setattr(experiment, 'train', never_train)
+        monkeypatch.setattr(train, 'train', never_train)
         before = listed(folder)
         given = arguments if '--model_dir' in ' '.join(arguments) else ('--model_dir=m', *arguments)
         assert run.main(['run.py', *given]) == 2
@@ -139,7 +140,7 @@ def test_a_model_dir_of_another_architecture_is_refused(
 def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('HOME', str(folder))
     config = configuration.resolve({'model_dir': '~/run'}, PRESETS)
-    assert experiment.prepare(config).config.train.model_dir == str(folder / 'run')
+    assert experiment.prepare(config, {}).config.train.model_dir == str(folder / 'run')
 
 
 def program(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -220,7 +221,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, st
 @pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting starts a process of its own, which takes seconds."""
-    monkeypatch.setattr(experiment.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+    monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
 
 
 def test_a_run_leaves_checkpoints_settings_results_and_a_module(
@@ -297,7 +298,7 @@ def test_eval_mode_takes_the_settings_of_the_folder_and_ends_with_the_training(
     trained = json.loads((model_dir / 'result.json').read_text())
     write_results(str(model_dir), 3, {})
     shown = main('--mode=eval', f'--model_dir={model_dir}', '--eval_name=again')
-    assert "Evaluating step 3 on 'test[:32]' of bundled." in shown
+    assert "Step 3 on 'test[:32]' of bundled: eval/label_top_1_accuracy" in shown
     assert json.loads((model_dir / 'result.json').read_text()) == pytest.approx(trained)
     assert (3, 'eval/label_top_1_accuracy') in set(events(model_dir / 'again'))
 
@@ -318,3 +319,139 @@ def test_images_without_labels_pretrain_without_classifier(tmp_path: pathlib.Pat
     written = {name for _, name in events(tmp_path / 'run')}
     assert 'train/contrast_loss' in written
     assert not any('supervised' in name for name in written)
+
+
+# --- fine-tuning
+
+FINETUNE = (
+    '--train_mode=finetune',
+    '--dataset=bundled',
+    '--train_batch_size=10',
+    '--eval_batch_size=20',
+    '--train_steps=4',
+    '--checkpoint_steps=2',
+    '--eval_split=test[:32]',
+    '--labels_per_class=2',
+)
+
+
+def test_fine_tuning_takes_the_architecture_of_its_checkpoint(
+    finished: tuple[pathlib.Path, str], no_export: None, tmp_path: pathlib.Path
+) -> None:
+    pretrained, _ = finished
+    shown = main(
+        '--mode=train_then_eval',
+        f'--checkpoint={pretrained}',
+        f'--model_dir={tmp_path / "run"}',
+        '--ft_proj_selector=1',
+        *FINETUNE,
+    )
+    assert 'bundled: 20 training images' in shown
+    assert 'Loaded 121 variables' in shown and 'missing 0' in shown
+    assert 'proj_layer1' in shown and 'proj_layer2' not in shown
+    flags = json.loads((tmp_path / 'run' / 'flags.json').read_text())
+    assert (flags['resnet_depth'], flags['width_multiplier'], flags['image_size']) == (18, 0.25, 8)
+    chosen = (tmp_path / 'run' / 'labelled_examples.txt').read_text().splitlines()
+    assert sorted(line.split()[1] for line in chosen) == sorted([*'0123456789'] * 2)
+
+
+def test_fine_tuning_keeps_the_final_figure_apart_from_the_best(
+    finished: tuple[pathlib.Path, str], no_export: None, tmp_path: pathlib.Path
+) -> None:
+    model_dir = tmp_path / 'run'
+    arguments = (f'--checkpoint={finished[0]}', f'--model_dir={model_dir}', *FINETUNE)
+    main('--mode=train_then_eval', *arguments)
+    by_step = [json.loads((model_dir / f'result_{step}.json').read_text()) for step in (2, 4)]
+    final = json.loads((model_dir / 'result.json').read_text())
+    name = 'eval/label_top_1_accuracy'
+    assert final['global_step'] == 4 and final[name] == by_step[1][name]
+    best = max(by_step, key=lambda result: result[name])
+    assert final[f'best/{name}'] == best[name]
+    assert final['best/global_step'] == best['global_step']
+
+
+@pytest.mark.parametrize('zero', [True, False])
+def test_the_classifier_starts_at_zero_if_asked_to(
+    finished: tuple[pathlib.Path, str], no_export: None, tmp_path: pathlib.Path, zero: bool
+) -> None:
+    model_dir = tmp_path / 'run'
+    # With a rate of 0 the checkpoint at the end holds the weights of the start.
+    main(
+        '--mode=train',
+        f'--checkpoint={finished[0]}',
+        f'--model_dir={model_dir}',
+        f'--zero_init_logits_layer={zero}',
+        *FINETUNE,
+        '--train_steps=1',
+        '--learning_rate=0',
+        '--fine_tune_after_block=4',
+    )
+    reader = tf.train.load_checkpoint(str(model_dir))
+    kernel = reader.get_tensor('model/classifier/kernel/.ATTRIBUTES/VARIABLE_VALUE')
+    assert (not kernel.any()) == zero
+
+
+def test_another_number_of_classes_can_be_fine_tuned(
+    finished: tuple[pathlib.Path, str],
+    no_export: None,
+    tmp_path: pathlib.Path,
+) -> None:
+    for split in ('train', 'test'):
+        for name in ('cat', 'dog'):
+            folder = tmp_path / 'images' / split / name
+            folder.mkdir(parents=True)
+            for index in range(6):
+                pixels = np.full([9, 9, 3], 20 * index, np.uint8)
+                tf.io.write_file(str(folder / f'{index}.png'), tf.io.encode_png(pixels))
+    shown = main(
+        '--mode=train_then_eval',
+        '--train_mode=finetune',
+        '--dataset=image_folder',
+        f'--data_dir={tmp_path / "images"}',
+        '--eval_split=test',
+        f'--checkpoint={finished[0]}',
+        f'--model_dir={tmp_path / "run"}',
+        '--train_batch_size=4',
+        '--eval_batch_size=4',
+        '--train_steps=1',
+    )
+    assert '10 classes' in shown and 'eval/label_top_2_accuracy 1.0000' in shown
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (('--resnet_depth=50',), 'holds resnet_depth 18; the flags ask for resnet_depth 50'),
+        (('--image_size=64',), '32 pixels or less'),
+        (('--ft_proj_selector=4',), 'ft_proj_selector'),
+        (('--fine_tune_after_block=5',), 'fine_tune_after_block'),
+        (('--label_fraction=0.0001', '--labels_per_class=0'), 'label_fraction'),
+        (('--checkpoint=nowhere',), 'nowhere'),
+    ],
+)
+def test_fine_tuning_that_cannot_be_is_refused(
+    finished: tuple[pathlib.Path, str],
+    capsys: pytest.CaptureFixture,
+    tmp_path: pathlib.Path,
+    flags: tuple[str, ...],
+    words: str,
+) -> None:
+    arguments = (f'--checkpoint={finished[0]}', f'--model_dir={tmp_path / "run"}', *FINETUNE)
+    capsys.readouterr()
+    assert run.main(['run.py', *arguments, *flags]) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.count('\n') == 1
+    assert listed(tmp_path) == []
+
+
+def test_any_weights_become_a_module(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+) -> None:
+    exported = main('--mode=export', f'--checkpoint={finished[0]}', f'--model_dir={tmp_path}')
+    assert 'Loaded 121 variables' in exported
+    images = np.random.default_rng(0).random([2, 8, 8, 3]).astype(np.float32)
+    first, second = (
+        tf.saved_model.load(str(folder / 'saved_model' / '3')) for folder in (finished[0], tmp_path)
+    )
+    for name, value in first(images).items():
+        np.testing.assert_allclose(second(images)[name], value, rtol=1e-5, atol=1e-5)

@@ -73,7 +73,11 @@ class ObjectiveConfig:
     """What is trained and by which loss (SimCLR section 2.1, arXiv:2002.05709)."""
 
     train_mode: str = option('pretrain', 'Stage of the training.', choices=('pretrain', 'finetune'))
-    checkpoint: str | None = option(None, 'Weights to start from, where --model_dir has none.')
+    checkpoint: str | None = option(
+        None,
+        'Weights to start from, where --model_dir has none: a --model_dir, a checkpoint, an '
+        'exported module, or published weights as TF1 or TF2 checkpoint or TF2 SavedModel.',
+    )
     fine_tune_after_block: int = option(
         -1,
         'Fine-tuning: train from this block group on; -1 trains everything, 4 the classifier only.',

@@ -116,6 +116,7 @@ class Trainer:
         checkpoints: Checkpoints,
         checkpoint_steps: int,
         write: Callable[[int, Mapping[str, float]], None],
+        on_checkpoint: Callable[[int], object] | None = None,
     ) -> None:
         """Trains until `total_steps` updates are done, exactly.
 
@@ -126,6 +127,7 @@ class Trainer:
             checkpoint_steps: see `checkpoints`.
             write: called every `train_summary_steps` steps with the step and the means of
                 `metrics` since it was last called, and 'images_per_second'.
+            on_checkpoint: called with the step after each checkpoint.
 
         Raises:
             UserError: when the loss, or a weight that would be saved, is not finite.
@@ -145,6 +147,8 @@ class Trainer:
                 if self._due(checkpoint_steps, total_steps):
                     self._check_weights(checkpoints)
                     checkpoints.save(self.step)
+                    if on_checkpoint is not None:
+                        on_checkpoint(self.step)
         finally:
             progress.close()
 

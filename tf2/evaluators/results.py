@@ -28,6 +28,14 @@ def write_results(model_dir: str, step: int, results: Mapping[str, Any]) -> None
         write_text(os.path.join(model_dir, name), text)
 
 
+def read_results(path: str) -> dict[str, Any]:
+    """What `write_results` wrote to `path`; nothing where there is no such file."""
+    if not tf.io.gfile.exists(path):
+        return {}
+    with tf.io.gfile.GFile(path) as file:
+        return json.loads(file.read())
+
+
 def _number(value: Any) -> int | float | None:
     value = value.numpy() if isinstance(value, (tf.Tensor, tf.Variable)) else value
     value = value.item() if hasattr(value, 'item') else value

@@ -1,0 +1,148 @@
+"""Evaluation of a run: while and after it trains, or following its checkpoints from outside."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+import configuration
+from data import pipeline
+from experiment import Experiment, build_model_of, penalty_of, prepare
+from settings import UserError
+from tf2 import checkpoints, evaluators
+from tf2.evaluators.base import Inputs
+from tf2.evaluators.results import read_results, write_results
+from tf2.models.encoder import SimCLRModel
+
+SECONDS_BETWEEN_POLLS = 10
+TOP_1 = 'eval/label_top_1_accuracy'
+
+
+def follow(given: Mapping[str, Any]) -> None:
+    """Evaluates each new checkpoint of a model folder until the last one of its training.
+
+    Args:
+        given: flags of the command line; they win over those the folder was trained with.
+
+    Raises:
+        UserError: if there is no such folder, or it does not fit the flags.
+    """
+    model_dir = given.get('model_dir') and os.path.expanduser(given['model_dir'])
+    if not model_dir or not tf.io.gfile.isdir(model_dir):
+        raise UserError(
+            f'--mode=eval needs --model_dir, the folder of a training run; found {model_dir}.'
+        )
+    recorded = _wait_for_flags(model_dir)
+    known = {field.name for _, _, field in configuration.all_options()}
+    trained = {name: value for name, value in recorded.items() if name in known}
+    experiment = prepare(configuration.from_values({**trained, **given}), {})
+    with experiment.strategy.scope():
+        model = build_model_of(experiment)
+        tracker = Tracker(experiment, model)
+        for path in tf.train.checkpoints_iterator(model_dir, SECONDS_BETWEEN_POLLS):
+            step = checkpoints.load_model(path, model)
+            tracker.measure(step)
+            if step >= experiment.total_steps:
+                return
+
+
+def _wait_for_flags(model_dir: str) -> dict[str, Any]:
+    """What the training run recorded; waits for it to start."""
+    recorded = configuration.read_flags(model_dir)
+    if recorded is None:
+        print(f'Waiting for a training run to start in {model_dir}.', flush=True)
+    while recorded is None:
+        time.sleep(SECONDS_BETWEEN_POLLS)
+        recorded = configuration.read_flags(model_dir)
+    return recorded
+
+
+def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.Evaluator]:
+    """What to measure, to be built within the strategy's scope."""
+    config, source = experiment.config, experiment.source
+
+    def batches(split: str, limit: int) -> Iterable[Any]:
+        whole = pipeline.eval_batches(
+            source, config.data, split=split, batch_size=config.train.eval_batch_size
+        )
+        return experiment.strategy.experimental_distribute_dataset(
+            whole.take(limit) if limit else whole
+        )
+
+    def endpoint(name: str) -> Any:
+        return lambda images: model(images, training=False)[name]
+
+    labels = source.num_classes is not None
+    inputs = Inputs(
+        batches=functools.partial(batches, config.data.eval_split, config.train.eval_steps),
+        num_classes=source.num_classes or 0,
+        predict=endpoint('logits_sup') if model.classifier else None,
+        embed=endpoint('final_avg_pool') if labels else None,
+        train_batches=functools.partial(batches, config.data.train_split, 0),
+        neighbors=config.train.knn_neighbors,
+        neighbor_examples=config.train.knn_examples,
+    )
+    return evaluators.build(inputs)
+
+
+class Tracker:
+    """Evaluations of one run: the final one is the result, the best one is kept beside it.
+
+    To be made within the strategy's scope.
+
+    Args:
+        experiment: what is run.
+        model: what is measured.
+    """
+
+    def __init__(self, experiment: Experiment, model: SimCLRModel) -> None:
+        self._experiment, self._model = experiment, model
+        self._measures = _evaluators(experiment, model)
+        self._latest: int | None = None
+        self._best = self._recorded_best()
+
+    def _recorded_best(self) -> dict[str, float]:
+        """What an interrupted run had reached."""
+        path = os.path.join(self._experiment.config.train.model_dir, 'result.json')
+        recorded = read_results(path)
+        return {name: value for name, value in recorded.items() if name.startswith('best/')}
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Measures, writes result files and TensorBoard events; returns name -> value."""
+        config = self._experiment.config
+        name = f'{config.data.eval_split!r} of {self._experiment.source.name}'
+        results = evaluators.run(self._measures)
+        penalty = penalty_of(config, self._model)
+        results['eval/regularization_loss'] = float(penalty.value())
+        self._keep_best(step, results)
+        folder = os.path.join(config.train.model_dir, config.train.eval_name or '')
+        writer = tf.summary.create_file_writer(folder)
+        with writer.as_default():
+            for key, value in results.items():
+                tf.summary.scalar(key, value, step)
+        writer.close()
+        best = {} if self._experiment.pretrains else self._best
+        write_results(config.train.model_dir, step, {**results, **best})
+        values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
+        print(f'Step {step} on {name}: {values}', flush=True)
+        self._latest = step
+        return results
+
+    def _keep_best(self, step: int, results: Mapping[str, float]) -> None:
+        if results.get(TOP_1, -1.0) > self._best.get(f'best/{TOP_1}', -1.0):
+            self._best = {f'best/{name}': value for name, value in results.items()}
+            self._best['best/global_step'] = step
+
+    def finish(self, step: int) -> None:
+        """Measures the final weights, unless that was just done, and names the best ones too."""
+        if self._latest != step:
+            self.measure(step)
+        best_step = self._best.get('best/global_step', step)
+        if best_step != step and not self._experiment.pretrains:
+            best = self._best[f'best/{TOP_1}']
+            print(f'The best on the way, {best:.4f} at step {best_step:.0f}, is not the result.')

@@ -1,0 +1,214 @@
+"""A training run from its start, or from where it stopped, to the exported module."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+import configuration
+import hub_export
+from configuration import Config
+from data import pipeline
+from evaluate import Tracker
+from experiment import (
+    Experiment,
+    build_model_of,
+    check_model_dir,
+    penalty_of,
+    with_weights,
+)
+from settings import UserError
+from tf2 import checkpoints, schedules
+from tf2.files import write_text
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.objectives import OBJECTIVES
+from tf2.optimizers import builder, decay
+from tf2.trainer import Trainer
+
+SAMPLE_VIEWS = 8  # images of which the views are shown in TensorBoard
+LABELS_FILE = 'labelled_examples.txt'  # lines 'index label', where only some labels are used
+
+
+def train(experiment: Experiment, *, evaluate: bool) -> None:
+    """Trains, or goes on training, in the model folder; evaluates if asked to; exports.
+
+    Raises:
+        UserError: when the loss is not finite.
+    """
+    config, model_dir = experiment.config, experiment.config.train.model_dir
+    tf.keras.utils.set_random_seed(config.train.seed)
+    with experiment.strategy.scope():
+        model = build_model_of(experiment)
+        objective = OBJECTIVES[config.objective.train_mode](model, config.objective)
+        schedule = schedules.build(config.optimizer, config.train, experiment.train_examples)
+        decayed = [
+            *decay.decayed_kernels(model.backbone),
+            *decay.decayed_kernels(model.projection_head),
+        ]
+        optimizer = builder.build(config.optimizer, schedule, decayed)
+        penalty = penalty_of(config, model)
+        trainer = Trainer(objective, optimizer, penalty, config.train)
+        saved = checkpoints.Checkpoints(
+            model_dir, model, objective, optimizer, config.train.keep_checkpoint_max
+        )
+        resumed = saved.resume()
+        _announce(experiment, resumed)
+        if resumed is None:
+            _initialise(experiment, model)
+        if not experiment.pretrains:
+            print(f'Training {describe_trainable(model)}')
+        tracker = Tracker(experiment, model) if evaluate else None
+        _fit(experiment, trainer, saved, schedule, tracker)
+        if tracker is not None:
+            tracker.finish(trainer.step)
+    _export(config, model, trainer.step)
+    print(f'Curves and sample views: tensorboard --logdir {model_dir}')
+
+
+def _initialise(experiment: Experiment, model: SimCLRModel) -> None:
+    """Loads `--checkpoint` into the new `model`, and says what fitted."""
+    objective = experiment.config.objective
+    if experiment.weights is not None:
+        report = experiment.weights.load_into(
+            model,
+            head_layers=0 if experiment.pretrains else experiment.config.model.ft_proj_selector,
+        )
+        print(report.details() if experiment.config.run.verbosity > 0 else f'{report.line()}.')
+    if objective.zero_init_logits_layer and not experiment.pretrains:
+        for variable in model.classifier.variables:
+            variable.assign(tf.zeros_like(variable))
+
+
+def describe_trainable(model: SimCLRModel) -> str:
+    """What will be trained, by module, with the number of parameters of each."""
+    groups = {f'block_group{i}': group for i, group in enumerate(model.backbone.groups, 1)}
+    head = {f'proj_layer{i}': [block] for i, block in enumerate(model.projection_head.blocks, 1)}
+    modules = {'stem': [model.backbone.stem], **groups, **head, 'classifier': [model.classifier]}
+    counts = {
+        name: sum(v.shape.num_elements() for layer in layers for v in layer.trainable_variables)
+        for name, layers in modules.items()
+    }
+    listed = ', '.join(f'{name} {count:,}' for name, count in counts.items() if count)
+    return f'{sum(counts.values()):,} parameters: {listed}.'
+
+
+def _announce(experiment: Experiment, resumed: str | None) -> None:
+    config, source = experiment.config, experiment.source
+    model_dir = config.train.model_dir
+    classes = f'{source.num_classes} classes' if source.num_classes else 'no labels'
+    print(f'{source.name}: {experiment.train_examples} training images, {classes}.')
+    if source.num_classes is None:
+        print('Without labels there is no online classifier, and no accuracy.')
+    beginning = config.objective.checkpoint or 'scratch'
+    start = f'going on from {resumed}' if resumed else f'from {beginning}'
+    print(
+        f'{"Pretraining" if experiment.pretrains else "Fine-tuning"} '
+        f'ResNet-{config.model.resnet_depth} '
+        f'(width {config.model.width_multiplier}) {start}, '
+        f'{experiment.total_steps} steps of {config.train.train_batch_size} images, in {model_dir}',
+        flush=True,
+    )
+    tf.io.gfile.makedirs(model_dir)
+    facts = {'num_classes': experiment.num_classes, 'train_examples': experiment.train_examples}
+    configuration.write_flags(model_dir, config, facts)
+    if experiment.subset is not None:
+        write_text(os.path.join(model_dir, LABELS_FILE), experiment.subset.listing())
+
+
+def _fit(
+    experiment: Experiment,
+    trainer: Trainer,
+    saved: checkpoints.Checkpoints,
+    schedule: schedules.WarmupCosine,
+    tracker: Tracker | None,
+) -> None:
+    if trainer.step >= experiment.total_steps:
+        print(f'Training is done: {trainer.step} steps.')
+        return
+    config = experiment.config
+    writer = tf.summary.create_file_writer(config.train.model_dir)
+    with writer.as_default():
+        _write_sample_views(experiment, trainer.step)
+
+        def write(step: int, means: Mapping[str, float]) -> None:
+            for name, value in means.items():
+                tf.summary.scalar(f'train/{name}', value, step)
+            tf.summary.scalar('learning_rate', schedule(step), step)
+            writer.flush()
+
+        batches = pipeline.train_batches(
+            experiment.source,
+            config.data,
+            split=config.data.train_split,
+            recipe=config.objective.train_mode,
+            batch_size=config.train.train_batch_size,
+            seed=config.train.seed,
+            start_step=trainer.step,
+        )
+        trainer.fit(
+            batches,
+            experiment.total_steps,
+            checkpoints=saved,
+            checkpoint_steps=experiment.checkpoint_steps,
+            write=write,
+            on_checkpoint=tracker.measure if tracker and not experiment.pretrains else None,
+        )
+
+
+def _write_sample_views(experiment: Experiment, step: int) -> None:
+    config = experiment.config
+    views = pipeline.sample_views(
+        experiment.source,
+        config.data,
+        split=config.data.train_split,
+        recipe=config.objective.train_mode,
+        count=SAMPLE_VIEWS,
+        seed=config.train.seed,
+    )
+    pairs = tf.concat(views, axis=2)  # [n, h, 2w, 3]: the views of an image side by side
+    tf.summary.image('train/views', pairs, step, max_outputs=SAMPLE_VIEWS)
+
+
+def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
+    """Turns `--checkpoint`, of any format, into a module of ours below the model folder.
+
+    Args:
+        config: all settings.
+        given: those of them that were given on the command line.
+
+    Raises:
+        UserError: if there is no checkpoint, or it contradicts the flags.
+    """
+    if config.objective.checkpoint is None or config.train.model_dir is None:
+        raise UserError(
+            '--mode=export needs --checkpoint, the weights, and --model_dir, the folder for the '
+            f'module; found {config.objective.checkpoint} and {config.train.model_dir}.'
+        )
+    check_model_dir(config.train.model_dir)
+    config, weights = with_weights(config, given)
+    model = SimCLRModel(config.model, config.data.image_size, weights.num_classes)
+    report = weights.load_into(build_model(model), head_layers=-1)
+    print(report.details() if config.run.verbosity > 0 else f'{report.line()}.')
+    if report.missing_count:
+        raise UserError(
+            f'--mode=export needs all weights of the model; {weights.path} lacks '
+            f'{report.missing_count}. Leave out the flags that ask for more than it has.'
+        )
+    _export(config, model, weights.step)
+
+
+def _export(config: Config, model: SimCLRModel, step: int) -> None:
+    path = hub_export.export_module(
+        model,
+        os.path.join(config.train.model_dir, 'saved_model'),
+        step,
+        image_size=config.data.image_size,
+        decode=functools.partial(pipeline.decode_for_evaluation, config=config.data),
+        weight_decay=config.optimizer.weight_decay,
+        keep=config.train.keep_hub_module_max,
+    )
+    print(f'Exported: hub.load({path!r})')
