@@ -104,7 +104,7 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Update rule and learning rate schedule (SimCLR appendix B.6)."""
+    """Update rule and learning rate schedule (SimCLR section 2.2, arXiv:2002.05709)."""
 
     optimizer: str = option('lars', 'Update rule.', choices=('momentum', 'adam', 'lars', 'lamb'))
     learning_rate: float = option(

@@ -1,4 +1,4 @@
-"""Step -> learning rate: linear warm-up, then cosine decay to zero (SimCLR appendix B.6).
+"""Step -> learning rate: linear warm-up, then cosine decay to zero (SimCLR section 2.3).
 
 Pure functions; `WarmupCosine` only binds their arguments so that a Keras optimizer can call them.
 """
