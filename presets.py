@@ -54,10 +54,10 @@ PRESETS: dict[str, Preset] = {
         {
             **_SMALL,
             'dataset': 'bundled',
-            'train_epochs': 20,
-            'warmup_epochs': 2.0,
+            'train_epochs': 30,
+            'warmup_epochs': 3.0,
             'checkpoint_epochs': 10,
-            'train_summary_steps': 10,
+            'train_summary_steps': 20,
         },
     ),
     'fashion_mnist': Preset(
