@@ -54,8 +54,8 @@ PRESETS: dict[str, Preset] = {
         {
             **_SMALL,
             'dataset': 'bundled',
-            'train_epochs': 30,
-            'warmup_epochs': 3.0,
+            'train_epochs': 25,
+            'warmup_epochs': 2.0,
             'checkpoint_epochs': 10,
             'train_summary_steps': 20,
         },
@@ -65,7 +65,8 @@ PRESETS: dict[str, Preset] = {
         {
             **_SMALL,
             'dataset': 'fashion_mnist',
-            'train_epochs': 12,
+            'train_batch_size': 256,
+            'train_epochs': 14,
             'warmup_epochs': 1.0,
             'checkpoint_epochs': 2,
             'train_summary_steps': 50,
