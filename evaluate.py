@@ -18,6 +18,7 @@ from tf2 import checkpoints, evaluators
 from tf2.evaluators.base import Inputs
 from tf2.evaluators.results import read_results, write_results
 from tf2.models.encoder import SimCLRModel
+from tf2.objectives import OBJECTIVES
 
 SECONDS_BETWEEN_POLLS = 10
 TOP_1 = 'eval/label_top_1_accuracy'
@@ -38,11 +39,11 @@ def follow(given: Mapping[str, Any]) -> None:
             f'--mode=eval needs --model_dir, the folder of a training run; found {model_dir}.'
         )
     recorded = _wait_for_flags(model_dir)
-    known = {field.name for _, _, field in configuration.all_options()}
-    trained = {name: value for name, value in recorded.items() if name in known}
-    experiment = prepare(configuration.from_values({**trained, **given}), {})
+    experiment = prepare(configuration.from_values({**recorded, **given}), given)
     with experiment.strategy.scope():
         model = build_model_of(experiment)
+        # Fine-tuning freezes parts of the model, which the regularisation loss leaves out.
+        OBJECTIVES[experiment.config.objective.train_mode](model, experiment.config.objective)
         tracker = Tracker(experiment, model)
         for path in tf.train.checkpoints_iterator(model_dir, SECONDS_BETWEEN_POLLS):
             step = checkpoints.load_model(path, model)

@@ -17,6 +17,7 @@ from data.sources import open_source
 from data.sources.source import Source
 from settings import UserError
 from tf2 import distribution, schedules
+from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
 from tf2.trainer import Penalty
@@ -78,7 +79,7 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     config = dataclasses.replace(
         config, train=dataclasses.replace(config.train, model_dir=model_dir)
     )
-    config, weights = with_weights(config, given)
+    config, weights = _as_recorded(config, given) or with_weights(config, given)
     source, subset = _training_source(config)
     train_examples = source.num_examples(config.data.train_split)
     if train_examples < config.train.train_batch_size:
@@ -98,6 +99,21 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         eval_batch_size=config.train.eval_batch_size,
     )
     return Experiment(config, source, strategy, num_classes, train_examples, weights, subset)
+
+
+def _as_recorded(config: Config, given: Mapping[str, Any]) -> tuple[Config, None] | None:
+    """The architecture that a run recorded when it started from `--checkpoint`.
+
+    None for a new run. One that goes on needs its own checkpoints only.
+    """
+    recorded = configuration.read_flags(config.train.model_dir)
+    begun = recorded and tf.train.latest_checkpoint(config.train.model_dir)
+    if not begun or config.objective.checkpoint is None:
+        return None
+    asked = configuration.to_values(config)
+    names = {'image_size', *(field.name for field in dataclasses.fields(ModelConfig))}
+    kept = {name: recorded[name] for name in names & recorded.keys() - given.keys()}
+    return configuration.from_values({**asked, **kept}), None
 
 
 def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weights | None]:

@@ -145,7 +145,8 @@ def run(config: Config, given: dict[str, Any]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     if config.run.mode == 'eval':
-        evaluate.follow(given)
+        preset = PRESETS[given['preset']].flags if 'preset' in given else {}
+        evaluate.follow({**preset, **given})
         return
     if config.run.mode == 'export':
         train.export_checkpoint(config, given)

@@ -370,6 +370,20 @@ def test_fine_tuning_keeps_the_final_figure_apart_from_the_best(
     assert final['best/global_step'] == best['global_step']
 
 
+def test_fine_tuning_goes_on_and_is_evaluated_when_its_checkpoint_is_gone(
+    finished: tuple[pathlib.Path, str], no_export: None, tmp_path: pathlib.Path
+) -> None:
+    pretrained, model_dir = tmp_path / 'pretrained', tmp_path / 'run'
+    shutil.copytree(finished[0], pretrained)
+    arguments = (f'--checkpoint={pretrained}', f'--model_dir={model_dir}', *FINETUNE)
+    main('--mode=train', *arguments, '--train_steps=2')
+    shutil.rmtree(pretrained)
+    shown = main('--mode=train', *arguments)
+    assert f'going on from {model_dir / "ckpt-2"}, 4 steps' in shown
+    shown = main('--mode=eval', f'--model_dir={model_dir}')
+    assert "Step 4 on 'test[:32]' of bundled: eval/label_top_1_accuracy" in shown
+
+
 @pytest.mark.parametrize('zero', [True, False])
 def test_the_classifier_starts_at_zero_if_asked_to(
     finished: tuple[pathlib.Path, str], no_export: None, tmp_path: pathlib.Path, zero: bool

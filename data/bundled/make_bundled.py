@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
+
+# TensorFlow's notes at its start are nothing a user can act on.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import numpy as np
 import tensorflow as tf
