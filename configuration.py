@@ -75,7 +75,20 @@ def from_values(values: Mapping[str, Any]) -> Config:
     for name, section in SECTIONS.items():
         names = {field.name for field in dataclasses.fields(section)}
         sections[name] = section(**{key: values[key] for key in names & values.keys()})
-    return Config(**sections)
+    config = Config(**sections)
+    _check_stage(config)
+    return config
+
+
+def _check_stage(config: Config) -> None:
+    """Raises UserError for settings of fine-tuning while pretraining."""
+    if config.objective.train_mode != 'pretrain' or config.run.mode == 'export':
+        return
+    if config.data.label_fraction < 1 or config.data.labels_per_class:
+        raise UserError(
+            '--label_fraction and --labels_per_class choose labels for fine-tuning; pretraining '
+            'uses all images. Leave them out, or use --train_mode=finetune.'
+        )
 
 
 def to_values(config: Config) -> dict[str, Any]:
@@ -142,16 +155,19 @@ def read_flags(model_dir: str) -> dict[str, Any] | None:
 
 
 def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides whether a checkpoint fits a model, from `read_flags` or `to_values`."""
-    # Neither changes a shape: the selector picks one of the layers that are there, and statistics
-    # are of one shape however they are taken.
+    """What decides whether a checkpoint fits a run, from `read_flags` or `to_values`."""
+    # Statistics are of one shape however they are taken.
     free = {'ft_proj_selector', 'global_bn', 'batch_norm_decay'}
+    # Fine-tuning reads one layer of the head and has optimizer slots for what is not frozen.
+    tuned = ('ft_proj_selector', 'fine_tune_after_block')
     names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in free]
     return {
         **{name: values[name] for name in names},
         'small stem': values['image_size'] <= SMALL_IMAGE,
         'optimizer': values['optimizer'],
         'num_classes': values['num_classes'],
+        'train_mode': values['train_mode'],
+        **{name: values[name] for name in tuned if values['train_mode'] == 'finetune'},
     }
 
 
@@ -165,7 +181,7 @@ def check_same_architecture(model_dir: str, config: Config, num_classes: int | N
     # Settings that are younger than the folder had their defaults then.
     theirs = architecture({'num_classes': None, **to_values(Config()), **recorded})
     ours = architecture({**to_values(config), 'num_classes': num_classes})
-    differing = [name for name in ours if ours[name] != theirs[name]]
+    differing = [name for name in ours if ours[name] != theirs.get(name, ours[name])]
     if differing:
         found = ', '.join(f'{name} {theirs[name]}' for name in differing)
         asked = ', '.join(f'{name} {ours[name]}' for name in differing)

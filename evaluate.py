@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
+from tqdm import tqdm
 
 import configuration
 from data import pipeline
@@ -39,6 +40,7 @@ def follow(given: Mapping[str, Any]) -> None:
             f'--mode=eval needs --model_dir, the folder of a training run; found {model_dir}.'
         )
     recorded = _wait_for_flags(model_dir)
+    # The folder's settings are complete: presets and weights to start from had their say.
     experiment = prepare(configuration.from_values({**recorded, **given}), given)
     with experiment.strategy.scope():
         model = build_model_of(experiment)
@@ -55,6 +57,11 @@ def follow(given: Mapping[str, Any]) -> None:
 def _wait_for_flags(model_dir: str) -> dict[str, Any]:
     """What the training run recorded; waits for it to start."""
     recorded = configuration.read_flags(model_dir)
+    if recorded is None and tf.train.latest_checkpoint(model_dir):
+        raise UserError(
+            f'--mode=eval needs the settings of the run, {configuration.FLAGS_FILE}, beside its '
+            f'checkpoints; found none in {model_dir}.'
+        )
     if recorded is None:
         print(f'Waiting for a training run to start in {model_dir}.', flush=True)
     while recorded is None:
@@ -104,13 +111,15 @@ class Tracker:
     def __init__(self, experiment: Experiment, model: SimCLRModel) -> None:
         self._experiment, self._model = experiment, model
         self._measures = _evaluators(experiment, model)
+        config = experiment.config.train
+        # An evaluation with a name of its own, on another split say, leaves the run's alone.
+        self._folder = os.path.join(config.model_dir, config.eval_name or '')
         self._latest: int | None = None
         self._best = self._recorded_best()
 
     def _recorded_best(self) -> dict[str, float]:
         """What an interrupted run had reached."""
-        path = os.path.join(self._experiment.config.train.model_dir, 'result.json')
-        recorded = read_results(path)
+        recorded = read_results(os.path.join(self._folder, 'result.json'))
         return {name: value for name, value in recorded.items() if name.startswith('best/')}
 
     def measure(self, step: int) -> dict[str, float]:
@@ -121,16 +130,16 @@ class Tracker:
         penalty = penalty_of(config, self._model)
         results['eval/regularization_loss'] = float(penalty.value())
         self._keep_best(step, results)
-        folder = os.path.join(config.train.model_dir, config.train.eval_name or '')
-        writer = tf.summary.create_file_writer(folder)
+        tf.io.gfile.makedirs(self._folder)
+        writer = tf.summary.create_file_writer(self._folder)
         with writer.as_default():
             for key, value in results.items():
                 tf.summary.scalar(key, value, step)
         writer.close()
         best = {} if self._experiment.pretrains else self._best
-        write_results(config.train.model_dir, step, {**results, **best})
+        write_results(self._folder, step, {**results, **best})
         values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
-        print(f'Step {step} on {name}: {values}', flush=True)
+        tqdm.write(f'Step {step} on {name}: {values}')  # beside a progress bar, if there is one
         self._latest = step
         return results
 

@@ -74,12 +74,11 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: for whatever the user can mend.
     """
-    model_dir = os.path.expanduser(config.train.model_dir or _fresh_model_dir())
-    check_model_dir(model_dir)
-    config = dataclasses.replace(
-        config, train=dataclasses.replace(config.train, model_dir=model_dir)
-    )
-    config, weights = _as_recorded(config, given) or with_weights(config, given)
+    evaluates = config.run.mode == 'eval'
+    config, weights = with_model_dir(config), None
+    model_dir = config.train.model_dir
+    if not evaluates:
+        config, weights = _as_recorded(config, given) or with_weights(config, given)
     source, subset = _training_source(config)
     train_examples = source.num_examples(config.data.train_split)
     if train_examples < config.train.train_batch_size:
@@ -93,11 +92,11 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     num_classes = _num_classes(config, source)
     configuration.check_same_architecture(model_dir, config, num_classes)
     strategy = distribution.build_strategy(config.train)
-    distribution.check_divisible(
-        strategy,
-        train_batch_size=config.train.train_batch_size,
-        eval_batch_size=config.train.eval_batch_size,
-    )
+    batches = {'eval_batch_size': config.train.eval_batch_size}
+    if not evaluates:
+        batches['train_batch_size'] = config.train.train_batch_size
+    distribution.check_divisible(strategy, **batches)
+    _check_compilation(config, strategy)
     return Experiment(config, source, strategy, num_classes, train_examples, weights, subset)
 
 
@@ -168,11 +167,31 @@ def _check_evaluation(config: Config, source: Source, train_examples: int) -> No
     if not source.num_examples(split):
         raise UserError(f'--eval_split must have examples; {split!r} of {source.name} has none.')
     known = min(train_examples, config.train.knn_examples)
-    if neighbors > known:
+    if source.num_classes and neighbors > known:
         raise UserError(
             f'--knn_neighbors must be at most the number of training examples that are searched, '
             f'{known}; found {neighbors}.'
         )
+
+
+def _check_compilation(config: Config, strategy: tf.distribute.Strategy) -> None:
+    replicas = strategy.num_replicas_in_sync
+    if config.train.jit_compile and replicas > 1 and not distribution.is_tpu(strategy):
+        raise UserError(
+            f'--jit_compile works on one device or a TPU; found {replicas} devices, between which '
+            'a compiled step cannot communicate. Leave it out.'
+        )
+
+
+def with_model_dir(config: Config) -> Config:
+    """`config` with a model folder that can be written to: the one given, or a fresh name.
+
+    Raises:
+        UserError: if the one given is, or can become, no such folder.
+    """
+    model_dir = os.path.expanduser(config.train.model_dir or _fresh_model_dir())
+    _check_model_dir(model_dir)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, model_dir=model_dir))
 
 
 def _fresh_model_dir() -> str:
@@ -181,8 +200,7 @@ def _fresh_model_dir() -> str:
     return next(name for name in names if not os.path.exists(name))
 
 
-def check_model_dir(model_dir: str) -> None:
-    """Raises UserError unless `model_dir` is, or can become, a folder to write to."""
+def _check_model_dir(model_dir: str) -> None:
     if '://' in model_dir:
         return
     if os.path.exists(model_dir) and not os.path.isdir(model_dir):

@@ -1,4 +1,4 @@
-"""SimCLR from the command line: flags → Config → train, eval or both.
+"""SimCLR from the command line: flags → Config → train, eval, both, or export.
 
 The only module that knows absl flags. Everything below takes a `Config`.
 """
@@ -145,8 +145,7 @@ def run(config: Config, given: dict[str, Any]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     if config.run.mode == 'eval':
-        preset = PRESETS[given['preset']].flags if 'preset' in given else {}
-        evaluate.follow({**preset, **given})
+        evaluate.follow(given)
         return
     if config.run.mode == 'export':
         train.export_checkpoint(config, given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ from evaluate import Tracker
 from experiment import (
     Experiment,
     build_model_of,
-    check_model_dir,
     penalty_of,
+    with_model_dir,
     with_weights,
 )
 from settings import UserError
@@ -28,6 +29,7 @@ from tf2.models.encoder import SimCLRModel, build_model
 from tf2.objectives import OBJECTIVES
 from tf2.optimizers import builder, decay
 from tf2.trainer import Trainer
+from tf2.weights import Report
 
 SAMPLE_VIEWS = 8  # images of which the views are shown in TensorBoard
 LABELS_FILE = 'labelled_examples.txt'  # lines 'index label', where only some labels are used
@@ -56,31 +58,38 @@ def train(experiment: Experiment, *, evaluate: bool) -> None:
             model_dir, model, objective, optimizer, config.train.keep_checkpoint_max
         )
         resumed = saved.resume()
-        _announce(experiment, resumed)
-        if resumed is None:
-            _initialise(experiment, model)
+        # Before anything is written: the file may turn out to be damaged.
+        report = None if resumed else _initialise(experiment, model)
+        _announce(experiment, resumed, report)
         if not experiment.pretrains:
             print(f'Training {describe_trainable(model)}')
         tracker = Tracker(experiment, model) if evaluate else None
         _fit(experiment, trainer, saved, schedule, tracker)
-        if tracker is not None:
-            tracker.finish(trainer.step)
     _export(config, model, trainer.step)
+    if tracker is not None:
+        tracker.finish(trainer.step)
     print(f'Curves and sample views: tensorboard --logdir {model_dir}')
 
 
-def _initialise(experiment: Experiment, model: SimCLRModel) -> None:
-    """Loads `--checkpoint` into the new `model`, and says what fitted."""
-    objective = experiment.config.objective
-    if experiment.weights is not None:
-        report = experiment.weights.load_into(
-            model,
-            head_layers=0 if experiment.pretrains else experiment.config.model.ft_proj_selector,
-        )
-        print(report.details() if experiment.config.run.verbosity > 0 else f'{report.line()}.')
-    if objective.zero_init_logits_layer and not experiment.pretrains:
+def _initialise(experiment: Experiment, model: SimCLRModel) -> Report | None:
+    """Loads `--checkpoint`, if there is one, into the new `model`."""
+    zero = experiment.config.objective.zero_init_logits_layer
+    if zero:
         for variable in model.classifier.variables:
             variable.assign(tf.zeros_like(variable))
+    if experiment.weights is None:
+        return None
+    # The classifier in the file may have learned from labels that this run is not to know.
+    few_labels = experiment.subset is not None
+    return experiment.weights.load_into(
+        model,
+        head_layers=0 if experiment.pretrains else experiment.config.model.ft_proj_selector,
+        classifier=not (zero or few_labels),
+    )
+
+
+def _show(report: Report, verbosity: int) -> None:
+    print(report.details() if verbosity > 0 else f'{report.line()}.')
 
 
 def describe_trainable(model: SimCLRModel) -> str:
@@ -96,7 +105,7 @@ def describe_trainable(model: SimCLRModel) -> str:
     return f'{sum(counts.values()):,} parameters: {listed}.'
 
 
-def _announce(experiment: Experiment, resumed: str | None) -> None:
+def _announce(experiment: Experiment, resumed: str | None, report: Report | None) -> None:
     config, source = experiment.config, experiment.source
     model_dir = config.train.model_dir
     classes = f'{source.num_classes} classes' if source.num_classes else 'no labels'
@@ -112,6 +121,8 @@ def _announce(experiment: Experiment, resumed: str | None) -> None:
         f'{experiment.total_steps} steps of {config.train.train_batch_size} images, in {model_dir}',
         flush=True,
     )
+    if report is not None:
+        _show(report, config.run.verbosity)
     tf.io.gfile.makedirs(model_dir)
     facts = {'num_classes': experiment.num_classes, 'train_examples': experiment.train_examples}
     configuration.write_flags(model_dir, config, facts)
@@ -183,20 +194,25 @@ def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
     Raises:
         UserError: if there is no checkpoint, or it contradicts the flags.
     """
-    if config.objective.checkpoint is None or config.train.model_dir is None:
+    if not config.objective.checkpoint or not config.train.model_dir:
         raise UserError(
             '--mode=export needs --checkpoint, the weights, and --model_dir, the folder for the '
             f'module; found {config.objective.checkpoint} and {config.train.model_dir}.'
         )
-    check_model_dir(config.train.model_dir)
+    config = with_model_dir(config)
     config, weights = with_weights(config, given)
-    model = SimCLRModel(config.model, config.data.image_size, weights.num_classes)
-    report = weights.load_into(build_model(model), head_layers=-1)
-    print(report.details() if config.run.verbosity > 0 else f'{report.line()}.')
-    if report.missing_count:
+    settings = config.model
+    if 'ft_proj_selector' not in given and weights.selector is not None:
+        settings = dataclasses.replace(settings, ft_proj_selector=weights.selector)
+    model = build_model(SimCLRModel(settings, config.data.image_size, weights.num_classes))
+    report = weights.load_into(model, head_layers=-1)
+    _show(report, config.run.verbosity)
+    lacking = len(model.variables) - len(report.loaded)
+    if lacking:
         raise UserError(
-            f'--mode=export needs all weights of the model; {weights.path} lacks '
-            f'{report.missing_count}. Leave out the flags that ask for more than it has.'
+            f'--mode=export needs all {len(model.variables)} variables of the model, from '
+            f'{weights.path}; {lacking} were not loaded. If the classifier reads a layer of the '
+            'projection head, name it with --ft_proj_selector.'
         )
     _export(config, model, weights.step)
 

@@ -39,7 +39,7 @@ class ModelConfig:
     )
     ft_proj_selector: int = option(
         0,
-        'Which projection head layer feeds the classifier when fine-tuning: 0 is the encoder '
+        'Which projection head layer feeds the classifier: 0 is the encoder '
         'output, k the output of layer k after its ReLU, -1 the projection itself.',
         at_least=-1,
     )
@@ -100,6 +100,11 @@ class ObjectiveConfig:
                 'pretraining cannot use: it trains the whole encoder. Leave it out, or use '
                 '--train_mode=finetune.'
             )
+        if self.train_mode == 'pretrain' and self.zero_init_logits_layer:
+            raise UserError(
+                '--zero_init_logits_layer is for fine-tuning; found --train_mode=pretrain. Leave '
+                'it out, or use --train_mode=finetune.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +123,11 @@ class OptimizerConfig:
     warmup_epochs: float = option(
         10.0, 'Epochs of linear warm-up before the cosine decay.', at_least=0
     )
-    weight_decay: float = option(1e-6, 'Weight decay of convolution and dense kernels.', at_least=0)
+    weight_decay: float = option(
+        1e-6,
+        'Weight decay: of kernels with lars and lamb, of kernels and biases with the others.',
+        at_least=0,
+    )
     momentum: float = option(
         0.9, 'Momentum of LARS and of the momentum optimizer.', at_least=0, at_most=1
     )
@@ -159,7 +168,12 @@ class TrainConfig:
     steps_per_loop: int = option(
         0, 'Steps in one call of the compiled training function; 0 chooses.', at_least=0
     )
-    seed: int = option(0, 'Seed of initialisation, data order and augmentation.', at_least=0)
+    seed: int = option(
+        0,
+        'Seed of initialisation, data order and augmentation.',
+        at_least=0,
+        at_most=2**32 - 1,
+    )
     mixed_precision: str = option(
         'float32',
         'Precision of convolutions and dense layers; loss and weights stay float32.',

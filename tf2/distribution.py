@@ -43,12 +43,25 @@ def _tpu_strategy(config: TrainConfig) -> tf.distribute.Strategy:
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError, RuntimeError, OSError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(
             f'No TPU could be reached at {address or "this machine"} ({reason}). '
-            'Check --tpu_name, --tpu_zone and --gcp_project.'
+            'Check --tpu_name or --master, --tpu_zone and --gcp_project.'
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether `strategy` runs on TPUs."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def mean_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """The mean of every replica's `value`, of any shape; to be called in a replica context."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, value)
 
 
 def check_divisible(strategy: tf.distribute.Strategy, **batch_sizes: int) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from tf2 import distribution
+
 Batch = Mapping[str, object]
 
 
@@ -44,7 +46,9 @@ class Objective(tf.Module, abc.ABC):
 
 
 def labelled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Cross-entropy and accuracy over the examples that have a label.
+    """Cross-entropy and accuracy over the examples that have a label, on all replicas.
+
+    The means of the figures over replicas are those of the global batch.
 
     Args:
         labels: [b] int32, -1 where there is none.
@@ -57,7 +61,8 @@ def labelled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf
     targets = tf.maximum(labels, 0)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)  # [b]
     hits = tf.cast(tf.argmax(logits, -1, tf.int32) == targets, tf.float32)  # [b]
-    count = tf.maximum(tf.reduce_sum(known), 1.0)
+    # Over all replicas, for these may have unequal shares of the labels.
+    count = tf.maximum(distribution.mean_over_replicas(tf.reduce_sum(known)), 1e-6)
     return {
         'supervised_loss': tf.reduce_sum(losses * known) / count,
         'supervised_acc': tf.reduce_sum(hits * known) / count,

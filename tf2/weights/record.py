@@ -32,6 +32,7 @@ class Record:
     Attributes:
         file: where.
         architecture: `FIELDS` -> values.
+        selector: head layer that the classifier reads; None if it doesn't say.
         image_size: pixels they were trained at; None if it doesn't say.
         step: number of updates they have had; None if it doesn't say.
         module: whether it is the record of an exported module.
@@ -39,6 +40,7 @@ class Record:
 
     file: str
     architecture: Mapping[str, Any]
+    selector: int | None
     image_size: int | None
     step: int | None
     module: bool
@@ -74,4 +76,5 @@ def _read(file: str, *, module: bool) -> Record | None:
             'is inferred.'
         ) from error
     architecture = {name: getattr(known, name) for name in FIELDS}
-    return Record(file, architecture, image_size, step, module)
+    selector = model.get('ft_proj_selector')
+    return Record(file, architecture, selector, image_size, step, module)

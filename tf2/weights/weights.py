@@ -36,6 +36,7 @@ class Weights:
         image_size: pixels to use the encoder at: as recorded, else 32 or 224 by its stem.
         num_classes: of the linear classifier; None where there is none.
         head_layers: layers of the projection head that are there.
+        selector: head layer that the classifier reads, where that is recorded, else None.
         step: number of updates the weights have had; 0 if nothing tells.
         contents: keys and shapes.
     """
@@ -49,14 +50,9 @@ class Weights:
     image_size: int
     num_classes: int | None
     head_layers: int
+    selector: int | None
     step: int
     contents: Contents = dataclasses.field(repr=False)
-
-    def describe(self) -> str:
-        """What it is, for the log: format and architecture on one line."""
-        known = ', '.join(f'{name} {value}' for name, value in self.architecture.items())
-        classes = f'{self.num_classes} classes' if self.num_classes else 'no classifier'
-        return f'{self.format}: {known}, {classes}, images {_stem(self.small_images)}'
 
     def load_into(
         self, model: SimCLRModel, *, head_layers: int = 0, classifier: bool = True
@@ -121,6 +117,7 @@ def open_weights(path: str) -> Weights:
         image_size=(record and record.image_size) or (SMALL_IMAGE if small else 224),
         num_classes=inference.class_count(contents),
         head_layers=inference.head_layer_count(contents),
+        selector=record and record.selector,
         step=_step(file, record),
         contents=contents,
     )
