@@ -23,7 +23,6 @@ import run
 import train
 from presets import PRESETS
 from tests.support import mirrored
-from tf2.evaluators.results import write_results
 
 PROGRAM = pathlib.Path(__file__).parents[1] / 'run.py'
 
@@ -83,6 +82,8 @@ def refused(
         (['--image_size=0'], '--image_size must be at least 1; found 0'),
         (['--learning_rate=-0.1'], r'--learning_rate must be at least 0; found -0\.1'),
         (['--fine_tune_after_block=2'], 'freezes layers, which pretraining cannot use'),
+        (['--zero_init_logits_layer'], 'is for fine-tuning'),
+        (['--label_fraction=0.1'], 'pretraining uses all images'),
         (['--use_tpu=True'], 'expects an attached TPU, --tpu_name or --master'),
         (['--mode=eval'], '--mode=eval needs --model_dir'),
         (['--mode=eval', '--model_dir='], '--mode=eval needs --model_dir'),
@@ -296,11 +297,22 @@ def test_eval_mode_takes_the_settings_of_the_folder_and_ends_with_the_training(
 ) -> None:
     model_dir, _ = finished
     trained = json.loads((model_dir / 'result.json').read_text())
-    write_results(str(model_dir), 3, {})
     shown = main('--mode=eval', f'--model_dir={model_dir}', '--eval_name=again')
     assert "Step 3 on 'test[:32]' of bundled: eval/label_top_1_accuracy" in shown
-    assert json.loads((model_dir / 'result.json').read_text()) == pytest.approx(trained)
+    again = json.loads((model_dir / 'again' / 'result.json').read_text())
+    assert again == pytest.approx(trained)
     assert (3, 'eval/label_top_1_accuracy') in set(events(model_dir / 'again'))
+
+
+def test_an_evaluation_with_a_name_leaves_the_results_of_the_run_alone(
+    finished: tuple[pathlib.Path, str],
+) -> None:
+    model_dir, _ = finished
+    before = (model_dir / 'result.json').read_bytes()
+    flags = ('--eval_split=test[32:64]', '--eval_name=others')
+    main('--mode=eval', f'--model_dir={model_dir}', *flags)
+    assert (model_dir / 'result.json').read_bytes() == before
+    assert (model_dir / 'others' / 'result_3.json').exists()
 
 
 @pytest.mark.usefixtures('no_export')
@@ -347,7 +359,8 @@ def test_fine_tuning_takes_the_architecture_of_its_checkpoint(
         *FINETUNE,
     )
     assert 'bundled: 20 training images' in shown
-    assert 'Loaded 121 variables' in shown and 'missing 0' in shown
+    # The classifier of the pretraining has seen all labels, this run is to know twenty.
+    assert 'Loaded 119 variables' in shown and 'classifier: starts anew' in shown
     assert 'proj_layer1' in shown and 'proj_layer2' not in shown
     flags = json.loads((tmp_path / 'run' / 'flags.json').read_text())
     assert (flags['resnet_depth'], flags['width_multiplier'], flags['image_size']) == (18, 0.25, 8)
@@ -456,6 +469,25 @@ def test_fine_tuning_that_cannot_be_is_refused(
     message = capsys.readouterr().err
     assert words in message and message.count('\n') == 1
     assert listed(tmp_path) == []
+
+
+def test_a_module_reads_the_layer_that_was_fine_tuned(
+    finished: tuple[pathlib.Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    exported = []
+    monkeypatch.setattr(
+        train.hub_export, 'export_module', lambda model, *_, **__: exported.append(model) or 'x'
+    )
+    arguments = (f'--checkpoint={finished[0]}', f'--model_dir={tmp_path / "run"}', *FINETUNE)
+    for selector in (1, -1):
+        shutil.rmtree(tmp_path / 'run', ignore_errors=True)
+        main('--mode=train', *arguments, f'--ft_proj_selector={selector}', '--train_steps=1')
+        main('--mode=export', f'--checkpoint={tmp_path / "run"}', f'--model_dir={tmp_path / "x"}')
+        tuned, read_back = exported[-2:]
+        images = tf.random.stateless_uniform([2, 8, 8, 3], [1, 2])
+        np.testing.assert_allclose(
+            read_back(images)['logits_sup'], tuned(images)['logits_sup'], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_any_weights_become_a_module(

@@ -83,7 +83,9 @@ def test_a_tpu_that_cannot_be_reached_is_named(
         raise error('no route\nto host')
 
     monkeypatch.setattr(tf.distribute.cluster_resolver, 'TPUClusterResolver', fail)
-    with pytest.raises(UserError, match=r'No TPU could be reached at pod \(no route\)\. Check'):
+    with pytest.raises(
+        UserError, match=r'No TPU could be reached at pod \(no route to host\)\. Check'
+    ):
         distribution.build_strategy(TrainConfig(tpu_name='pod'))
 
 

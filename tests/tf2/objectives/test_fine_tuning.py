@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from settings import UserError
+from tests.support import mirrored, run_on_replicas
 from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
 from tf2.models.encoder import SimCLRModel, build_model
+from tf2.objectives.base import labelled_cross_entropy
 from tf2.objectives.fine_tuning import FineTuning
 from tf2.trainer import Penalty, Trainer
 
@@ -92,6 +94,17 @@ def test_loss_is_the_mean_over_labelled_examples() -> None:
         terms['supervised_loss'], -np.log(chances[np.arange(5), labels]).mean(), rtol=1e-5
     )
     np.testing.assert_allclose(terms['supervised_acc'], (logits.argmax(1)[:5] == labels).mean())
+
+
+def test_replicas_with_unequal_shares_of_the_labels_give_the_global_mean() -> None:
+    logits = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    labels = np.array([0, 1, 2, 0, -1, -1, -1, 1], np.int32)
+    whole = labelled_cross_entropy(tf.constant(labels), tf.constant(logits))
+    parts = run_on_replicas(
+        mirrored(2), labelled_cross_entropy, np.split(labels, 2), np.split(logits, 2)
+    )
+    for name, value in whole.items():
+        np.testing.assert_allclose(np.mean([part[name] for part in parts]), value, rtol=1e-5)
 
 
 def test_labels_are_needed() -> None:
