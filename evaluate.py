@@ -115,6 +115,7 @@ class Tracker:
         # An evaluation with a name of its own, on another split say, leaves the run's alone.
         self._folder = os.path.join(config.model_dir, config.eval_name or '')
         self._latest: int | None = None
+        self._final: Mapping[str, float] = {}
         self._best = self._recorded_best()
 
     def _recorded_best(self) -> dict[str, float]:
@@ -140,7 +141,7 @@ class Tracker:
         write_results(self._folder, step, {**results, **best})
         values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
         tqdm.write(f'Step {step} on {name}: {values}')  # beside a progress bar, if there is one
-        self._latest = step
+        self._latest, self._final = step, results
         return results
 
     def _keep_best(self, step: int, results: Mapping[str, float]) -> None:
@@ -152,7 +153,9 @@ class Tracker:
         """Measures the final weights, unless that was just done, and names the best ones too."""
         if self._latest != step:
             self.measure(step)
-        best_step = self._best.get('best/global_step', step)
-        if best_step != step and not self._experiment.pretrains:
-            best = self._best[f'best/{TOP_1}']
-            print(f'The best on the way, {best:.4f} at step {best_step:.0f}, is not the result.')
+        final, best = self._final.get(TOP_1, -1.0), self._best.get(f'best/{TOP_1}', -1.0)
+        if best > final and not self._experiment.pretrains:
+            reached = self._best['best/global_step']
+            print(
+                f'The result is {final:.4f}; on the way it was {best:.4f}, at step {reached:.0f}.'
+            )

@@ -155,7 +155,7 @@ def run(config: Config, given: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the program; returns the exit status: 2 for what the user can mend."""
+    """Runs the program; returns the exit status: 2 for what the user can mend, 130 for Ctrl-C."""
     if any(argument in ('--help', '-h', '--helpfull', '--helpshort') for argument in arguments):
         print(help_text(), end='')
         return 0
@@ -165,6 +165,10 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f'{os.path.basename(arguments[0])}: error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        advice = 'The same command with the same --model_dir goes on from its last checkpoint.'
+        print(f'\nInterrupted. {advice}', file=sys.stderr)
+        return 130
     return 0
 
 

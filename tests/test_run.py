@@ -138,6 +138,17 @@ def test_a_model_dir_of_another_architecture_is_refused(
     assert 'checkpoints of resnet_depth 34; this run asks for resnet_depth 18' in message
 
 
+def test_an_interruption_says_how_to_go_on(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, 'train', interrupt)
+    assert run.main(['run.py']) == 130
+    assert '--model_dir goes on from its last checkpoint' in capsys.readouterr().err
+
+
 def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('HOME', str(folder))
     config = configuration.resolve({'model_dir': '~/run'}, PRESETS)
