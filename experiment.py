@@ -1,4 +1,4 @@
-"""A run from its configuration: what is checked first, what is built, trained and evaluated."""
+"""A run from its configuration: all a user can get wrong is checked, before anything is written."""
 
 from __future__ import annotations
 
