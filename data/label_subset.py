@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
-from data.sources.source import Source
+from data.sources.source import NO_LABEL, Source
 from settings import UserError
 
 # Encoded examples of a subset up to this size stay in memory: finding them again would mean to
@@ -101,15 +102,10 @@ def _check_count(source: Source, config: DataConfig, label: int, count: int, mem
 
 def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
     """`source` with nothing but the chosen examples in `split`; other splits are as they were."""
-    is_chosen = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(
-            tf.constant(subset.indices), tf.ones([len(subset.indices)], tf.int32)
-        ),
-        default_value=0,
-    )
+    is_chosen = _membership(subset)
     few = len(subset.indices) <= CACHED_EXAMPLES
     chosen = source.examples(split).enumerate()
-    chosen = chosen.filter(lambda index, _: is_chosen.lookup(index) > 0)
+    chosen = chosen.filter(lambda index, _: is_chosen(index))
     chosen = chosen.map(lambda _, example: example)
     chosen = chosen.cache() if few else chosen
     return dataclasses.replace(
@@ -119,3 +115,27 @@ def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
         ),
         examples=lambda asked: chosen if asked == split else source.examples(asked),
     )
+
+
+def hide_other_labels(source: Source, split: str, subset: LabelSubset) -> Source:
+    """`source` with all its examples, of which in `split` only the chosen ones have a label."""
+    is_chosen = _membership(subset)
+
+    def hide(index: tf.Tensor, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {**example, 'label': tf.where(is_chosen(index), example['label'], NO_LABEL)}
+
+    masked = source.examples(split).enumerate().map(hide)
+    return dataclasses.replace(
+        source, examples=lambda asked: masked if asked == split else source.examples(asked)
+    )
+
+
+def _membership(subset: LabelSubset) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Position in the source's order, int64 scalar -> whether it was chosen, bool scalar."""
+    chosen = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(
+            tf.constant(subset.indices), tf.ones([len(subset.indices)], tf.int32)
+        ),
+        default_value=0,
+    )
+    return lambda index: chosen.lookup(index) > 0

@@ -7,7 +7,8 @@ at step k sees what a run from the beginning sees from step k on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -16,7 +17,7 @@ from data.augmentations import AUGMENTATIONS
 from data.config import DataConfig
 from data.images import to_rgb
 from data.randomness import epoch_key, view_seed
-from data.recipes import RECIPES, Recipe
+from data.recipes import RECIPES, Recipe, View
 from data.sources.source import NO_LABEL, Source
 from settings import UserError
 
@@ -44,6 +45,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    extra: View | None = None,
 ) -> tf.data.Dataset:
     """An endless stream of training batches; batches run across the ends of epochs.
 
@@ -56,6 +58,7 @@ def train_batches(
         seed: the run's seed.
         start_step: how many batches to leave out at the beginning. What is left out is neither
             decoded nor augmented.
+        extra: one more view than the recipe's, the last one; a teacher's.
 
     Returns:
         Dataset of {'views': tuple of [batch_size, image_size, image_size, 3] float32 in [0, 1],
@@ -70,7 +73,7 @@ def train_batches(
             f'Split {split!r} of data set {source.name} has {count} examples, fewer than one '
             f'batch of {batch_size}; lower --train_batch_size or choose a larger split.'
         )
-    one_by_one, in_batches = _split_steps(RECIPES[recipe])
+    wanted = _with_extra(RECIPES[recipe], extra)
     is_small = config.image_size <= _SMALL_IMAGE
     examples = source.examples(split).enumerate()
     if config.cache_dataset:
@@ -79,13 +82,15 @@ def train_batches(
     dataset = _epochs(examples, count, buffer, seed, skip=start_step * batch_size)
 
     def first_steps(key: tf.Tensor, index: tf.Tensor, example: Example) -> Example:
-        seeds = tuple(view_seed(key, index, view) for view in range(RECIPES[recipe].views))
-        views = _open_views(source, example, seeds, one_by_one, config)
+        seeds = tuple(view_seed(key, index, view.seed) for view in wanted)
+        first = [_split_steps(view)[0] for view in wanted]
+        views = _open_views(source, example, seeds, first, config)
         return {'views': views, 'seeds': seeds, 'label': example['label']}
 
     def last_steps(group: Example) -> Batch:
-        pairs = zip(group['views'], group['seeds'], strict=True)
-        views = tuple(_augment(images, seeds, in_batches, config) for images, seeds in pairs)
+        last = [_split_steps(view)[1] for view in wanted]
+        parts = zip(group['views'], group['seeds'], last, strict=True)
+        views = tuple(_augment(images, seeds, view, config) for images, seeds, view in parts)
         return {'views': views, 'label': group['label']}
 
     group_size = _group_size(batch_size, _GROUP_SMALL_IMAGES if is_small else _GROUP_LARGE_IMAGES)
@@ -95,7 +100,7 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, config: DataConfig, *, split: str, batch_size: int
+    source: Source, config: DataConfig, *, split: str, batch_size: int, extra: View | None = None
 ) -> tf.data.Dataset:
     """Every example of a split once, in a fixed order; the last batch is filled up.
 
@@ -104,6 +109,7 @@ def eval_batches(
         config: settings; `image_size` is the view's size in pixels.
         split: split or slice of `source`.
         batch_size: examples per batch.
+        extra: a second view of each example; a teacher's.
 
     Returns:
         Finite dataset of {'views': tuple of one [batch_size, image_size, image_size, 3] float32
@@ -120,13 +126,12 @@ def eval_batches(
             'choose another --eval_split.'
         )
     missing = -count % batch_size
-    one_by_one, in_batches = _split_steps(RECIPES['eval'])
+    wanted = _with_extra(RECIPES['eval'], extra)
 
     def view(example: Example) -> Example:
         # The evaluation view leaves nothing to chance; its steps ignore the seed.
-        seed = tf.zeros([2], tf.int32)
-        steps = (*one_by_one, *in_batches)
-        views = _open_views(source, example, (seed,), steps, config)
+        seeds = (tf.zeros([2], tf.int32),) * len(wanted)
+        views = _open_views(source, example, seeds, wanted, config)
         return {'views': views, 'label': example['label'], 'mask': tf.constant(True)}
 
     dataset = _map(source.examples(split), view)
@@ -154,8 +159,8 @@ def sample_views(
     key = epoch_key(seed, 0)
 
     def views(index: tf.Tensor, example: Example) -> tuple[tf.Tensor, ...]:
-        seeds = tuple(view_seed(key, index, view) for view in range(RECIPES[recipe].views))
-        return _open_views(source, example, seeds, RECIPES[recipe].steps, config)
+        seeds = tuple(view_seed(key, index, view.seed) for view in RECIPES[recipe])
+        return _open_views(source, example, seeds, RECIPES[recipe], config)
 
     first = source.examples(split).take(count).enumerate()
     return first.map(views).batch(count).get_single_element()
@@ -172,7 +177,7 @@ def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
         [image_size, image_size, 3] float32 in [0, 1].
     """
     image = to_rgb(tf.io.decode_image(encoded, expand_animations=False))
-    return _augment(image, tf.zeros([2], tf.int32), RECIPES['eval'].steps, config)
+    return _augment(image, tf.zeros([2], tf.int32), RECIPES['eval'][0], config)
 
 
 def _count(source: Source, split: str) -> int:
@@ -208,32 +213,35 @@ def _epochs(
     return epochs.flat_map(one_epoch)
 
 
-def _split_steps(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Cuts a recipe into the steps that take single images only and those after them."""
+def _with_extra(recipe: Recipe, extra: View | None) -> Recipe:
+    return recipe if extra is None else (*recipe, extra)
+
+
+def _split_steps(view: View) -> tuple[View, View]:
+    """Cuts a view's steps into those that take single images only and those after them."""
     cut = 0
-    for position, name in enumerate(recipe.steps):
+    for position, name in enumerate(view.steps):
         if not AUGMENTATIONS[name].takes_batches:
             cut = position + 1
-    return recipe.steps[:cut], recipe.steps[cut:]
+    return tuple(dataclasses.replace(view, steps=s) for s in (view.steps[:cut], view.steps[cut:]))
 
 
 def _open_views(
     source: Source,
     example: Example,
-    seeds: tuple[tf.Tensor, ...],
-    steps: tuple[str, ...],
+    seeds: Sequence[tf.Tensor],
+    views: Sequence[View],
     config: DataConfig,
 ) -> tuple[tf.Tensor, ...]:
-    """Decodes one example once and makes a view of it for every seed."""
+    """Decodes one example once and makes each of `views` of it, with its seed."""
     image = to_rgb(source.decode(example['image']))  # [h, w, 3]
-    return tuple(_augment(image, seed, steps, config) for seed in seeds)
+    return tuple(_augment(image, seed, view, config) for seed, view in zip(seeds, views))
 
 
-def _augment(
-    image: tf.Tensor, seed: tf.Tensor, steps: tuple[str, ...], config: DataConfig
-) -> tf.Tensor:
-    for name in steps:
-        image = AUGMENTATIONS[name].apply(image, seed, config)
+def _augment(image: tf.Tensor, seed: tf.Tensor, view: View, config: DataConfig) -> tf.Tensor:
+    sized = dataclasses.replace(config, image_size=view.size or config.image_size)
+    for name in view.steps:
+        image = AUGMENTATIONS[name].apply(image, seed, sized)
     return image
 
 

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from data import pipeline
 from data.config import DataConfig
-from data.label_subset import choose_labels, read_labels, restrict, wants_subset
+from data.label_subset import (
+    choose_labels,
+    hide_other_labels,
+    read_labels,
+    restrict,
+    wants_subset,
+)
 from data.sources.source import Source
 from settings import UserError
 
@@ -110,3 +116,16 @@ def test_two_ways_of_choosing_at_once_are_refused() -> None:
     assert wants_subset(DataConfig(labels_per_class=1)) and wants_subset(
         DataConfig(label_fraction=0.1)
     )
+
+
+def test_labels_that_were_not_chosen_are_hidden_and_all_images_stay() -> None:
+    subset = choose_labels(SOURCE, DataConfig(labels_per_class=2), split='train', seed=5)
+    masked = hide_other_labels(SOURCE, 'train', subset)
+    examples = list(masked.examples('train').as_numpy_iterator())
+    assert len(examples) == masked.num_examples('train') == len(LABELS)
+    known = [index for index, example in enumerate(examples) if example['label'] >= 0]
+    assert known == subset.indices.tolist()
+    assert [examples[index]['label'] for index in known] == subset.labels.tolist()
+    whole = SOURCE.examples('train').as_numpy_iterator()
+    assert [e['image'] for e in examples] == [e['image'] for e in whole]
+    assert read_labels(masked, 'test').tolist() == LABELS

@@ -14,7 +14,7 @@ from data.augmentations.eval_crop import eval_crop
 from data.config import DataConfig
 from data.images import to_rgb
 from data.pipeline import _group_size, eval_batches, train_batches
-from data.recipes import RECIPES, Recipe
+from data.recipes import RECIPES, View, teacher_view
 from settings import UserError
 
 CONFIG = DataConfig(image_size=21)
@@ -43,7 +43,7 @@ def assert_same_batches(left: list[dict], right: list[dict]) -> None:
         tf.nest.map_structure(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize(('recipe', 'views'), [('pretrain', 2), ('finetune', 1)])
+@pytest.mark.parametrize(('recipe', 'views'), [('pretrain', 2), ('finetune', 1), ('distill', 1)])
 def test_training_batches_have_static_shapes(memory_source, recipe, views):
     dataset = train_batches(
         memory_source(10), CONFIG, split='train', recipe=recipe, batch_size=4, seed=1
@@ -212,7 +212,50 @@ def test_any_image_size_works_at_any_view_size(height, width, size):
 
 def test_recipes_name_augmentations_that_exist():
     for recipe in RECIPES.values():
-        assert isinstance(recipe, Recipe)
-        assert set(recipe.steps) <= set(AUGMENTATIONS)
-        assert recipe.views >= 1
-    assert RECIPES['pretrain'].views == 2
+        assert recipe
+        for view in recipe:
+            assert isinstance(view, View)
+            assert set(view.steps) <= set(AUGMENTATIONS)
+    assert [view.seed for view in RECIPES['pretrain']] == [0, 1]
+
+
+def distilled(source, extra, *, size=21):
+    batches = train_batches(
+        source,
+        DataConfig(image_size=size),
+        split='train',
+        recipe='distill',
+        batch_size=4,
+        seed=1,
+        extra=extra,
+    )
+    return first(batches, 3)
+
+
+def test_a_teacher_sees_its_students_box_and_flip_at_its_own_size(memory_source):
+    source = memory_source(10)
+    batches = distilled(source, teacher_view('student', 34))
+    small, large = zip(*(batch['views'] for batch in batches), strict=True)
+    # What a student of that size would see, to the last bit.
+    for view, batch in zip(large, distilled(source, None, size=34), strict=True):
+        np.testing.assert_array_equal(view, batch['views'][0])
+    for view, batch in zip(small, distilled(source, None), strict=True):
+        np.testing.assert_array_equal(view, batch['views'][0])
+
+
+def test_a_teacher_may_see_the_evaluation_view(memory_source):
+    source = memory_source(10)
+    (whole,) = eval_batches(source, DataConfig(image_size=16), split='train', batch_size=10)
+    for batch in distilled(source, teacher_view('eval', 16)):
+        for view, label in zip(batch['views'][1], batch['label'], strict=True):
+            np.testing.assert_allclose(view, whole['views'][0][label], atol=1e-6)
+
+
+def test_evaluation_shows_the_teacher_its_own_size(memory_source):
+    source, config = memory_source(5), DataConfig(image_size=21)
+    extra = teacher_view('eval', 34)
+    (batch,) = eval_batches(source, config, split='test', batch_size=6, extra=extra)
+    (alone,) = eval_batches(source, DataConfig(image_size=34), split='test', batch_size=6)
+    assert batch['views'][0].shape == [6, 21, 21, 3]
+    np.testing.assert_array_equal(batch['views'][1], alone['views'][0])
+    np.testing.assert_array_equal(batch['mask'], [True] * 5 + [False])
