@@ -22,8 +22,9 @@ class RunConfig:
     mode: str = option(
         'train',
         'What to do. "eval" follows new checkpoints until training is done; "export" turns '
-        '--checkpoint, of any format, into a TF-Hub module below --model_dir.',
-        choices=('train', 'eval', 'train_then_eval', 'export'),
+        '--checkpoint, of any format, into a TF-Hub module below --model_dir; "pipeline" runs all '
+        'stages, one after the other.',
+        choices=('train', 'eval', 'train_then_eval', 'export', 'pipeline'),
     )
     preset: str | None = option(
         None, 'Named bundle of flags, see below. A flag that is given wins.'
@@ -77,17 +78,41 @@ def from_values(values: Mapping[str, Any]) -> Config:
         sections[name] = section(**{key: values[key] for key in names & values.keys()})
     config = Config(**sections)
     _check_stage(config)
+    _check_memory(config)
     return config
 
 
 def _check_stage(config: Config) -> None:
-    """Raises UserError for settings of fine-tuning while pretraining."""
-    if config.objective.train_mode != 'pretrain' or config.run.mode == 'export':
+    """Raises UserError for a choice of labels in a stage that uses none."""
+    chooses = config.data.label_fraction < 1 or config.data.labels_per_class > 0
+    if not chooses or config.run.mode in ('export', 'pipeline'):
         return
-    if config.data.label_fraction < 1 or config.data.labels_per_class:
+    if config.objective.train_mode == 'pretrain':
         raise UserError(
             '--label_fraction and --labels_per_class choose labels for fine-tuning; pretraining '
             'uses all images. Leave them out, or use --train_mode=finetune.'
+        )
+    if config.objective.train_mode == 'distill' and config.objective.distill_alpha == 1:
+        raise UserError(
+            '--label_fraction and --labels_per_class choose labels, and --distill_alpha=1 uses '
+            'none. Leave them out, or give a smaller --distill_alpha.'
+        )
+
+
+def _check_memory(config: Config) -> None:
+    """Raises UserError for a memory that batches do not fill evenly, and for an export without."""
+    size, batch = config.objective.memory_size, config.train.train_batch_size
+    exports = config.run.mode == 'export'
+    if size % batch and not exports:
+        raise UserError(
+            f'--memory_size must be a multiple of --train_batch_size, {batch}; found {size}. Try '
+            f'{size // batch * batch or batch}, or 0 for no memory.'
+        )
+    if config.train.export_momentum_encoder and (exports or not size):
+        found = '--mode=export, which reads the model alone' if exports else '--memory_size=0'
+        raise UserError(
+            '--export_momentum_encoder needs a training run with a momentum encoder, which '
+            f'--memory_size gives it; found {found}. Leave it out, or train with --memory_size.'
         )
 
 
@@ -121,7 +146,14 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
         return from_values(given)
     if name not in presets:
         raise UserError(f'--preset must be one of {", ".join(presets)}; found {name!r}.')
-    return from_values({**presets[name].flags, **given})
+    return from_values({**_unless_given(presets[name].flags, given), **given})
+
+
+def _unless_given(flags: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's flags; its choice of labels goes if another one is given."""
+    labels = ('label_fraction', 'labels_per_class')
+    dropped = labels if any(name in given for name in labels) else ()
+    return {name: value for name, value in flags.items() if name not in dropped}
 
 
 def write_flags(model_dir: str, config: Config, facts: Mapping[str, Any]) -> None:
@@ -160,6 +192,8 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
     free = {'ft_proj_selector', 'global_bn', 'batch_norm_decay'}
     # Fine-tuning reads one layer of the head and has optimizer slots for what is not frozen.
     tuned = ('ft_proj_selector', 'fine_tune_after_block')
+    # Pretraining may have a queue and a momentum encoder.
+    kept = ('memory_size',)
     names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in free]
     return {
         **{name: values[name] for name in names},
@@ -167,7 +201,7 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
         'optimizer': values['optimizer'],
         'num_classes': values['num_classes'],
         'train_mode': values['train_mode'],
-        **{name: values[name] for name in tuned if values['train_mode'] == 'finetune'},
+        **{name: values[name] for name in (tuned if values['train_mode'] != 'pretrain' else kept)},
     }
 
 

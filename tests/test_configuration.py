@@ -133,6 +133,7 @@ def folder_with_checkpoint(tmp_path: pathlib.Path) -> str:
         (['--image_size=64'], 'small stem True', 'small stem False'),
         (['--optimizer=adam'], 'optimizer lars', 'optimizer adam'),
         (['--num_proj_layers=2'], 'num_proj_layers 3', 'num_proj_layers 2'),
+        (['--memory_size=1024'], 'memory_size 0', 'memory_size 1024'),
     ],
 )
 def test_another_architecture_is_refused_and_both_are_shown(
@@ -147,6 +148,25 @@ def test_what_changes_no_variable_may_change(folder_with_checkpoint: str) -> Non
     configuration.write_flags(folder_with_checkpoint, resolve(), {'num_classes': 10})
     config = resolve('--learning_rate=9', '--noglobal_bn', '--image_size=20', '--temperature=1')
     configuration.check_same_architecture(folder_with_checkpoint, config, 10)
+
+
+def test_a_folder_from_before_there_was_a_memory_goes_on(folder_with_checkpoint: str) -> None:
+    path = pathlib.Path(folder_with_checkpoint) / 'flags.json'
+    configuration.write_flags(folder_with_checkpoint, resolve(), {'num_classes': 10})
+    recorded = json.loads(path.read_text())
+    for name in ('memory_size', 'momentum_encoder_decay', 'export_momentum_encoder'):
+        del recorded[name]
+    path.write_text(json.dumps(recorded))
+    configuration.check_same_architecture(folder_with_checkpoint, resolve(), 10)
+    config = resolve('--memory_size=256', '--train_batch_size=128')
+    with pytest.raises(UserError, match='memory_size 0; this run asks for memory_size 256'):
+        configuration.check_same_architecture(folder_with_checkpoint, config, 10)
+
+
+def test_a_memory_matters_to_pretraining_alone() -> None:
+    values = {**configuration.to_values(resolve()), 'num_classes': 10}
+    assert configuration.architecture(values)['memory_size'] == 0
+    assert 'memory_size' not in configuration.architecture({**values, 'train_mode': 'finetune'})
 
 
 def test_a_run_that_saved_nothing_yet_may_be_changed(tmp_path: pathlib.Path) -> None:

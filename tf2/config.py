@@ -72,7 +72,9 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is trained and by which loss (SimCLR section 2.1, arXiv:2002.05709)."""
 
-    train_mode: str = option('pretrain', 'Stage of the training.', choices=('pretrain', 'finetune'))
+    train_mode: str = option(
+        'pretrain', 'Stage of the training.', choices=('pretrain', 'finetune', 'distill')
+    )
     checkpoint: str | None = option(
         None,
         'Weights to start from, where --model_dir has none: a --model_dir, a checkpoint, an '
@@ -85,8 +87,48 @@ class ObjectiveConfig:
         at_most=4,
     )
     zero_init_logits_layer: bool = option(False, 'Fine-tuning: start the classifier at zero.')
+    teacher: str | None = option(
+        None,
+        'Distillation: the network to learn from. Anything --checkpoint takes, if it has a '
+        'classifier, or a SavedModel or TF-Hub handle that returns logits.',
+    )
+    teacher_view: str = option(
+        'student',
+        'Distillation: what the teacher sees, the same augmented view as the student or the view '
+        'of evaluation.',
+        choices=('student', 'eval'),
+    )
+    distill_alpha: float = option(
+        1.0,
+        'Distillation: weight of the teacher; 1 - alpha is that of the labels. 1 needs none.',
+        at_least=0,
+        at_most=1,
+    )
+    distill_temperature: float = option(
+        1.0,
+        "Distillation: temperature of both softmaxes; SimCLRv2 takes 0.1 for a teacher's own "
+        'architecture, 1 for a smaller one.',
+        above=0,
+    )
+    distill_temperature_squared: bool = option(
+        True,
+        'Distillation: multiply its term by the squared temperature, as the published program '
+        'does; the paper writes it without.',
+    )
     temperature: float = option(0.1, 'Temperature of the NT-Xent softmax.', above=0)
     hidden_norm: bool = option(True, 'Scale projections to length 1 before NT-Xent.')
+    memory_size: int = option(
+        0,
+        'Pretraining: projections of earlier images that are negatives too, from a momentum '
+        'encoder; a multiple of --train_batch_size. 0 turns it off; SimCLRv2 takes 65536.',
+        at_least=0,
+    )
+    momentum_encoder_decay: float = option(
+        0.999,
+        'Share of its weights that the momentum encoder of --memory_size keeps at each step.',
+        at_least=0,
+        at_most=1,
+    )
     lineareval_while_pretraining: bool = option(
         True,
         'While pretraining, also train a linear classifier that sends no gradient to the encoder.',
@@ -94,6 +136,21 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.train_mode == 'distill' and not self.teacher:
+            raise UserError(
+                '--train_mode=distill needs a --teacher, the fine-tuned network to learn from; '
+                'found none. Give the --model_dir of its run, or an exported module.'
+            )
+        if self.train_mode != 'distill' and self.teacher:
+            raise UserError(
+                f'--teacher is for distillation; found --train_mode={self.train_mode}. Leave it '
+                'out, or use --train_mode=distill.'
+            )
+        if self.train_mode != 'pretrain' and self.memory_size:
+            raise UserError(
+                f'--memory_size is for pretraining; found --train_mode={self.train_mode}. Leave '
+                'it out, or use --train_mode=pretrain.'
+            )
         if self.train_mode == 'pretrain' and self.fine_tune_after_block > -1:
             raise UserError(
                 f'--fine_tune_after_block={self.fine_tune_after_block} freezes layers, which '
@@ -161,6 +218,10 @@ class TrainConfig:
     keep_checkpoint_max: int = option(5, 'Number of checkpoints to keep; 0 keeps all.', at_least=0)
     keep_hub_module_max: int = option(
         1, 'Number of exported modules to keep; 0 keeps all.', at_least=0
+    )
+    export_momentum_encoder: bool = option(
+        False,
+        'With --memory_size: export the momentum encoder too, to momentum_saved_model/N.',
     )
     train_summary_steps: int = option(
         100, 'Steps between scalars in TensorBoard and lines in the log.', at_least=1

@@ -42,7 +42,10 @@ class SimCLRModel(tf.keras.Model):
             dtype='float32' if precision == 'float32' else f'mixed_{precision}',
         )
         self.config = config
+        self.image_size = image_size
         self.num_classes = num_classes
+        self.replicas = replicas
+        self.precision = precision
         self.detach_classifier = detach_classifier
         self.backbone = BACKBONES['resnet'](
             config.resnet_depth,
@@ -112,6 +115,18 @@ def feature_dim(config: ModelConfig) -> int:
     """Width of the encoder's output."""
     expansion = 4 if has_bottlenecks(config.resnet_depth) else 1
     return expansion * int(GROUP_FILTERS[-1] * config.width_multiplier)
+
+
+def projection_dim(config: ModelConfig) -> int:
+    """Width of the projection head's output."""
+    return feature_dim(config) if config.proj_head_mode == 'none' else config.proj_out_dim
+
+
+def without_classifier(model: SimCLRModel) -> SimCLRModel:
+    """A new model, not built yet, with the encoder and projection head that `model` has."""
+    return SimCLRModel(
+        model.config, model.image_size, None, replicas=model.replicas, precision=model.precision
+    )
 
 
 def build_model(model: SimCLRModel) -> SimCLRModel:

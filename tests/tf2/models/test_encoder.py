@@ -11,7 +11,13 @@ import tensorflow as tf
 from settings import UserError
 from tests.support import GOLDEN, assign_formula_weights, relative_error
 from tf2.config import ModelConfig
-from tf2.models.encoder import SimCLRModel, build_model, feature_dim
+from tf2.models.encoder import (
+    SimCLRModel,
+    build_model,
+    feature_dim,
+    projection_dim,
+    without_classifier,
+)
 from tf2.models.heads import ProjectionHead
 from tf2.models.layers import Norm
 from tf2.models.published_names import tf1_names, tf2_names
@@ -165,6 +171,19 @@ def test_mixed_precision_keeps_weights_and_outputs_in_float32() -> None:
     for name in ('final_avg_pool', 'proj_head_output', 'logits_sup'):
         assert outputs[name].dtype == tf.float32
     assert all(variable.dtype == tf.float32 for variable in model.variables)
+
+
+@pytest.mark.parametrize('mode', ['none', 'linear', 'nonlinear'])
+def test_a_second_model_has_the_same_encoder_and_head(mode: str) -> None:
+    config = ModelConfig(resnet_depth=18, width_multiplier=0.25, proj_head_mode=mode)
+    model = build_model(SimCLRModel(config, 64, 10, precision='bfloat16'))
+    second = build_model(without_classifier(model))
+    shapes = {name: v.shape for name, v in tf2_names(model).items() if 'supervised' not in name}
+    assert {name: variable.shape for name, variable in tf2_names(second).items()} == shapes
+    outputs = second(tf.zeros([2, 64, 64, 3]))
+    assert outputs['block_group4'].dtype == tf.bfloat16
+    assert outputs['initial_conv'].shape[1] == 32
+    assert outputs['proj_head_output'].shape == [2, projection_dim(config)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,8 +16,16 @@ from tf2.objectives.nt_xent import contrast_metrics, nt_xent
 FIGURES = np.load(GOLDEN / 'ntxent.npz')
 
 
-def slow_reference(hidden: np.ndarray, temperature: float, hidden_norm: bool = True) -> float:
-    """Equation 1, one view at a time, in float64. `hidden` is [2n, d], first views first."""
+def slow_reference(
+    hidden: np.ndarray,
+    temperature: float,
+    hidden_norm: bool = True,
+    negatives: Sequence[np.ndarray] = (),
+) -> float:
+    """Equation 1, one view at a time, in float64. `hidden` is [2n, d], first views first.
+
+    `negatives` [d] are compared with every view, as they are.
+    """
     hidden = hidden.astype(np.float64)
     if hidden_norm:
         hidden = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
@@ -24,6 +34,7 @@ def slow_reference(hidden: np.ndarray, temperature: float, hidden_norm: bool = T
     for i in range(rows):
         partner = (i + rows // 2) % rows
         others = [np.dot(hidden[i], hidden[j]) / temperature for j in range(rows) if j != i]
+        others += [np.dot(hidden[i], row.astype(np.float64)) / temperature for row in negatives]
         losses.append(
             np.logaddexp.reduce(others) - np.dot(hidden[i], hidden[partner]) / temperature
         )
@@ -124,3 +135,89 @@ def test_extreme_projections_stay_finite() -> None:
     hidden = tf.constant(np.repeat([[1e4, -1e4]], 8, 0).astype(np.float32))
     found = loss_and_figures(hidden, 0.01)
     assert np.isfinite(found['loss']) and np.isfinite(found['grad']).all()
+
+
+# --- with further negatives
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(1, 6),
+    width=st.integers(1, 12),
+    fill=st.tuples(st.integers(1, 9), st.integers(0, 9)).map(lambda pair: (max(pair), pair[1])),
+    temperature=st.sampled_from([0.05, 0.3, 1.0]),
+    hidden_norm=st.booleans(),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_filled_negatives_count_as_in_the_slow_reference(
+    images: int,
+    width: int,
+    fill: tuple[int, int],
+    temperature: float,
+    hidden_norm: bool,
+    seed: int,
+) -> None:
+    size, filled = fill
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(2 * images, width)).astype(np.float32)
+    # What is not filled would dominate the loss if it counted.
+    negatives = np.full([size, width], 1e3, np.float32)
+    negatives[:filled] = rng.normal(size=(filled, width))
+    found = nt_xent(
+        *tf.split(tf.constant(hidden), 2),
+        temperature,
+        hidden_norm=hidden_norm,
+        negatives=tf.constant(negatives),
+        filled=filled,
+    ).loss
+    expected = slow_reference(hidden, temperature, hidden_norm, negatives[:filled])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    if filled == size:
+        every = nt_xent(
+            *tf.split(hidden, 2), temperature, hidden_norm=hidden_norm, negatives=negatives
+        )
+        np.testing.assert_array_equal(every.loss, found)
+
+
+def test_no_negatives_yet_give_the_plain_loss_and_gradient() -> None:
+    hidden = tf.constant(np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32))
+    plain = loss_and_figures(hidden, 0.1)
+    with tf.GradientTape() as tape:
+        tape.watch(hidden)
+        loss = nt_xent(*tf.split(hidden, 2), 0.1, negatives=tf.ones([6, 5]), filled=0).loss
+    np.testing.assert_array_equal(loss, plain['loss'])
+    np.testing.assert_array_equal(tape.gradient(loss, hidden), plain['grad'])
+
+
+@pytest.mark.parametrize('filled', [0, 3, 5])
+def test_gradients_are_those_of_one_softmax_over_everything(filled: int) -> None:
+    rng = np.random.default_rng(filled)
+    hidden = tf.constant(rng.normal(size=(8, 6)), tf.float32)
+    negatives = tf.constant(rng.normal(size=(5, 6)), tf.float32)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([hidden, negatives])
+        loss = nt_xent(*tf.split(hidden, 2), 0.2, negatives=negatives, filled=filled).loss
+        unit = tf.math.l2_normalize(hidden, -1)
+        columns = tf.concat([unit, negatives[:filled]], 0)
+        own = tf.eye(8, 8 + filled) > 0
+        logits = tf.where(own, -1e9, tf.matmul(unit, columns, transpose_b=True) / 0.2)
+        partners = tf.roll(tf.range(8), 4, 0)
+        whole = 2 * tf.nn.sparse_softmax_cross_entropy_with_logits(partners, logits)
+        whole = tf.reduce_mean(whole)
+    np.testing.assert_allclose(loss, whole, rtol=1e-5)
+    expected = tape.gradient(whole, hidden)
+    np.testing.assert_allclose(tape.gradient(loss, hidden), expected, rtol=1e-4, atol=1e-6)
+    assert tape.gradient(loss, negatives) is None
+
+
+def test_replicas_share_one_loss_with_negatives() -> None:
+    rng = np.random.default_rng(5)
+    view_a, view_b = rng.normal(size=(2, 8, 6)).astype(np.float32)
+    negatives = rng.normal(size=(7, 6)).astype(np.float32)
+
+    def loss(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+        return nt_xent(first, second, 0.3, negatives=tf.constant(negatives), filled=4).loss
+
+    parts = run_on_replicas(mirrored(2), loss, np.split(view_a, 2), np.split(view_b, 2))
+    expected = slow_reference(np.concatenate([view_a, view_b]), 0.3, True, negatives[:4])
+    np.testing.assert_allclose(np.mean(parts), expected, rtol=1e-5)

@@ -16,9 +16,10 @@ from hub_export.record import ModuleRecord, write_record
 from settings import UserError
 from tests.support import GOLDEN, assign_formula_weights, mirrored, relative_error
 from tests.tf2.weights import published
-from tf2.config import ModelConfig
+from tf2.config import ModelConfig, ObjectiveConfig
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.published_names import tf2_names
+from tf2.objectives.nt_xent import Pretraining
 from tf2.weights import Weights, check_compatible, config_for, open_weights
 
 TINY = ModelConfig(resnet_depth=18, width_multiplier=0.0625, proj_out_dim=8)
@@ -60,11 +61,17 @@ def official(folder: pathlib.Path, **flags: object) -> str:
     return written(folder, published.shapes(**flags), published.tf2_keys)
 
 
-def run_folder(folder: pathlib.Path, model: SimCLRModel, *, flags: bool = True) -> str:
+def run_folder(
+    folder: pathlib.Path,
+    model: SimCLRModel,
+    *,
+    flags: bool = True,
+    objective: tf.Module | None = None,
+) -> str:
     """A model_dir as training leaves it."""
     optimizer = tf.keras.optimizers.SGD(momentum=0.9)
     optimizer.build(model.trainable_variables)
-    objective = tf.Module()
+    objective = objective or tf.Module()
     objective.model = model
     checkpoint = tf.train.Checkpoint(model=model, objective=objective, optimizer=optimizer)
     manager = tf.train.CheckpointManager(checkpoint, str(folder), 2, checkpoint_name='ckpt')
@@ -201,6 +208,22 @@ def test_model_dir(flags: bool, tmp_path: pathlib.Path) -> None:
     assert report.missing_count == 0
     older = open_weights(f'{tmp_path}/ckpt-3')
     assert (older.step, older.recorded) == (3, flags)
+
+
+@pytest.mark.parametrize('flags', [True, False], ids=['recorded', 'inferred'])
+def test_model_dir_with_a_memory(flags: bool, tmp_path: pathlib.Path) -> None:
+    model = tiny()
+    objective = Pretraining(model, ObjectiveConfig(memory_size=4))
+    for variable in objective.momentum_encoder.variables:
+        variable.assign(tf.fill(variable.shape, 3.0))
+    weights = open_weights(run_folder(tmp_path, model, flags=flags, objective=objective))
+    assert weights.architecture['resnet_depth'] == 18 and weights.num_classes == 10
+    loaded = blank()
+    report = weights.load_into(loaded)
+    assert_same(loaded, model)
+    assert set(report.left_out) == {'not weights'} and report.missing_count == 0
+    memory = [key for key in report.left_out['not weights'] if key.startswith('objective/memory/')]
+    assert len(memory) == ALL - CLASSIFIER + 2  # the momentum encoder, the queue and its counter
 
 
 @pytest.mark.parametrize('depth', [18, 50])
