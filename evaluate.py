@@ -13,13 +13,19 @@ from tqdm import tqdm
 
 import configuration
 from data import pipeline
-from experiment import Experiment, build_model_of, penalty_of, prepare
+from experiment import (
+    Experiment,
+    build_model_of,
+    build_objective,
+    penalty_of,
+    prepare,
+    view_for_teacher,
+)
 from settings import UserError
 from tf2 import checkpoints, evaluators
 from tf2.evaluators.base import Inputs
 from tf2.evaluators.results import read_results, write_results
 from tf2.models.encoder import SimCLRModel
-from tf2.objectives import OBJECTIVES
 
 SECONDS_BETWEEN_POLLS = 10
 TOP_1 = 'eval/label_top_1_accuracy'
@@ -45,7 +51,7 @@ def follow(given: Mapping[str, Any]) -> None:
     with experiment.strategy.scope():
         model = build_model_of(experiment)
         # Fine-tuning freezes parts of the model, which the regularisation loss leaves out.
-        OBJECTIVES[experiment.config.objective.train_mode](model, experiment.config.objective)
+        build_objective(experiment, model)
         tracker = Tracker(experiment, model)
         for path in tf.train.checkpoints_iterator(model_dir, SECONDS_BETWEEN_POLLS):
             step = checkpoints.load_model(path, model)
@@ -72,11 +78,15 @@ def _wait_for_flags(model_dir: str) -> dict[str, Any]:
 
 def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.Evaluator]:
     """What to measure, to be built within the strategy's scope."""
-    config, source = experiment.config, experiment.source
+    config, source, teacher = experiment.config, experiment.source, experiment.teacher
 
     def batches(split: str, limit: int) -> Iterable[Any]:
         whole = pipeline.eval_batches(
-            source, config.data, split=split, batch_size=config.train.eval_batch_size
+            source,
+            config.data,
+            split=split,
+            batch_size=config.train.eval_batch_size,
+            extra=view_for_teacher(experiment, evaluates=True),
         )
         return experiment.strategy.experimental_distribute_dataset(
             whole.take(limit) if limit else whole
@@ -90,6 +100,7 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
         batches=functools.partial(batches, config.data.eval_split, config.train.eval_steps),
         num_classes=source.num_classes or 0,
         predict=endpoint('logits_sup') if model.classifier else None,
+        teach=teacher and teacher.logits,
         embed=endpoint('final_avg_pool') if labels else None,
         train_batches=functools.partial(batches, config.data.train_split, 0),
         neighbors=config.train.knn_neighbors,

@@ -12,14 +12,24 @@ import tensorflow as tf
 
 import configuration
 from configuration import Config
-from data.label_subset import LabelSubset, choose_labels, restrict, wants_subset
+from data.label_subset import (
+    LabelSubset,
+    choose_labels,
+    hide_other_labels,
+    restrict,
+    wants_subset,
+)
+from data.recipes import View, teacher_view
 from data.sources import open_source
 from data.sources.source import Source
 from settings import UserError
 from tf2 import distribution, schedules
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
+from tf2.objectives import build
+from tf2.objectives.base import Objective
 from tf2.optimizers import builder, decay
+from tf2.teacher import Teacher, open_teacher
 from tf2.trainer import Penalty
 from tf2.weights import Weights, config_for, open_weights
 
@@ -36,6 +46,7 @@ class Experiment:
         train_examples: number of training examples.
         weights: what `--checkpoint` names, None without it.
         subset: the labelled examples, None where all are used.
+        teacher: what a distillation learns from, None in other stages.
     """
 
     config: Config
@@ -45,6 +56,7 @@ class Experiment:
     train_examples: int
     weights: Weights | None
     subset: LabelSubset | None
+    teacher: Teacher | None = None
 
     @property
     def pretrains(self) -> bool:
@@ -79,6 +91,27 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     model_dir = config.train.model_dir
     if not evaluates:
         config, weights = _as_recorded(config, given) or with_weights(config, given)
+    source, subset, train_examples = open_data(config)
+    strategy = distribution.build_strategy(config.train)
+    batches = {'eval_batch_size': config.train.eval_batch_size}
+    if not evaluates:
+        batches['train_batch_size'] = config.train.train_batch_size
+    distribution.check_divisible(strategy, **batches)
+    _check_compilation(config, strategy)
+    teacher = _open_teacher(config, strategy)
+    num_classes = _num_classes(config, source, teacher)
+    configuration.check_same_architecture(model_dir, config, num_classes)
+    return Experiment(
+        config, source, strategy, num_classes, train_examples, weights, subset, teacher
+    )
+
+
+def open_data(config: Config) -> tuple[Source, LabelSubset | None, int]:
+    """The data set, the labelled examples where only some are, and how many there are to train on.
+
+    Raises:
+        UserError: if they don't suffice for what `config` wants.
+    """
     source, subset = _training_source(config)
     train_examples = source.num_examples(config.data.train_split)
     if train_examples < config.train.train_batch_size:
@@ -87,17 +120,14 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
             f'{train_examples} in {config.data.train_split!r} of {source.name}; found '
             f'{config.train.train_batch_size}.'
         )
+    if config.objective.train_mode == 'finetune' and source.num_classes is None:
+        raise UserError(
+            f'--train_mode=finetune needs labels; {source.name} has none. Choose another '
+            '--dataset, or --train_mode=pretrain.'
+        )
     if config.run.mode != 'train':
-        _check_evaluation(config, source, train_examples)
-    num_classes = _num_classes(config, source)
-    configuration.check_same_architecture(model_dir, config, num_classes)
-    strategy = distribution.build_strategy(config.train)
-    batches = {'eval_batch_size': config.train.eval_batch_size}
-    if not evaluates:
-        batches['train_batch_size'] = config.train.train_batch_size
-    distribution.check_divisible(strategy, **batches)
-    _check_compilation(config, strategy)
-    return Experiment(config, source, strategy, num_classes, train_examples, weights, subset)
+        _check_evaluation(config, source, train_examples, subset)
+    return source, subset, train_examples
 
 
 def _as_recorded(config: Config, given: Mapping[str, Any]) -> tuple[Config, None] | None:
@@ -147,30 +177,56 @@ def _training_source(config: Config) -> tuple[Source, LabelSubset | None]:
             f'--label_fraction and --labels_per_class need labels; {source.name} has none.'
         )
     subset = choose_labels(source, config.data, split=split, seed=config.train.seed)
-    return restrict(source, split, subset), subset
+    # A student learns from all images.
+    distills = config.objective.train_mode == 'distill'
+    return (hide_other_labels if distills else restrict)(source, split, subset), subset
 
 
-def _num_classes(config: Config, source: Source) -> int | None:
+def _open_teacher(config: Config, strategy: tf.distribute.Strategy) -> Teacher | None:
+    if config.objective.teacher is None:
+        return None
+    with strategy.scope():
+        return open_teacher(
+            os.path.expanduser(config.objective.teacher), precision=config.train.mixed_precision
+        )
+
+
+def _num_classes(config: Config, source: Source, teacher: Teacher | None) -> int | None:
     if config.objective.train_mode == 'pretrain':
         return source.num_classes if config.objective.lineareval_while_pretraining else None
-    if source.num_classes is None:
-        raise UserError(
-            f'--train_mode=finetune needs labels; {source.name} has none. Choose another '
-            '--dataset, or --train_mode=pretrain.'
-        )
+    if teacher is not None:
+        _check_teacher(config, source, teacher)
+        return teacher.num_classes
     return source.num_classes
 
 
-def _check_evaluation(config: Config, source: Source, train_examples: int) -> None:
+def _check_teacher(config: Config, source: Source, teacher: Teacher) -> None:
+    if source.num_classes not in (None, teacher.num_classes):
+        raise UserError(
+            f'--teacher={teacher.path} must have the classes of {source.name}, '
+            f'{source.num_classes}; found {teacher.num_classes}. Choose a teacher that was '
+            'fine-tuned on this data set.'
+        )
+    if source.num_classes is None and config.objective.distill_alpha < 1:
+        raise UserError(
+            f'--distill_alpha={config.objective.distill_alpha} gives weight to labels; '
+            f'{source.name} has none. Use --distill_alpha=1.'
+        )
+
+
+def _check_evaluation(
+    config: Config, source: Source, train_examples: int, subset: LabelSubset | None
+) -> None:
     """Refuses now what would fail when the training is over."""
     split, neighbors = config.data.eval_split, config.train.knn_neighbors
     if not source.num_examples(split):
         raise UserError(f'--eval_split must have examples; {split!r} of {source.name} has none.')
-    known = min(train_examples, config.train.knn_examples)
+    labelled = len(subset.indices) if subset else train_examples
+    known = min(labelled, config.train.knn_examples)
     if source.num_classes and neighbors > known:
         raise UserError(
-            f'--knn_neighbors must be at most the number of training examples that are searched, '
-            f'{known}; found {neighbors}.'
+            f'--knn_neighbors must be at most the number of labelled training examples that are '
+            f'searched, {known}; found {neighbors}.'
         )
 
 
@@ -227,6 +283,28 @@ def build_model_of(experiment: Experiment) -> SimCLRModel:
             detach_classifier=experiment.pretrains,
         )
     )
+
+
+def build_objective(experiment: Experiment, model: SimCLRModel) -> Objective:
+    """What is minimised; freezes parts of `model`. Within the strategy's scope."""
+    teacher = experiment.teacher
+    return build(model, experiment.config.objective, teacher and teacher.logits)
+
+
+def view_for_teacher(experiment: Experiment, *, evaluates: bool = False) -> View | None:
+    """The view that the pipeline adds for the teacher; None where it sees the student's.
+
+    Args:
+        experiment: what is run.
+        evaluates: whether views are those of evaluation.
+    """
+    teacher, config = experiment.teacher, experiment.config
+    if teacher is None:
+        return None
+    size = teacher.image_size or config.data.image_size
+    kind = 'eval' if evaluates else config.objective.teacher_view
+    same = kind == 'student' or evaluates
+    return None if same and size == config.data.image_size else teacher_view(kind, size)
 
 
 def penalty_of(config: Config, model: SimCLRModel) -> Penalty:

@@ -18,7 +18,9 @@ from evaluate import Tracker
 from experiment import (
     Experiment,
     build_model_of,
+    build_objective,
     penalty_of,
+    view_for_teacher,
     with_model_dir,
     with_weights,
 )
@@ -26,7 +28,6 @@ from settings import UserError
 from tf2 import checkpoints, schedules
 from tf2.files import write_text
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.objectives import OBJECTIVES
 from tf2.optimizers import builder, decay
 from tf2.trainer import Trainer
 from tf2.weights import Report
@@ -45,7 +46,7 @@ def train(experiment: Experiment, *, evaluate: bool) -> None:
     tf.keras.utils.set_random_seed(config.train.seed)
     with experiment.strategy.scope():
         model = build_model_of(experiment)
-        objective = OBJECTIVES[config.objective.train_mode](model, config.objective)
+        objective = build_objective(experiment, model)
         schedule = schedules.build(config.optimizer, config.train, experiment.train_examples)
         decayed = [
             *decay.decayed_kernels(model.backbone),
@@ -60,12 +61,16 @@ def train(experiment: Experiment, *, evaluate: bool) -> None:
         resumed = saved.resume()
         # Before anything is written: the file may turn out to be damaged.
         report = None if resumed else _initialise(experiment, model)
+        if not resumed:
+            objective.start()
         _announce(experiment, resumed, report)
         if not experiment.pretrains:
             print(f'Training {describe_trainable(model)}')
         tracker = Tracker(experiment, model) if evaluate else None
         _fit(experiment, trainer, saved, schedule, tracker)
     _export(config, model, trainer.step)
+    if config.train.export_momentum_encoder:
+        _export(config, objective.momentum_encoder, trainer.step, 'momentum_saved_model')
     if tracker is not None:
         tracker.finish(trainer.step)
     print(f'Curves and sample views: tensorboard --logdir {model_dir}')
@@ -111,16 +116,21 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
     classes = f'{source.num_classes} classes' if source.num_classes else 'no labels'
     print(f'{source.name}: {experiment.train_examples} training images, {classes}.')
     if source.num_classes is None:
-        print('Without labels there is no online classifier, and no accuracy.')
+        online = 'no online classifier, and ' if experiment.pretrains else ''
+        print(f'Without labels there is {online}no accuracy.')
     beginning = config.objective.checkpoint or 'scratch'
     start = f'going on from {resumed}' if resumed else f'from {beginning}'
+    doing = {'pretrain': 'Pretraining', 'finetune': 'Fine-tuning', 'distill': 'Distilling into'}
     print(
-        f'{"Pretraining" if experiment.pretrains else "Fine-tuning"} '
+        f'{doing[config.objective.train_mode]} '
         f'ResNet-{config.model.resnet_depth} '
         f'(width {config.model.width_multiplier}) {start}, '
         f'{experiment.total_steps} steps of {config.train.train_batch_size} images, in {model_dir}',
         flush=True,
     )
+    if experiment.teacher is not None:
+        teacher = experiment.teacher
+        print(f'The teacher is {teacher.path}, {teacher.num_classes} classes.')
     if report is not None:
         _show(report, config.run.verbosity)
     tf.io.gfile.makedirs(model_dir)
@@ -159,6 +169,7 @@ def _fit(
             batch_size=config.train.train_batch_size,
             seed=config.train.seed,
             start_step=trainer.step,
+            extra=view_for_teacher(experiment),
         )
         trainer.fit(
             batches,
@@ -217,10 +228,10 @@ def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
     _export(config, model, weights.step)
 
 
-def _export(config: Config, model: SimCLRModel, step: int) -> None:
+def _export(config: Config, model: SimCLRModel, step: int, folder: str = 'saved_model') -> None:
     path = hub_export.export_module(
         model,
-        os.path.join(config.train.model_dir, 'saved_model'),
+        os.path.join(config.train.model_dir, folder),
         step,
         image_size=config.data.image_size,
         decode=functools.partial(pipeline.decode_for_evaluation, config=config.data),

@@ -24,6 +24,8 @@ class Inputs:
         num_classes: classes in the data set.
         predict: images [b, h, w, 3] -> logits [b, num_classes], in inference mode; None without
             a classifier.
+        teach: images [b, h, w, 3] -> logits [b, num_classes] of a teacher, fed the last view of a
+            batch; None without one.
         embed: images [b, h, w, 3] -> features [b, d], in inference mode.
         train_batches: starts a pass over the training split, in evaluation views.
         neighbors: nearest neighbours that vote; 0 turns that evaluation off.
@@ -33,6 +35,7 @@ class Inputs:
     batches: Callable[[], Iterable[Batch]]
     num_classes: int
     predict: Callable[[tf.Tensor], tf.Tensor] | None = None
+    teach: Callable[[tf.Tensor], tf.Tensor] | None = None
     embed: Callable[[tf.Tensor], tf.Tensor] | None = None
     train_batches: Callable[[], Iterable[Batch]] | None = None
     neighbors: int = 0

@@ -50,8 +50,8 @@ class Classification:
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
-        """Whether there is a classifier."""
-        return inputs.predict is not None
+        """Whether there is a classifier, and there are labels."""
+        return bool(inputs.predict and inputs.num_classes)
 
     def run(self) -> list[Result]:
         """Accuracies as ('eval/label_top_{k}_accuracy', share in [0, 1]) pairs.

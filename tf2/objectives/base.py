@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from tf2 import distribution
+from tf2.models.encoder import SimCLRModel
 
-Batch = Mapping[str, object]
+Batch: TypeAlias = Mapping[str, object]
+Logits: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Objective(tf.Module, abc.ABC):
@@ -39,6 +42,18 @@ class Objective(tf.Module, abc.ABC):
             'loss' and `metrics`, float32 scalars; their means over replicas are the figures of the
             global batch.
         """
+
+    @property
+    def momentum_encoder(self) -> SimCLRModel | None:
+        """A moving average of the model that can be exported too; None where there is none."""
+        return None
+
+    def start(self) -> None:
+        """Called before the first update of a new run, when the model has its first weights.
+
+        Outside of replicas. Not called when a run goes on: its state was restored.
+        """
+        return None
 
     def after_update(self) -> None:
         """Called on every replica after the variables changed; moving averages go here."""

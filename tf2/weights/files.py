@@ -31,14 +31,14 @@ def locate(path: str) -> str:
         UserError: if nothing is there, or not all of it.
     """
     with _legible(path):
-        place = _fetched(path) if path.startswith(URL_SCHEMES) else path
+        place = fetched(path) if path.startswith(URL_SCHEMES) else path
         place = place.rstrip('/')
         prefix = _prefix_in(place) if tf.io.gfile.isdir(place) else _prefix_of(place)
         _check_files(path, prefix)
     return prefix
 
 
-def _fetched(url: str) -> str:
+def fetched(url: str) -> str:
     """Downloads what a TF-Hub handle or URL names, unless it is cached, to a folder."""
     import tarfile
 

@@ -1,0 +1,79 @@
+"""Distillation of a frozen teacher into a student (SimCLRv2 section 2, arXiv:2006.10029)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf2.config import ObjectiveConfig
+from tf2.models.encoder import SimCLRModel
+from tf2.objectives.base import Batch, Logits, labelled_cross_entropy
+from tf2.objectives.fine_tuning import FineTuning
+
+
+def soft_cross_entropy(
+    teacher: tf.Tensor, student: tf.Tensor, temperature: float, *, squared: bool = True
+) -> tf.Tensor:
+    """Mean over examples of the cross-entropy between the two softmaxes (equation 2).
+
+    No gradient flows to the teacher.
+
+    Args:
+        teacher: [b, c] float32 logits.
+        student: [b, c] float32 logits.
+        temperature: divides both.
+        squared: whether the result is multiplied by the squared temperature, which keeps the size
+            of the gradient about the same at every temperature (Hinton et al., arXiv:1503.02531,
+            section 2). The published program does, SimCLRv2's equation does not.
+
+    Returns:
+        float32 scalar.
+    """
+    targets = tf.stop_gradient(tf.nn.softmax(teacher / temperature))  # [b, c]
+    losses = -tf.reduce_sum(targets * tf.nn.log_softmax(student / temperature), -1)  # [b]
+    return tf.reduce_mean(losses) * (temperature**2 if squared else 1.0)
+
+
+class Distillation(FineTuning):
+    """(1 - alpha) * cross-entropy with the labels + alpha * cross-entropy with the teacher.
+
+    The first term is the mean over the examples that have a label, the second over all. What is
+    trained is what fine-tuning trains.
+
+    Args:
+        model: the student; built, with a classifier.
+        config: alpha, temperature and `fine_tune_after_block` are read.
+        teacher: images [b, h, w, 3] -> logits [b, c], frozen. As a function it is no part of this
+            module, so that neither checkpoint nor optimizer sees its weights.
+    """
+
+    def __init__(self, model: SimCLRModel, config: ObjectiveConfig, teacher: Logits) -> None:
+        super().__init__(model, config)
+        self.config = config
+        self._teacher = teacher
+        supervised = ('supervised_loss', 'supervised_acc') if config.distill_alpha < 1 else ()
+        self.metrics = ('distill_loss', 'teacher_agreement', *supervised)
+
+    def compute(self, batch: Batch, training: bool) -> dict[str, tf.Tensor]:
+        """See `Objective.compute`. The last of `batch['views']` is the teacher's, the first ours.
+
+        'supervised_loss' and 'supervised_acc' are 0 in a batch in which no example has a label.
+        """
+        config = self.config
+        student = self.model(batch['views'][0], training=training)['logits_sup']  # [b, c]
+        teacher = tf.stop_gradient(self._teacher(batch['views'][-1]))  # [b, c]
+        distilled = soft_cross_entropy(
+            teacher,
+            student,
+            config.distill_temperature,
+            squared=config.distill_temperature_squared,
+        )
+        agree = tf.argmax(student, -1, tf.int32) == tf.argmax(teacher, -1, tf.int32)  # [b]
+        terms = {
+            'distill_loss': distilled,
+            'teacher_agreement': tf.reduce_mean(tf.cast(agree, tf.float32)),
+        }
+        loss = config.distill_alpha * distilled
+        if config.distill_alpha < 1:
+            terms |= labelled_cross_entropy(batch['label'], student)
+            loss += (1 - config.distill_alpha) * terms['supervised_loss']
+        return {'loss': loss, **terms}

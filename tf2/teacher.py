@@ -1,0 +1,159 @@
+"""The teacher of a distillation: weights this program knows, or any module that gives logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from settings import UserError
+from tf2.config import ModelConfig
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.weights import Weights, open_weights
+from tf2.weights.files import URL_SCHEMES, fetched
+from tf2.weights.record import MODULE_RECORD
+
+LOGITS = 'logits_sup'
+SIGNATURES = ('serving_default', 'default')
+PLAIN_OUTPUTS = ('output_0', 'default', 'logits')  # names of a signature's only output
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen classifier.
+
+    Attributes:
+        path: as the user gave it.
+        num_classes: classes of its logits.
+        image_size: pixels of the images it wants; None where it takes any size.
+        logits: images [b, h, w, 3] float32 in [0, 1] -> [b, num_classes] float32, in inference
+            mode. Callable in a replica of the strategy in whose scope it was opened.
+    """
+
+    path: str
+    num_classes: int
+    image_size: int | None
+    logits: Callable[[tf.Tensor], tf.Tensor] = dataclasses.field(repr=False)
+
+
+def open_teacher(path: str, *, precision: str) -> Teacher:
+    """Loads what `--teacher` names; to be called within the strategy's scope.
+
+    Args:
+        path: whatever `--checkpoint` takes and has a classifier; or a SavedModel, or a TF-Hub
+            handle, that maps images to logits or to a dictionary with 'logits_sup'.
+        precision: of convolutions and dense layers where the model is one of this program's.
+
+    Raises:
+        UserError: if nothing is there, or nothing that returns logits.
+    """
+    place = fetched(path) if path.startswith(URL_SCHEMES) else path.rstrip('/')
+    if _is_foreign_module(place):
+        return _from_module(path, place)
+    try:
+        weights = open_weights(place)
+    except UserError as error:
+        raise UserError(str(error).replace('--checkpoint', '--teacher')) from error
+    return _from_weights(path, weights, precision)
+
+
+def _is_foreign_module(place: str) -> bool:
+    """Whether there is a SavedModel that only its own graph explains."""
+    exists = tf.io.gfile.exists
+    return exists(f'{place}/saved_model.pb') and not exists(f'{place}/{MODULE_RECORD}')
+
+
+def _from_weights(path: str, weights: Weights, precision: str) -> Teacher:
+    if weights.num_classes is None:
+        raise UserError(
+            f'--teacher={path} must have a classifier; found none in this {weights.format}. '
+            'Fine-tune it first, or choose another one.'
+        )
+    if weights.selector is None and weights.head_layers:
+        raise UserError(
+            f'--teacher={path} must tell which layer its classifier reads; this {weights.format} '
+            'does not. Make a module of it, with --mode=export and --ft_proj_selector, and give '
+            'that.'
+        )
+    selector = weights.selector or 0
+    config = ModelConfig(**{**weights.architecture, 'ft_proj_selector': selector})
+    model = build_model(
+        SimCLRModel(config, weights.image_size, weights.num_classes, precision=precision)
+    )
+    weights.load_into(model, head_layers=selector)
+    return Teacher(
+        path,
+        weights.num_classes,
+        weights.image_size,
+        lambda images: model(images, training=False)[LOGITS],
+    )
+
+
+def _from_module(path: str, place: str) -> Teacher:
+    import tensorflow_hub as hub  # takes a second, and only other programs' modules need it
+
+    try:
+        module = hub.load(place)
+    except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
+        cause = ' '.join(str(error).split())[:200]
+        raise UserError(
+            f'--teacher={path} should be a SavedModel that TensorFlow can load; found: {cause}'
+        ) from error
+    found = []
+    for function in _inference_functions(module):
+        spec, outputs = _image_spec(function), function.structured_outputs
+        logits = _logits_in(outputs)
+        if logits is not None:
+            call = functools.partial(_run, function, spec)
+            return Teacher(path, logits.shape[1], spec.shape[1], call)
+        found = sorted(outputs) if isinstance(outputs, Mapping) else ['another output']
+    raise UserError(
+        f'--teacher={path} should map images to logits, or to a dictionary with {LOGITS!r}; found '
+        f'{", ".join(found) or "nothing that takes images"}. Give a fine-tuned model.'
+    )
+
+
+def _inference_functions(module: Any) -> list[Any]:
+    """The functions of a loaded module that take images, in inference mode, best first.
+
+    Concrete ones, for replicas that call the others in their threads wait for each other's locks.
+    """
+    called = getattr(getattr(module, '__call__', None), 'concrete_functions', ())  # noqa: B004
+    signatures = getattr(module, 'signatures', {})
+    functions = [*called, *(signatures[name] for name in SIGNATURES if name in signatures)]
+    return [f for f in functions if _image_spec(f) is not None and not _is_for_training(f)]
+
+
+def _image_spec(function: Any) -> tf.TensorSpec | None:
+    """What `function` takes, if that is a batch of images and nothing else."""
+    leaves = tf.nest.flatten(function.structured_input_signature)
+    specs = [leaf for leaf in leaves if isinstance(leaf, tf.TensorSpec)]
+    fits = len(specs) == 1 and specs[0].shape.rank == 4 and specs[0].dtype == tf.float32
+    return specs[0] if fits and specs[0].shape[0] is None else None
+
+
+def _is_for_training(function: Any) -> bool:
+    """Whether it was traced with training=True, or trainable=True."""
+    leaves = tf.nest.flatten(function.structured_input_signature)
+    return any(leaf is True for leaf in leaves)
+
+
+def _run(function: Any, spec: tf.TensorSpec, images: tf.Tensor) -> tf.Tensor:
+    # Signatures take keywords.
+    by_name = bool(function.structured_input_signature[1])
+    outputs = function(**{spec.name: images}) if by_name else function(images)
+    return tf.cast(_logits_in(outputs), tf.float32)
+
+
+def _logits_in(outputs: Any) -> Any:
+    """The logits among the outputs of a function, or their specification; None without them."""
+    if isinstance(outputs, Mapping) and LOGITS not in outputs and len(outputs) == 1:
+        # Signatures wrap plain logits into a dictionary of one, under a name of theirs.
+        name, *_ = outputs
+        outputs = outputs[name] if name in PLAIN_OUTPUTS else None
+    logits = outputs.get(LOGITS) if isinstance(outputs, Mapping) else outputs
+    is_matrix = isinstance(logits, (tf.Tensor, tf.TensorSpec)) and logits.shape.rank == 2
+    return logits if is_matrix and logits.shape[1] else None
