@@ -14,10 +14,13 @@ class Preset:
     Attributes:
         summary: what they are for, where they come from, what was published or measured.
         flags: setting name -> value.
+        stages: for pretraining, the presets of the stages after it: fine-tuning,
+            self-distillation, distillation into a smaller student.
     """
 
     summary: str
     flags: Mapping[str, Any]
+    stages: tuple[str, ...] = ()
 
 
 _SMALL = {
@@ -33,8 +36,48 @@ _SMALL = {
     'weight_decay': 1e-4,
     'temperature': 0.5,
     'train_batch_size': 128,
-    'knn_neighbors': 200,
+    'knn_neighbors': 20,
 }
+
+# What the stages after pretraining share.
+_SMALL_TUNED = {
+    'resnet_depth': 18,
+    'width_multiplier': 0.25,
+    'image_size': 28,
+    'eval_split': 'test',
+    'optimizer': 'adam',
+    'warmup_epochs': 0.0,
+    'weight_decay': 0.0,
+    'train_summary_steps': 20,
+}
+_SMALL_FINETUNE = {
+    **_SMALL_TUNED,
+    'train_mode': 'finetune',
+    'ft_proj_selector': 1,
+    'learning_rate': 0.008,
+    'train_batch_size': 64,
+    'train_epochs': 60,
+    'checkpoint_epochs': 20,
+}
+_SMALL_LINEAR = {
+    **_SMALL_TUNED,
+    'train_mode': 'finetune',
+    'fine_tune_after_block': 4,
+    'learning_rate': 0.001,
+    'train_batch_size': 256,
+    'train_epochs': 10,
+    'checkpoint_epochs': 5,
+}
+_SMALL_DISTILL = {
+    **_SMALL_TUNED,
+    'train_mode': 'distill',
+    'learning_rate': 0.002,
+    'train_batch_size': 256,
+    'checkpoint_epochs': 5,
+}
+# The temperatures are those of SimCLRv2 (arXiv:2006.10029, appendix).
+_SELF = {'ft_proj_selector': 1, 'distill_temperature': 0.1}
+_STUDENT = {'width_multiplier': 0.125, 'distill_temperature': 1.0}
 
 # SimCLRv2 fine-tunes with a rate of 0.005 * sqrt(1024) = 0.16.
 _FINETUNE = {
@@ -59,18 +102,60 @@ PRESETS: dict[str, Preset] = {
             'checkpoint_epochs': 10,
             'train_summary_steps': 20,
         },
+        stages=('demo_finetune', 'demo_self_distill', 'demo_student'),
+    ),
+    'demo_linear': Preset(
+        'Linear evaluation on all labels of the bundled images. Give --checkpoint.',
+        {**_SMALL_LINEAR, 'dataset': 'bundled'},
+    ),
+    'demo_finetune': Preset(
+        'Fine-tuning on 10 labels per class of the bundled images. Give --checkpoint.',
+        {**_SMALL_FINETUNE, 'dataset': 'bundled', 'labels_per_class': 10},
+    ),
+    'demo_self_distill': Preset(
+        'Self-distillation on the bundled images, without labels. Give --teacher and, to go on '
+        'from its weights, --checkpoint.',
+        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 10, **_SELF},
+    ),
+    'demo_student': Preset(
+        'Distillation into a network of half the width on the bundled images, without labels. '
+        'Give --teacher.',
+        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 30, **_STUDENT},
     ),
     'fashion_mnist': Preset(
         'All 60,000 training images of Fashion-MNIST (TFDS fashion_mnist), a small ResNet-18.',
         {
             **_SMALL,
             'dataset': 'fashion_mnist',
+            'learning_rate': 4.0,
+            'color_jitter_strength': 1.0,
+            'crop_min_area': 0.35,
             'train_batch_size': 256,
-            'train_epochs': 14,
+            'train_epochs': 13,
             'warmup_epochs': 1.0,
             'checkpoint_epochs': 2,
             'train_summary_steps': 50,
+            'knn_examples': 60000,
         },
+        stages=('fashion_mnist_finetune', 'fashion_mnist_self_distill', 'fashion_mnist_student'),
+    ),
+    'fashion_mnist_linear': Preset(
+        'Linear evaluation on all labels of Fashion-MNIST. Give --checkpoint.',
+        {**_SMALL_LINEAR, 'dataset': 'fashion_mnist'},
+    ),
+    'fashion_mnist_finetune': Preset(
+        'Fine-tuning on 1% of the labels of Fashion-MNIST, 600. Give --checkpoint.',
+        {**_SMALL_FINETUNE, 'dataset': 'fashion_mnist', 'label_fraction': 0.01},
+    ),
+    'fashion_mnist_self_distill': Preset(
+        'Self-distillation on Fashion-MNIST, without labels. Give --teacher and, to go on from its '
+        'weights, --checkpoint.',
+        {**_SMALL_DISTILL, 'dataset': 'fashion_mnist', 'train_epochs': 5, **_SELF},
+    ),
+    'fashion_mnist_student': Preset(
+        'Distillation into a network of half the width on Fashion-MNIST, without labels. Give '
+        '--teacher.',
+        {**_SMALL_DISTILL, 'dataset': 'fashion_mnist', 'train_epochs': 10, **_STUDENT},
     ),
     'cifar10': Preset(
         'CIFAR-10, ResNet-18, batch 512, 1000 epochs, no blur, strength 0.5 (SimCLR appendix B.9, '

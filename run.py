@@ -27,6 +27,10 @@ SimCLR for TensorFlow 2: pretrain an image encoder without labels.
       a TensorFlow Datasets name, settings of the paper
   python run.py --mode=train_then_eval --train_mode=finetune --preset=PRESET --checkpoint=RUN
       fine-tune on labels, all or a few (--label_fraction, --labels_per_class)
+  python run.py --mode=train_then_eval --train_mode=distill --preset=PRESET --teacher=RUN
+      teach another network, of the same size or a smaller one, on images without labels
+  python run.py --mode=pipeline --preset=demo
+      all of these stages, with a table and a report at the end
   python run.py --mode=eval --model_dir=RUN
       follow the checkpoints of a training run and evaluate each
   python run.py --mode=export --checkpoint=WEIGHTS --model_dir=DIR
@@ -149,6 +153,11 @@ def run(config: Config, given: dict[str, Any]) -> None:
         return
     if config.run.mode == 'export':
         train.export_checkpoint(config, given)
+        return
+    if config.run.mode == 'pipeline':
+        import pipeline
+
+        pipeline.run_pipeline(config, given)
         return
     prepared = experiment.prepare(config, given)
     train.train(prepared, evaluate=config.run.mode == 'train_then_eval')

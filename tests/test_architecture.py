@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROOMS = ('data', 'tf2', 'hub_export')
+ROOMS = ('data', 'tf2', 'hub_export', 'report')
 
 # A module may import from these parts of the project; the longest matching prefix decides.
 ALLOWED = {
@@ -32,10 +32,28 @@ ALLOWED = {
     'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config'),
     'presets': (),
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files'),
+    'pipeline': (
+        'settings',
+        'configuration',
+        'experiment',
+        'presets',
+        'report',
+        'train',
+        'tf2',
+    ),
     'experiment': ('settings', 'configuration', 'data', 'tf2'),
     'evaluate': ('settings', 'configuration', 'experiment', 'data', 'tf2'),
     'train': ('settings', 'configuration', 'experiment', 'evaluate', 'data', 'tf2', 'hub_export'),
-    'run': ('settings', 'configuration', 'presets', 'experiment', 'train', 'evaluate'),
+    'report': ('settings', 'configuration', 'evaluate', 'train', 'data', 'tf2', 'report'),
+    'run': (
+        'settings',
+        'configuration',
+        'presets',
+        'experiment',
+        'train',
+        'evaluate',
+        'pipeline',
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from tf2.evaluators.base import Inputs
 from tf2.models import BACKBONES
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.layers import Norm
-from tf2.objectives import OBJECTIVES
+from tf2.objectives import OBJECTIVES, build
 from tf2.optimizers import builder
 from tf2.optimizers.builder import OPTIMIZERS
 
@@ -77,7 +77,7 @@ def test_every_recipe_makes_its_views_of_one_size(name: str, source: Source) -> 
     views = pipeline.sample_views(
         source, DataConfig(image_size=24), split='test', recipe=name, count=3, seed=0
     )
-    assert len(views) == RECIPES[name].views
+    assert len(views) == len(RECIPES[name])
     for view in views:
         assert (view.dtype, view.shape) == (tf.float32, [3, 24, 24, 3])
         assert 0 <= float(tf.reduce_min(view)) <= float(tf.reduce_max(view)) <= 1
@@ -135,8 +135,13 @@ def test_every_backbone_returns_the_endpoints(name: str, small_images: bool) -> 
 def test_every_objective_returns_its_metrics_and_trains_what_it_says(name: str) -> None:
     config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
     model = build_model(SimCLRModel(config, 8, 10, detach_classifier=name == 'pretrain'))
-    objective = OBJECTIVES[name](model, ObjectiveConfig(train_mode=name))
-    images = tf.random.stateless_uniform([RECIPES[name].views, 4, 8, 8, 3], [0, 0])
+    if name == 'distill':
+        teacher = tf.random.stateless_normal([4, 10], [1, 2])
+        config = ObjectiveConfig(train_mode=name, teacher='made up')
+        objective = build(model, config, lambda images: teacher)
+    else:
+        objective = build(model, ObjectiveConfig(train_mode=name))
+    images = tf.random.stateless_uniform([len(RECIPES[name]), 4, 8, 8, 3], [0, 0])
     # One example has no label.
     batch = {'views': tuple(tf.unstack(images)), 'label': tf.constant([3, 1, -1, 0])}
     with tf.GradientTape() as tape:
@@ -216,5 +221,7 @@ def test_every_preset_resolves_and_says_where_it_is_from(name: str) -> None:
     known = {field.name for _, _, field in configuration.all_options()}
     assert preset.flags.keys() <= known - {'preset', 'mode', 'model_dir', 'data_dir'}
     assert 'dataset' in preset.flags
-    values = configuration.to_values(configuration.resolve({'preset': name}, PRESETS))
+    needed = {'teacher': 'made up'} if preset.flags.get('train_mode') == 'distill' else {}
+    values = configuration.to_values(configuration.resolve({'preset': name, **needed}, PRESETS))
+    assert all(stage in PRESETS for stage in preset.stages)
     assert {key: values[key] for key in preset.flags} == dict(preset.flags)

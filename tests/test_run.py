@@ -21,8 +21,11 @@ import configuration
 import experiment
 import run
 import train
+from hub_export import publish
 from presets import PRESETS
 from tests.support import mirrored
+from tf2.config import ModelConfig
+from tf2.models.encoder import SimCLRModel, build_model
 
 PROGRAM = pathlib.Path(__file__).parents[1] / 'run.py'
 
@@ -84,6 +87,26 @@ def refused(
         (['--fine_tune_after_block=2'], 'freezes layers, which pretraining cannot use'),
         (['--zero_init_logits_layer'], 'is for fine-tuning'),
         (['--label_fraction=0.1'], 'pretraining uses all images'),
+        (
+            ['--memory_size=300', '--train_batch_size=256'],
+            'multiple of --train_batch_size, 256; found 300. Try 256, or 0',
+        ),
+        (
+            ['--memory_size=64', '--train_batch_size=256'],
+            'multiple of --train_batch_size, 256; found 64. Try 256, or 0',
+        ),
+        (['--memory_size=-1'], '--memory_size must be at least 0; found -1'),
+        (
+            ['--memory_size=512', '--train_mode=finetune', '--train_batch_size=256'],
+            'is for pretraining; found --train_mode=finetune',
+        ),
+        (['--momentum_encoder_decay=1.5'], r'must be at most 1; found 1\.5'),
+        (['--momentum_encoder_decay=-0.5'], r'must be at least 0; found -0\.5'),
+        (['--export_momentum_encoder'], 'needs a training run .*; found --memory_size=0'),
+        (
+            ['--mode=export', '--checkpoint=x', '--memory_size=512', '--export_momentum_encoder'],
+            'needs a training run .*; found --mode=export',
+        ),
         (['--use_tpu=True'], 'expects an attached TPU, --tpu_name or --master'),
         (['--mode=eval'], '--mode=eval needs --model_dir'),
         (['--mode=eval', '--model_dir='], '--mode=eval needs --model_dir'),
@@ -342,6 +365,112 @@ def test_images_without_labels_pretrain_without_classifier(tmp_path: pathlib.Pat
     written = {name for _, name in events(tmp_path / 'run')}
     assert 'train/contrast_loss' in written
     assert not any('supervised' in name for name in written)
+
+
+# --- pretraining with a memory
+
+MEMORY = (
+    *BUNDLED,
+    '--train_steps=4',
+    '--memory_size=32',
+    '--momentum_encoder_decay=0.5',
+    '--export_momentum_encoder',
+)
+
+
+@pytest.fixture(scope='module')
+def remembering(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+    """The folder of a run with a memory, and what it printed."""
+    model_dir = tmp_path_factory.mktemp('remembering') / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        # The check takes a process of its own and is tested elsewhere.
+        patch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
+        return model_dir, main('--mode=train', f'--model_dir={model_dir}', *MEMORY)
+
+
+def saved_values(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Every variable of a checkpoint."""
+    reader = tf.train.load_checkpoint(str(folder / f'ckpt-{step}'))
+    names = [name for name in reader.get_variable_to_dtype_map() if '.ATTRIBUTES' in name]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+@pytest.mark.usefixtures('no_export')
+def test_a_run_with_a_memory_goes_on_as_if_it_had_not_been_stopped(
+    remembering: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+) -> None:
+    model_dir, _ = remembering
+    for path in [*model_dir.glob('ckpt-2.*'), model_dir / 'flags.json']:
+        shutil.copy(path, tmp_path)
+    (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "ckpt-2"\n')
+    shown = main('--mode=train', f'--model_dir={tmp_path}', *MEMORY)
+    assert f'going on from {tmp_path}/ckpt-2' in shown
+    expected, found = saved_values(model_dir, 4), saved_values(tmp_path, 4)
+    (counter,) = [value for name, value in expected.items() if '/queue/enqueued/' in name]
+    assert counter == 4 * 16
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    slots = [name for name in expected if name.startswith('optimizer/') and expected[name].ndim]
+    assert len(slots) == 121 - 2 * 24  # of the model's weights, and of nothing else
+
+
+def test_another_memory_size_is_refused_where_there_are_checkpoints(
+    remembering: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
+) -> None:
+    arguments = [*MEMORY, f'--model_dir={remembering[0]}', '--memory_size=64']
+    capsys.readouterr()
+    assert run.main(['run.py', *arguments]) == 2
+    assert 'of memory_size 32; this run asks for memory_size 64' in capsys.readouterr().err
+
+
+def test_the_momentum_encoder_is_exported_beside_the_model(
+    remembering: tuple[pathlib.Path, str],
+) -> None:
+    model_dir, shown = remembering
+    paths = [model_dir / name / '4' for name in ('saved_model', 'momentum_saved_model')]
+    assert all(f'Exported: hub.load({str(path)!r})' in shown for path in paths)
+    images = np.random.default_rng(0).random([2, 8, 8, 3]).astype(np.float32)
+    online, momentum = (tf.saved_model.load(str(path))(images) for path in paths)
+    assert set(online) - set(momentum) == {'logits_sup'}
+    assert np.abs(online['final_avg_pool'] - momentum['final_avg_pool']).max() > 1e-3
+    config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
+    encoder = build_model(SimCLRModel(config, 8, None))
+    # Below the objective of a checkpoint it has the names a model has.
+    objective = tf.train.Checkpoint(memory=tf.train.Checkpoint(encoder=encoder))
+    restored = tf.train.Checkpoint(objective=objective).restore(str(model_dir / 'ckpt-4'))
+    restored.assert_existing_objects_matched().expect_partial()
+    for name, value in encoder(images).items():
+        np.testing.assert_allclose(momentum[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.usefixtures('no_export')
+@pytest.mark.parametrize('folder', ['', 'saved_model/4', 'momentum_saved_model/4'])
+def test_weights_of_a_run_with_a_memory_start_another(
+    remembering: tuple[pathlib.Path, str], tmp_path: pathlib.Path, folder: str
+) -> None:
+    source = remembering[0] / folder
+    flags = (f'--checkpoint={source}', f'--model_dir={tmp_path / "run"}', *MEMORY)
+    # At a rate of 0 the weights of the start stay; moving statistics do not.
+    shown = main('--mode=train', *flags, '--learning_rate=0', '--train_steps=1')
+    classifier = 0 if folder.startswith('momentum') else 2
+    assert f'Loaded {119 + classifier} variables' in shown
+    run_values = saved_values(tmp_path / 'run', 1)
+    below = {'momentum_saved_model/4': 'objective/memory/encoder/'}.get(folder, 'model/')
+    source_values = saved_values(remembering[0], 4)
+    weights = re.compile(r'(kernel|gamma|beta)/')
+    compared = [
+        name.removeprefix(below)
+        for name in source_values
+        if name.startswith(below) and weights.search(name) and 'classifier' not in name
+    ]
+    assert len(compared) == 119 - 2 * 24  # all but the moving statistics
+    for name in compared:
+        expected = source_values[below + name]
+        np.testing.assert_array_equal(run_values[f'model/{name}'], expected, name)
+        # The momentum encoder starts from what was loaded, not from what was there before.
+        found = run_values[f'objective/memory/encoder/{name}']
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
 
 
 # --- fine-tuning

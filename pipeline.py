@@ -1,0 +1,192 @@
+"""All stages in one go: pretrain, fine-tune, distill into the same network, then into a small one.
+
+Each stage is a run of its own in a folder of its own, with the settings of a preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+import configuration
+import experiment
+import report
+import train
+from configuration import Config
+from presets import PRESETS
+from settings import UserError
+from tf2 import schedules
+from tf2.evaluators.results import read_results
+from tf2.files import write_text
+
+SETTINGS_FILE = 'pipeline.json'
+REPORT_FILE = 'report.html'
+STAGES = {
+    'pretrain': 'Pretraining',
+    'finetune': 'Fine-tuning',
+    'self_distill': 'Self-distillation',
+    'student': 'Distillation into a smaller student',
+}
+# Stage -> flag -> stage whose folder it names. The self-distilled network goes on from its
+# teacher's weights; the small one has nobody's to go on from.
+_READS = {
+    'pretrain': {},
+    'finetune': {'checkpoint': 'pretrain'},
+    'self_distill': {'teacher': 'finetune', 'checkpoint': 'finetune'},
+    'student': {'teacher': 'self_distill'},
+}
+_OF_THE_PIPELINE = ('train_mode', 'checkpoint', 'teacher', 'eval_name')
+_LABELS = ('label_fraction', 'labels_per_class')
+# What may differ between two starts of one pipeline.
+_FREE = ('model_dir', 'data_dir', 'checkpoint', 'teacher', 'verbosity')
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One run of the pipeline.
+
+    Attributes:
+        name: key of STAGES, and name of the folder.
+        given: its flags, as if they had been given on a command line.
+        config: the settings that they make.
+    """
+
+    name: str
+    given: Mapping[str, Any]
+    config: Config
+
+    @property
+    def folder(self) -> str:
+        """Its model folder."""
+        return self.given['model_dir']
+
+    @property
+    def command(self) -> str:
+        """The command that repeats it."""
+        flags = [f'--{name}={value}' for name, value in self.given.items()]
+        return shlex.join(['python', 'run.py', *flags])
+
+
+def run_pipeline(config: Config, given: Mapping[str, Any]) -> None:
+    """Runs what is not done yet of all stages; ends with a table and `report.html`.
+
+    Args:
+        config: settings of the first stage, with the mode of the pipeline.
+        given: flags of the command line; they win over the presets, in every stage.
+
+    Raises:
+        UserError: for whatever the user can mend, as far as possible before the first stage.
+    """
+    model_dir = experiment.with_model_dir(config).train.model_dir
+    stages = list(_stages(model_dir, config.run.preset, given))
+    for stage in stages:
+        experiment.open_data(stage.config)
+    _claim(model_dir, stages)
+    for number, stage in enumerate(stages, 1):
+        print(f'\nStage {number} of {len(stages)}: {STAGES[stage.name]}, in {stage.folder}')
+        if is_done(stage):
+            print('It is done.')
+            continue
+        train.train(experiment.prepare(stage.config, stage.given), evaluate=True)
+        tf.keras.backend.clear_session()
+    _conclude(model_dir, stages)
+
+
+def _stages(model_dir: str, preset: str | None, given: Mapping[str, Any]) -> Iterator[Stage]:
+    """The stages with their settings, in order."""
+    names = [name for name, entry in PRESETS.items() if entry.stages]
+    if preset not in names:
+        raise UserError(
+            f'--mode=pipeline needs a --preset with settings for every stage: {", ".join(names)}; '
+            f'found {preset}.'
+        )
+    _refuse(given)
+    chosen = dict(zip(STAGES, (preset, *PRESETS[preset].stages), strict=True))
+    for name in STAGES:
+        flags = _flags_of(name, chosen[name], model_dir, given)
+        yield Stage(name, flags, configuration.resolve(flags, PRESETS))
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    wrong = [name for name in _OF_THE_PIPELINE if given.get(name) not in (None, 'pretrain')]
+    if wrong:
+        raise UserError(
+            f'--mode=pipeline chooses --{wrong[0]} of each stage itself; found '
+            f'{given[wrong[0]]!r}. Leave it out, or run the stages one by one.'
+        )
+
+
+def _flags_of(name: str, preset: str, model_dir: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of stage `name`: those of the pipeline's command line that concern it."""
+    settings = PRESETS[preset].flags
+    uses_labels = any(settings.get(label) for label in _LABELS)
+    taken = {key: value for key, value in given.items() if key not in ('train_mode', *_LABELS)}
+    labels = {key: given[key] for key in _LABELS if key in given and uses_labels}
+    reads = {flag: os.path.join(model_dir, source) for flag, source in _READS[name].items()}
+    return {
+        **taken,
+        'mode': 'train_then_eval',
+        'train_mode': settings.get('train_mode', 'pretrain'),
+        'preset': preset,
+        **labels,
+        **reads,
+        'model_dir': os.path.join(model_dir, name),
+    }
+
+
+def _claim(model_dir: str, stages: list[Stage]) -> None:
+    """Writes down the settings in `model_dir`, or compares them with those it was made with.
+
+    Raises:
+        UserError: if they differ; shows both.
+    """
+    asked = {stage.name: _settings(stage) for stage in stages}
+    path = os.path.join(model_dir, SETTINGS_FILE)
+    recorded = read_results(path)
+    if not recorded:
+        tf.io.gfile.makedirs(model_dir)
+        write_text(path, json.dumps(asked, indent=1, sort_keys=True) + '\n')
+        return
+    differing = [
+        f'{key} {recorded[name].get(key)} in {name}, now {value}'
+        for name, settings in asked.items()
+        for key, value in settings.items()
+        if recorded[name].get(key, value) != value
+    ]
+    if differing:
+        more = f' and {len(differing) - 3} more' if len(differing) > 3 else ''
+        raise UserError(
+            f'--model_dir={model_dir} holds a pipeline with other settings: '
+            f'{"; ".join(differing[:3])}{more}. Choose another --model_dir, or the flags it was '
+            'made with.'
+        )
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    values = configuration.to_values(stage.config)
+    return {name: value for name, value in values.items() if name not in _FREE}
+
+
+def is_done(stage: Stage) -> bool:
+    """Whether the stage was trained to its end, evaluated and exported."""
+    recorded = configuration.read_flags(stage.folder)
+    if recorded is None:
+        return False
+    steps = schedules.train_steps(recorded['train_examples'], stage.config.train)
+    result = read_results(os.path.join(stage.folder, 'result.json'))
+    exported = os.path.join(stage.folder, 'saved_model', str(steps))
+    return result.get('global_step') == steps and tf.io.gfile.isdir(exported)
+
+
+def _conclude(model_dir: str, stages: list[Stage]) -> None:
+    """Shows the table and writes the report."""
+    runs = [report.Stage(s.name, STAGES[s.name], s.folder, s.command) for s in stages]
+    path = os.path.join(model_dir, REPORT_FILE)
+    report.write_report(path, runs)
+    print(f'\n{report.format_table(report.table(runs))}\n\nReport: {path}')

@@ -1,0 +1,111 @@
+"""What a run wrote for TensorBoard: curves, sample views, and how long it took."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+_FILE = re.compile(r'\.tfevents\.\d+\.(?P<process>.+)\.\d+\.v2$')  # process: host and number
+
+
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """All that is in the event files of a folder.
+
+    Attributes:
+        scalars: tag -> step -> value, steps ascending. Steps that an interrupted run did twice
+            have the later value.
+        views: the images of 'train/views' as PNG files, those of the last session.
+        seconds: how long the run took, see `_seconds`.
+    """
+
+    scalars: dict[str, dict[int, float]]
+    views: list[bytes]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """One event file.
+
+    Attributes:
+        process: who wrote it.
+        events: in the order they were written.
+    """
+
+    process: str
+    events: Sequence[Any]
+
+    @property
+    def first(self) -> float:
+        return self.events[0].wall_time
+
+    @property
+    def last(self) -> float:
+        return self.events[-1].wall_time
+
+    @property
+    def trains(self) -> bool:
+        """Whether a training session wrote it, not an evaluation."""
+        tags = (value.tag for event in self.events for value in event.summary.value)
+        return any(tag.startswith('train/') for tag in tags)
+
+
+def read_events(folder: str) -> Events:
+    """Reads the event files in `folder`, every single event, but not those in folders below."""
+    paths = sorted(tf.io.gfile.glob(os.path.join(folder, '*.tfevents.*')))
+    files = [_File(_process(path), list(_events(path))) for path in paths]
+    files = sorted((file for file in files if file.events), key=lambda file: file.first)
+    scalars: dict[str, dict[int, float]] = {}
+    views: list[bytes] = []
+    for file in files:
+        for event in file.events:
+            for value in event.summary.value:
+                kind = value.metadata.plugin_data.plugin_name
+                if kind == 'scalars':
+                    number = float(tf.make_ndarray(value.tensor))
+                    scalars.setdefault(value.tag, {})[event.step] = number
+                elif kind == 'images' and value.tag == 'train/views':
+                    views = list(value.tensor.string_val[2:])  # after width and height
+    ordered = {tag: dict(sorted(points.items())) for tag, points in scalars.items()}
+    return Events(ordered, views, _seconds(files))
+
+
+def _process(path: str) -> str:
+    found = _FILE.search(path)
+    return found['process'] if found else path
+
+
+def _events(path: str) -> Iterator[Any]:
+    """The events of a file; a process that was killed may have left the last one incomplete."""
+    try:
+        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            yield tf.compat.v1.Event.FromString(record)
+    except tf.errors.DataLossError:
+        return
+
+
+def _seconds(files: Sequence[_File]) -> float:
+    """Time spent in the sessions of a run: training, and the evaluations within and after it.
+
+    A session is a file with scalars of training. It lasts from its first event to the last one its
+    process wrote before the next session: each evaluation has a file of its own, and the last of
+    them comes when training is over. What other processes evaluated, beside the training or days
+    later, is left out, and so is the time between sessions.
+
+    Args:
+        files: by their first event.
+    """
+    sessions = [file for file in files if file.trains]
+    ends = [*(file.first for file in sessions[1:]), math.inf]
+    total = 0.0
+    for session, end in zip(sessions, ends):
+        own = [f for f in files if f.process == session.process and session.first <= f.first < end]
+        total += max(file.last for file in own) - session.first
+    return total

@@ -1,0 +1,213 @@
+"""All stages in one go: in small, killed in each of them, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pathlib
+import shutil
+
+import pytest
+import tensorflow as tf
+
+import pipeline
+import run
+import train
+from hub_export import publish
+from tf2.checkpoints import Checkpoints
+
+SMALL = (
+    '--mode=pipeline',
+    '--preset=demo',
+    '--width_multiplier=0.0625',
+    '--image_size=8',
+    '--train_split=train[:64]',
+    '--eval_split=test[:40]',
+    '--labels_per_class=2',
+    '--train_batch_size=16',
+    '--train_steps=3',
+    '--checkpoint_steps=2',
+    '--knn_neighbors=0',
+    '--eval_batch_size=40',
+)
+STAGES = ('pretrain', 'finetune', 'self_distill', 'student')
+
+
+def main(*arguments: str, status: int = 0) -> str:
+    """Runs the program in this process; returns what it prints."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        assert run.main(['run.py', *arguments]) == status
+    return shown.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The check of a module takes a process of its own and is tested elsewhere.
+    monkeypatch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+    """The folder of a whole pipeline, and what it printed."""
+    model_dir = tmp_path_factory.mktemp('pipeline') / 'all'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
+        return model_dir, main(*SMALL, f'--model_dir={model_dir}')
+
+
+def results(model_dir: pathlib.Path) -> dict[str, dict]:
+    return {name: json.loads((model_dir / name / 'result.json').read_text()) for name in STAGES}
+
+
+def table(shown: str) -> list[str]:
+    """The rows of the table, without the time that each stage took."""
+    lines = shown[shown.rindex('\nStage  ') :].splitlines()
+    return [line.rsplit(maxsplit=2)[0] for line in lines[2:6]]
+
+
+def test_every_stage_leaves_its_run_and_the_end_is_a_table_and_a_report(
+    finished: tuple[pathlib.Path, str],
+) -> None:
+    model_dir, shown = finished
+    rows = table(shown)
+    for row, (name, result) in zip(rows, results(model_dir).items(), strict=True):
+        assert row.startswith(pipeline.STAGES[name])
+        assert f'{result["eval/label_top_1_accuracy"]:.2%}' in row
+        assert (model_dir / name / 'saved_model' / '3').is_dir()
+    page = (model_dir / 'report.html').read_text()
+    for name, result in results(model_dir).items():
+        assert f'{result["eval/label_top_1_accuracy"]:.2%}' in page
+        assert f'--model_dir={model_dir / name}' in page
+
+
+def test_each_stage_goes_on_from_the_one_before(finished: tuple[pathlib.Path, str]) -> None:
+    model_dir, _ = finished
+    flags = {name: json.loads((model_dir / name / 'flags.json').read_text()) for name in STAGES}
+    read = {name: (values['checkpoint'], values['teacher']) for name, values in flags.items()}
+    assert read == {
+        'pretrain': (None, None),
+        'finetune': (str(model_dir / 'pretrain'), None),
+        'self_distill': (str(model_dir / 'finetune'), str(model_dir / 'finetune')),
+        'student': (None, str(model_dir / 'self_distill')),
+    }
+    measured = results(model_dir)
+    key = 'eval/teacher_top_1_accuracy'
+    for teacher, student in (('finetune', 'self_distill'), ('self_distill', 'student')):
+        assert measured[student][key] == measured[teacher]['eval/label_top_1_accuracy']
+    # Two labels a class, and only where they are to be used.
+    chosen = [(model_dir / name / train.LABELS_FILE).exists() for name in STAGES]
+    assert chosen == [False, True, False, False]
+    lines = (model_dir / 'finetune' / train.LABELS_FILE).read_text().splitlines()
+    assert len(lines) == 20
+
+
+def test_what_is_done_is_not_done_again(
+    finished: tuple[pathlib.Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_dir, before = finished
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError('Nothing is left to train.')
+
+    monkeypatch.setattr(train, 'train', never)
+    shown = main(*SMALL, f'--model_dir={model_dir}')
+    assert shown.count('It is done.') == 4
+    assert table(shown) == table(before)
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_a_pipeline_killed_in_any_stage_ends_with_the_same_table(
+    name: str,
+    finished: tuple[pathlib.Path, str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model_dir = tmp_path / 'all'
+    shutil.copytree(finished[0], model_dir)
+    for later in STAGES[STAGES.index(name) :]:
+        shutil.rmtree(model_dir / later)
+    (model_dir / 'report.html').unlink()
+    save = Checkpoints.save
+
+    def save_and_die(self: Checkpoints, step: int) -> str:
+        save(self, step)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, 'save', save_and_die)
+        assert 'goes on from its last checkpoint' in main(
+            *SMALL, f'--model_dir={model_dir}', status=130
+        )
+    assert (model_dir / name / 'ckpt-2.index').exists()
+    assert not (model_dir / 'report.html').exists()
+    for later in STAGES[STAGES.index(name) + 1 :]:  # as they were; only this stage is trained again
+        shutil.copytree(finished[0] / later, model_dir / later)
+    shown = main(*SMALL, f'--model_dir={model_dir}')
+    assert shown.count('going on from') == 1
+    assert table(shown) == table(finished[1])
+    # What was best on the way isn't: the evaluation at the moment of death was not made.
+    before, after = results(finished[0])[name], results(model_dir)[name]
+    final = [key for key in before if not key.startswith('best/')]
+    assert {key: after[key] for key in final} == {key: before[key] for key in final}
+    assert (model_dir / 'report.html').exists()
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(
+    finished: tuple[pathlib.Path, str],
+) -> None:
+    model_dir, _ = finished
+    files = {path: path.stat().st_mtime_ns for path in model_dir.rglob('*') if path.is_file()}
+    flags = (*SMALL, f'--model_dir={model_dir}')
+    shown = main(*flags, '--temperature=0.3', status=2)
+    assert 'holds a pipeline with other settings: temperature 0.5 in pretrain, now 0.3' in shown
+    assert 'labels_per_class 2 in finetune, now 1' in main(*flags, '--labels_per_class=1', status=2)
+    assert files == {p: p.stat().st_mtime_ns for p in model_dir.rglob('*') if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--preset=cifar10'], 'settings for every stage: demo, fashion_mnist; found cifar10'),
+        (['--dataset=bundled'], 'settings for every stage: demo, fashion_mnist; found None'),
+        (['--preset=demo', '--teacher=t'], '--teacher is for distillation'),
+        (
+            ['--preset=demo', '--checkpoint=t'],
+            "chooses --checkpoint of each stage itself; found 't'",
+        ),
+        (['--preset=demo', '--train_mode=finetune'], 'chooses --train_mode of each stage itself'),
+        (['--preset=demo', '--labels_per_class=601'], 'at most 600'),
+        (['--preset=demo', '--label_fraction=0.5', '--labels_per_class=3'], 'give one of them'),
+        (['--preset=demo', '--distill_temperature=0'], 'greater than 0; found 0'),
+        (['--preset=demo', '--eval_split=nothing'], "no split 'nothing'"),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_mistakes_cost_one_line(arguments: list[str], words: str, tmp_path: pathlib.Path) -> None:
+    shown = main('--mode=pipeline', *arguments, f'--model_dir={tmp_path / "m"}', status=2)
+    assert words in shown and shown.count('\n') == 1
+    assert not (tmp_path / 'm').exists()
+
+
+def test_images_without_labels_are_refused_before_anything_is_trained(
+    tmp_path: pathlib.Path,
+) -> None:
+    for split in ('train', 'test'):
+        (tmp_path / 'images' / split).mkdir(parents=True)
+        for number in range(16):
+            path = tmp_path / 'images' / split / f'{number}.png'
+            path.write_bytes(
+                tf.io.encode_png(tf.fill([8, 8, 3], tf.cast(number, tf.uint8))).numpy()
+            )
+    data = ('--dataset=image_folder', f'--data_dir={tmp_path / "images"}')
+    shown = main(
+        *SMALL,
+        '--train_split=train',
+        '--eval_split=test',
+        *data,
+        f'--model_dir={tmp_path / "m"}',
+        status=2,
+    )
+    assert 'has none' in shown and 'labels' in shown
+    assert not (tmp_path / 'm').exists()
