@@ -13,6 +13,7 @@ from settings import UserError, check_options, option
 from tf2.config import SMALL_IMAGE, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 
 FLAGS_FILE = 'flags.json'
+PIPELINE_FILE = 'pipeline.json'  # in a folder of several runs, instead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +139,9 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     Raises:
         UserError: if the preset is unknown, or a value is out of bounds or contradicts another.
     """
+    if given.get('mode') == 'eval':
+        # The folder's own settings complete these, and only then can they be compared.
+        return Config(run=RunConfig(mode='eval'))
     needs_data = given.get('mode') != 'export'
     if needs_data and given.get('dataset') is None and given.get('preset') is None:
         given = {**given, 'preset': 'demo'}
@@ -150,9 +154,11 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
 
 
 def _unless_given(flags: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's flags; its choice of labels goes if another one is given."""
+    """A preset's flags that something given doesn't take the place of."""
     labels = ('label_fraction', 'labels_per_class')
     dropped = labels if any(name in given for name in labels) else ()
+    if given.get('checkpoint'):  # tells these itself
+        dropped += ('resnet_depth', 'width_multiplier', 'sk_ratio', 'se_ratio')
     return {name: value for name, value in flags.items() if name not in dropped}
 
 
@@ -170,9 +176,17 @@ def read_flags(model_dir: str) -> dict[str, Any] | None:
     Raises:
         UserError: if the file cannot be understood.
     """
+    return read_json(os.path.join(model_dir, FLAGS_FILE))
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """The settings in a file of ours, None without it.
+
+    Raises:
+        UserError: if the file cannot be understood.
+    """
     import tensorflow as tf
 
-    path = os.path.join(model_dir, FLAGS_FILE)
     if not tf.io.gfile.exists(path):
         return None
     with tf.io.gfile.GFile(path) as file:

@@ -45,6 +45,11 @@ def follow(given: Mapping[str, Any]) -> None:
         raise UserError(
             f'--mode=eval needs --model_dir, the folder of a training run; found {model_dir}.'
         )
+    if tf.io.gfile.exists(os.path.join(model_dir, configuration.PIPELINE_FILE)):
+        raise UserError(
+            f'--mode=eval needs the folder of one run; {model_dir} holds a pipeline. Name one of '
+            f'its stages, such as --model_dir={os.path.join(model_dir, "finetune")}.'
+        )
     recorded = _wait_for_flags(model_dir)
     # The folder's settings are complete: presets and weights to start from had their say.
     experiment = prepare(configuration.from_values({**recorded, **given}), given)

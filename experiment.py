@@ -93,11 +93,7 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         config, weights = _as_recorded(config, given) or with_weights(config, given)
     source, subset, train_examples = open_data(config)
     strategy = distribution.build_strategy(config.train)
-    batches = {'eval_batch_size': config.train.eval_batch_size}
-    if not evaluates:
-        batches['train_batch_size'] = config.train.train_batch_size
-    distribution.check_divisible(strategy, **batches)
-    _check_compilation(config, strategy)
+    check_devices(config, strategy)
     teacher = _open_teacher(config, strategy)
     num_classes = _num_classes(config, source, teacher)
     configuration.check_same_architecture(model_dir, config, num_classes)
@@ -162,6 +158,10 @@ def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weig
         data = dataclasses.replace(data, image_size=weights.image_size)
     known = {**given, 'image_size': data.image_size}
     model = config_for(weights, config.model, known)
+    distills = config.objective.train_mode == 'distill'
+    if distills and 'ft_proj_selector' not in given and weights.selector is not None:
+        # A student that goes on from a fine-tuned network keeps the layer its classifier reads.
+        model = dataclasses.replace(model, ft_proj_selector=weights.selector)
     return dataclasses.replace(config, data=data, model=model), weights
 
 
@@ -230,7 +230,12 @@ def _check_evaluation(
         )
 
 
-def _check_compilation(config: Config, strategy: tf.distribute.Strategy) -> None:
+def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
+    """Raises UserError if batches don't split over the replicas, or a step can't be compiled."""
+    batches = {'eval_batch_size': config.train.eval_batch_size}
+    if config.run.mode != 'eval':
+        batches['train_batch_size'] = config.train.train_batch_size
+    distribution.check_divisible(strategy, **batches)
     replicas = strategy.num_replicas_in_sync
     if config.train.jit_compile and replicas > 1 and not distribution.is_tpu(strategy):
         raise UserError(

@@ -18,14 +18,13 @@ import configuration
 import experiment
 import report
 import train
-from configuration import Config
+from configuration import PIPELINE_FILE, Config
 from presets import PRESETS
 from settings import UserError
-from tf2 import schedules
+from tf2 import distribution, schedules
 from tf2.evaluators.results import read_results
 from tf2.files import write_text
 
-SETTINGS_FILE = 'pipeline.json'
 REPORT_FILE = 'report.html'
 STAGES = {
     'pretrain': 'Pretraining',
@@ -43,8 +42,20 @@ _READS = {
 }
 _OF_THE_PIPELINE = ('train_mode', 'checkpoint', 'teacher', 'eval_name')
 _LABELS = ('label_fraction', 'labels_per_class')
-# What may differ between two starts of one pipeline.
-_FREE = ('model_dir', 'data_dir', 'checkpoint', 'teacher', 'verbosity')
+# Flags that other stages refuse, and the only one they are for.
+_ONLY = {
+    'memory_size': 'pretrain',
+    'momentum_encoder_decay': 'pretrain',
+    'export_momentum_encoder': 'pretrain',
+    'fine_tune_after_block': 'finetune',
+    'zero_init_logits_layer': 'finetune',
+}
+# What may differ between two starts of one pipeline: places, devices, and what is kept or shown.
+_FREE = (
+    *('model_dir', 'data_dir', 'checkpoint', 'teacher', 'verbosity', 'cache_dataset'),
+    *('use_tpu', 'tpu_name', 'tpu_zone', 'gcp_project', 'master', 'steps_per_loop'),
+    *('keep_checkpoint_max', 'keep_hub_module_max', 'train_summary_steps'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +96,9 @@ def run_pipeline(config: Config, given: Mapping[str, Any]) -> None:
     """
     model_dir = experiment.with_model_dir(config).train.model_dir
     stages = list(_stages(model_dir, config.run.preset, given))
-    for stage in stages:
-        experiment.open_data(stage.config)
-    _claim(model_dir, stages)
+    _check_same_settings(model_dir, stages)
+    _check(stages)
+    _write_settings(model_dir, stages)
     for number, stage in enumerate(stages, 1):
         print(f'\nStage {number} of {len(stages)}: {STAGES[stage.name]}, in {stage.folder}')
         if is_done(stage):
@@ -96,6 +107,17 @@ def run_pipeline(config: Config, given: Mapping[str, Any]) -> None:
         train.train(experiment.prepare(stage.config, stage.given), evaluate=True)
         tf.keras.backend.clear_session()
     _conclude(model_dir, stages)
+
+
+def _check(stages: list[Stage]) -> None:
+    """Raises UserError for what a later stage, too, would find wrong with data or devices."""
+    strategy = distribution.build_strategy(stages[0].config.train)
+    for stage in stages:
+        experiment.open_data(stage.config)
+        experiment.check_devices(stage.config, strategy)
+    unfinished = [stage for stage in stages if not is_done(stage)]
+    if unfinished:
+        experiment.prepare(unfinished[0].config, unfinished[0].given)
 
 
 def _stages(model_dir: str, preset: str | None, given: Mapping[str, Any]) -> Iterator[Stage]:
@@ -109,55 +131,60 @@ def _stages(model_dir: str, preset: str | None, given: Mapping[str, Any]) -> Ite
     _refuse(given)
     chosen = dict(zip(STAGES, (preset, *PRESETS[preset].stages), strict=True))
     for name in STAGES:
-        flags = _flags_of(name, chosen[name], model_dir, given)
+        flags = _flags_of(name, chosen, model_dir, given)
         yield Stage(name, flags, configuration.resolve(flags, PRESETS))
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
-    wrong = [name for name in _OF_THE_PIPELINE if given.get(name) not in (None, 'pretrain')]
-    if wrong:
+    wrong = [name for name in _OF_THE_PIPELINE if given.get(name) is not None]
+    if wrong and given.get('train_mode') != 'pretrain':
         raise UserError(
             f'--mode=pipeline chooses --{wrong[0]} of each stage itself; found '
             f'{given[wrong[0]]!r}. Leave it out, or run the stages one by one.'
         )
 
 
-def _flags_of(name: str, preset: str, model_dir: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _flags_of(
+    name: str, presets: Mapping[str, str], model_dir: str, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """The flags of stage `name`: those of the pipeline's command line that concern it."""
-    settings = PRESETS[preset].flags
-    uses_labels = any(settings.get(label) for label in _LABELS)
-    taken = {key: value for key, value in given.items() if key not in ('train_mode', *_LABELS)}
-    labels = {key: given[key] for key in _LABELS if key in given and uses_labels}
+    settings = PRESETS[presets[name]].flags
+    mode = settings.get('train_mode', 'pretrain')
+    uses_labels = _uses_labels(mode, {**settings, **given})
+    taken = {key: value for key, value in given.items() if _ONLY.get(key, mode) == mode}
+    if name == 'student' and 'width_multiplier' in given:
+        taken['width_multiplier'] = given['width_multiplier'] / 2  # as in its preset
     reads = {flag: os.path.join(model_dir, source) for flag, source in _READS[name].items()}
     return {
-        **taken,
+        **{key: value for key, value in taken.items() if key not in _LABELS},
         'mode': 'train_then_eval',
-        'train_mode': settings.get('train_mode', 'pretrain'),
-        'preset': preset,
-        **labels,
+        'train_mode': mode,
+        'preset': presets[name],
+        **(_labels(given, presets['finetune']) if uses_labels else {}),
         **reads,
         'model_dir': os.path.join(model_dir, name),
     }
 
 
-def _claim(model_dir: str, stages: list[Stage]) -> None:
-    """Writes down the settings in `model_dir`, or compares them with those it was made with.
+def _uses_labels(mode: str, settings: Mapping[str, Any]) -> bool:
+    return mode == 'finetune' or (mode == 'distill' and settings.get('distill_alpha', 1) < 1)
 
-    Raises:
-        UserError: if they differ; shows both.
-    """
-    asked = {stage.name: _settings(stage) for stage in stages}
-    path = os.path.join(model_dir, SETTINGS_FILE)
-    recorded = read_results(path)
-    if not recorded:
-        tf.io.gfile.makedirs(model_dir)
-        write_text(path, json.dumps(asked, indent=1, sort_keys=True) + '\n')
-        return
+
+def _labels(given: Mapping[str, Any], preset: str) -> dict[str, Any]:
+    """The choice of labels, the same wherever labels are used: the given one, else `preset`'s."""
+    chosen = {key: given[key] for key in _LABELS if key in given}
+    flags = PRESETS[preset].flags
+    return chosen or {key: flags[key] for key in _LABELS if key in flags}
+
+
+def _check_same_settings(model_dir: str, stages: list[Stage]) -> None:
+    """Raises UserError if `model_dir` holds a pipeline with other settings; shows both."""
+    recorded = configuration.read_json(os.path.join(model_dir, PIPELINE_FILE)) or {}
     differing = [
-        f'{key} {recorded[name].get(key)} in {name}, now {value}'
-        for name, settings in asked.items()
-        for key, value in settings.items()
-        if recorded[name].get(key, value) != value
+        f'{key} {recorded[stage.name][key]} in {stage.name}, now {value}'
+        for stage in stages
+        for key, value in _settings(stage).items()
+        if recorded.get(stage.name, {}).get(key, value) != value
     ]
     if differing:
         more = f' and {len(differing) - 3} more' if len(differing) > 3 else ''
@@ -166,6 +193,13 @@ def _claim(model_dir: str, stages: list[Stage]) -> None:
             f'{"; ".join(differing[:3])}{more}. Choose another --model_dir, or the flags it was '
             'made with.'
         )
+
+
+def _write_settings(model_dir: str, stages: list[Stage]) -> None:
+    settings = {stage.name: _settings(stage) for stage in stages}
+    tf.io.gfile.makedirs(model_dir)
+    text = json.dumps(settings, indent=1, sort_keys=True)
+    write_text(os.path.join(model_dir, PIPELINE_FILE), f'{text}\n')
 
 
 def _settings(stage: Stage) -> dict[str, Any]:
@@ -187,6 +221,7 @@ def is_done(stage: Stage) -> bool:
 def _conclude(model_dir: str, stages: list[Stage]) -> None:
     """Shows the table and writes the report."""
     runs = [report.Stage(s.name, STAGES[s.name], s.folder, s.command) for s in stages]
+    print(f'\n{report.format_table(report.table(runs))}\n', flush=True)
     path = os.path.join(model_dir, REPORT_FILE)
     report.write_report(path, runs)
-    print(f'\n{report.format_table(report.table(runs))}\n\nReport: {path}')
+    print(f'Report: {path}')

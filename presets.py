@@ -45,6 +45,7 @@ _SMALL_TUNED = {
     'width_multiplier': 0.25,
     'image_size': 28,
     'eval_split': 'test',
+    'crop_min_area': 0.5,
     'optimizer': 'adam',
     'warmup_epochs': 0.0,
     'weight_decay': 0.0,
@@ -59,13 +60,17 @@ _SMALL_FINETUNE = {
     'train_epochs': 60,
     'checkpoint_epochs': 20,
 }
+# So few that Adam forgets what was pretrained.
+_FEW_LABELS = {'optimizer': 'momentum', 'learning_rate': 0.02, 'train_batch_size': 40}
 _SMALL_LINEAR = {
     **_SMALL_TUNED,
     'train_mode': 'finetune',
     'fine_tune_after_block': 4,
-    'learning_rate': 0.001,
+    'crop_min_area': 0.8,
+    'optimizer': 'momentum',
+    'learning_rate': 1.0,
     'train_batch_size': 256,
-    'train_epochs': 10,
+    'train_epochs': 5,
     'checkpoint_epochs': 5,
 }
 _SMALL_DISTILL = {
@@ -75,8 +80,9 @@ _SMALL_DISTILL = {
     'train_batch_size': 256,
     'checkpoint_epochs': 5,
 }
-# The temperatures are those of SimCLRv2 (arXiv:2006.10029, appendix).
-_SELF = {'ft_proj_selector': 1, 'distill_temperature': 0.1}
+# SimCLRv2 (arXiv:2006.10029, appendix) self-distills with a temperature of 0.1, which here gives
+# away what the teacher knows of other classes: 85.7% against 86.1% on held-out images.
+_SELF = {'ft_proj_selector': 1, 'distill_temperature': 1.0, 'learning_rate': 0.001}
 _STUDENT = {'width_multiplier': 0.125, 'distill_temperature': 1.0}
 
 # SimCLRv2 fine-tunes with a rate of 0.005 * sqrt(1024) = 0.16.
@@ -110,7 +116,12 @@ PRESETS: dict[str, Preset] = {
     ),
     'demo_finetune': Preset(
         'Fine-tuning on 10 labels per class of the bundled images. Give --checkpoint.',
-        {**_SMALL_FINETUNE, 'dataset': 'bundled', 'labels_per_class': 10},
+        {
+            **_SMALL_FINETUNE,
+            **_FEW_LABELS,
+            'dataset': 'bundled',
+            'labels_per_class': 10,
+        },
     ),
     'demo_self_distill': Preset(
         'Self-distillation on the bundled images, without labels. Give --teacher and, to go on '
@@ -146,6 +157,15 @@ PRESETS: dict[str, Preset] = {
     'fashion_mnist_finetune': Preset(
         'Fine-tuning on 1% of the labels of Fashion-MNIST, 600. Give --checkpoint.',
         {**_SMALL_FINETUNE, 'dataset': 'fashion_mnist', 'label_fraction': 0.01},
+    ),
+    'fashion_mnist_few_labels': Preset(
+        'Fine-tuning on 4 labels per class of Fashion-MNIST, or a few more. Give --checkpoint.',
+        {
+            **_SMALL_FINETUNE,
+            **_FEW_LABELS,
+            'dataset': 'fashion_mnist',
+            'labels_per_class': 4,
+        },
     ),
     'fashion_mnist_self_distill': Preset(
         'Self-distillation on Fashion-MNIST, without labels. Give --teacher and, to go on from its '

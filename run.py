@@ -1,4 +1,4 @@
-"""SimCLR from the command line: flags → Config → train, eval, both, or export.
+"""SimCLR from the command line: flags → Config → train, eval, both, export, or all stages.
 
 The only module that knows absl flags. Everything below takes a `Config`.
 """

@@ -84,13 +84,27 @@ def _initialise(experiment: Experiment, model: SimCLRModel) -> Report | None:
             variable.assign(tf.zeros_like(variable))
     if experiment.weights is None:
         return None
-    # The classifier in the file may have learned from labels that this run is not to know.
-    few_labels = experiment.subset is not None
     return experiment.weights.load_into(
         model,
         head_layers=0 if experiment.pretrains else experiment.config.model.ft_proj_selector,
-        classifier=not (zero or few_labels),
+        classifier=not zero and _classifier_may_stay(experiment),
     )
+
+
+def _classifier_may_stay(experiment: Experiment) -> bool:
+    """Whether the classifier in `--checkpoint` may be the one to go on with.
+
+    Not if it read another layer of the head, nor if it may have learned from labels that this run
+    is not to know. A student may know what its teacher knows, and no more.
+    """
+    config = experiment.config
+    if experiment.pretrains:
+        return True
+    if (experiment.weights.selector or 0) != config.model.ft_proj_selector:
+        return False
+    if experiment.teacher is not None:
+        return config.objective.checkpoint == config.objective.teacher
+    return experiment.subset is None
 
 
 def _show(report: Report, verbosity: int) -> None:

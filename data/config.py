@@ -44,11 +44,15 @@ class DataConfig:
     )
 
     label_fraction: float = option(
-        1.0, 'Fine-tuning: share of the training labels to use, of every class.', above=0, at_most=1
+        1.0,
+        'Share of the training labels to use, of every class; for fine-tuning, and distillation '
+        'with labels.',
+        above=0,
+        at_most=1,
     )
     labels_per_class: int = option(
         0,
-        'Fine-tuning: number of training labels to use of every class; 0 uses them all.',
+        'Number of training labels to use of every class, likewise; 0 uses them all.',
         at_least=0,
     )
 

@@ -192,10 +192,10 @@ def _confusion(run: Run, found: Confusion | None) -> str:
         f'{percent(found.accuracy)}. The darker, the larger the share of the row.'
     )
     if percent(run.top_1) != percent(found.accuracy):
-        caption += (
-            f' The stage itself measured {percent(run.top_1)}, in '
-            f'{run.config.train.mixed_precision}; the exported network computes in float32.'
-        )
+        precision = run.config.train.mixed_precision
+        caption += f' The stage itself measured {percent(run.top_1)}'
+        rounds = f', in {precision}; the exported network computes in float32.'
+        caption += '.' if precision == 'float32' else rounds
     image = _figure_image(figures.confusion_figure(found), f'Confusion matrix. {caption}')
     large = ' large' if len(found.names) > 12 else ''
     return (

@@ -125,8 +125,8 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     rows, known = [], 0
     for run in runs:
         labels = count_labels(run)
-        through = known if run.train_mode == 'distill' and not labels else 0
-        known = labels or through
+        through = known if run.train_mode == 'distill' and known > labels else 0
+        known = max(labels, through)
         rows.append(
             Row(
                 stage=run.stage.title,

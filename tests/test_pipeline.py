@@ -20,7 +20,7 @@ from tf2.checkpoints import Checkpoints
 SMALL = (
     '--mode=pipeline',
     '--preset=demo',
-    '--width_multiplier=0.0625',
+    '--width_multiplier=0.125',
     '--image_size=8',
     '--train_split=train[:64]',
     '--eval_split=test[:40]',
@@ -96,6 +96,8 @@ def test_each_stage_goes_on_from_the_one_before(finished: tuple[pathlib.Path, st
     key = 'eval/teacher_top_1_accuracy'
     for teacher, student in (('finetune', 'self_distill'), ('self_distill', 'student')):
         assert measured[student][key] == measured[teacher]['eval/label_top_1_accuracy']
+    widths = [values['width_multiplier'] for values in flags.values()]
+    assert widths == [0.125, 0.125, 0.125, 0.0625]
     # Two labels a class, and only where they are to be used.
     chosen = [(model_dir / name / train.LABELS_FILE).exists() for name in STAGES]
     assert chosen == [False, True, False, False]
@@ -115,6 +117,34 @@ def test_what_is_done_is_not_done_again(
     shown = main(*SMALL, f'--model_dir={model_dir}')
     assert shown.count('It is done.') == 4
     assert table(shown) == table(before)
+
+
+def die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    'place',
+    [(train, '_export'), (train.Tracker, 'finish'), (pipeline.report, 'write_report')],
+    ids=['before the export', 'before the last evaluation', 'before the report'],
+)
+def test_a_pipeline_killed_after_a_training_ends_with_the_same_table(
+    place: tuple[object, str],
+    finished: tuple[pathlib.Path, str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model_dir, moved = tmp_path / 'all', tmp_path / 'of another name'
+    shutil.copytree(finished[0], model_dir)
+    shutil.rmtree(model_dir / 'student')
+    (model_dir / 'report.html').unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, die)
+        main(*SMALL, f'--model_dir={model_dir}', status=130)
+    model_dir.rename(moved)
+    shown = main(*SMALL, f'--model_dir={moved}')
+    assert table(shown) == table(finished[1])
+    assert (moved / 'report.html').exists()
 
 
 @pytest.mark.parametrize('name', STAGES)
@@ -176,6 +206,9 @@ def test_other_settings_are_refused_and_nothing_is_lost(
             ['--preset=demo', '--checkpoint=t'],
             "chooses --checkpoint of each stage itself; found 't'",
         ),
+        (['--preset=demo', '--checkpoint=pretrain'], 'chooses --checkpoint of each stage itself'),
+        (['--preset=demo', '--eval_name=pretrain'], 'chooses --eval_name of each stage itself'),
+        (['--preset=demo', '--use_tpu=True'], 'expects an attached TPU'),
         (['--preset=demo', '--train_mode=finetune'], 'chooses --train_mode of each stage itself'),
         (['--preset=demo', '--labels_per_class=601'], 'at most 600'),
         (['--preset=demo', '--label_fraction=0.5', '--labels_per_class=3'], 'give one of them'),
@@ -211,3 +244,62 @@ def test_images_without_labels_are_refused_before_anything_is_trained(
     )
     assert 'has none' in shown and 'labels' in shown
     assert not (tmp_path / 'm').exists()
+
+
+def flags_of(*arguments: str) -> dict[str, dict]:
+    """Stage -> its flags."""
+    given = run.parse(['run.py', '--mode=pipeline', *arguments])
+    stages = pipeline._stages('all', given.get('preset', 'demo'), given)
+    return {stage.name: dict(stage.given) for stage in stages}
+
+
+def test_labels_are_the_same_wherever_labels_are_used() -> None:
+    chosen = [flags.get('labels_per_class') for flags in flags_of('--seed=1').values()]
+    assert chosen == [None, 10, None, None]
+    mixed = flags_of('--distill_alpha=0.5')
+    assert [flags.get('labels_per_class') for flags in mixed.values()] == [None, 10, 10, 10]
+    fractions = flags_of('--distill_alpha=0.5', '--label_fraction=0.1')
+    assert [flags.get('label_fraction') for flags in fractions.values()] == [None, 0.1, 0.1, 0.1]
+    assert not any('labels_per_class' in flags for flags in fractions.values())
+
+
+def test_a_flag_goes_to_the_stages_it_concerns() -> None:
+    flags = flags_of('--memory_size=1280', '--zero_init_logits_layer', '--seed=4')
+    assert [flags[name].get('memory_size') for name in STAGES] == [1280, None, None, None]
+    zero = [flags[name].get('zero_init_logits_layer') for name in STAGES]
+    assert zero == [None, True, None, None]
+    assert [flags[name].get('seed') for name in STAGES] == [4] * 4
+
+
+def test_a_command_with_a_mistake_leaves_no_trace(tmp_path: pathlib.Path) -> None:
+    main(*SMALL, f'--model_dir={tmp_path / "m"}', '--use_tpu=True', status=2)
+    assert not (tmp_path / 'm').exists()
+
+
+def test_a_damaged_record_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / 'pipeline.json').write_text('{')
+    shown = main(*SMALL, f'--model_dir={tmp_path}', status=2)
+    assert 'should be JSON' in shown and shown.count('\n') == 1
+
+
+def test_a_pipeline_is_evaluated_stage_by_stage(finished: tuple[pathlib.Path, str]) -> None:
+    model_dir, _ = finished
+    shown = main('--mode=eval', f'--model_dir={model_dir}', status=2)
+    assert f'such as --model_dir={model_dir / "finetune"}' in shown
+    flags = ('--eval_split=test[40:60]', '--eval_name=others', '--eval_batch_size=20')
+    shown = main('--mode=eval', f'--model_dir={model_dir / "student"}', *flags)
+    assert 'eval/teacher_agreement' in shown
+
+
+def test_a_student_whose_teacher_was_moved_is_evaluated_with_its_new_place(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(finished[0] / 'student', tmp_path / 'student')
+    flags = json.loads((tmp_path / 'student' / 'flags.json').read_text())
+    (tmp_path / 'student' / 'flags.json').write_text(json.dumps({**flags, 'teacher': 'gone'}))
+    command = ('--mode=eval', f'--model_dir={tmp_path / "student"}')
+    assert '--teacher=gone' in main(*command, status=2)
+    main(*command, f'--teacher={finished[0] / "self_distill"}')
+    key = 'eval/teacher_agreement'
+    result = json.loads((tmp_path / 'student' / 'result.json').read_text())
+    assert result[key] == results(finished[0])['student'][key]

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -27,6 +28,7 @@ from tests.support import mirrored
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
 
+VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
 PROGRAM = pathlib.Path(__file__).parents[1] / 'run.py'
 
 
@@ -107,6 +109,19 @@ def refused(
             ['--mode=export', '--checkpoint=x', '--memory_size=512', '--export_momentum_encoder'],
             'needs a training run .*; found --mode=export',
         ),
+        (['--train_mode=distill'], 'needs a --teacher'),
+        (
+            ['--train_mode=distill', '--teacher=no/run'],
+            '--teacher=no/run should be .*nothing there',
+        ),
+        (['--teacher=x'], '--teacher is for distillation; found --train_mode=pretrain'),
+        (
+            ['--train_mode=distill', '--teacher=x', '--label_fraction=0.1'],
+            '--distill_alpha=1 uses none',
+        ),
+        (['--train_mode=distill', '--teacher=x', '--distill_alpha=2'], 'at most 1; found 2'),
+        (['--train_mode=distill', '--teacher=x', '--distill_temperature=0'], 'greater than 0'),
+        (['--train_mode=distill', '--teacher=x', '--teacher_view=same'], 'one of student, eval'),
         (['--use_tpu=True'], 'expects an attached TPU, --tpu_name or --master'),
         (['--mode=eval'], '--mode=eval needs --model_dir'),
         (['--mode=eval', '--model_dir='], '--mode=eval needs --model_dir'),
@@ -473,6 +488,74 @@ def test_weights_of_a_run_with_a_memory_start_another(
         np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
 
 
+# --- distillation
+
+
+@pytest.mark.usefixtures('no_export')
+def test_a_student_learns_from_images_with_few_labels_on_two_replicas(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its teacher sees images of 8 pixels, it itself of 10."""
+    monkeypatch.setattr(experiment.distribution, 'build_strategy', lambda config: mirrored(2))
+    flags = ('--train_mode=distill', f'--teacher={finished[0]}', '--distill_alpha=0.5')
+    size = ('--image_size=10', '--width_multiplier=0.125', '--knn_neighbors=0')
+    few = ('--labels_per_class=1', '--mode=train_then_eval', '--train_steps=2')
+    shown = main(*BUNDLED, *flags, *size, *few, f'--model_dir={tmp_path}')
+    assert f'The teacher is {finished[0]}, 10 classes.' in shown
+    results = json.loads((tmp_path / 'result.json').read_text())
+    assert results['global_step'] == 2
+    # Its own figure, whatever the student's size: as its run measured it.
+    theirs = json.loads((finished[0] / 'result.json').read_text())
+    assert results['eval/teacher_top_1_accuracy'] == theirs['eval/label_top_1_accuracy']
+    assert 0 <= results['eval/teacher_agreement'] <= 1
+    written = {name for _, name in events(tmp_path)}
+    metrics = ('distill_loss', 'teacher_agreement', 'supervised_loss', 'supervised_acc')
+    assert {f'train/{name}' for name in metrics} <= written
+    assert len((tmp_path / train.LABELS_FILE).read_text().splitlines()) == 10
+    # As many weights of the encoder as a student has, and nobody else's.
+    kernels = [name for name in saved_values(tmp_path, 2) if name.endswith('kernel' + VALUE)]
+    assert len([name for name in kernels if not name.startswith('optimizer')]) == 20 + 3 + 1
+
+
+@pytest.mark.usefixtures('no_export')
+def test_a_student_learns_from_images_without_any_label(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    for split in ('train', 'test'):
+        (tmp_path / 'images' / split).mkdir(parents=True)
+        for number in range(16):
+            path = tmp_path / 'images' / split / f'{number}.png'
+            path.write_bytes(tf.io.encode_png(rng.integers(0, 256, (9, 9, 3), np.uint8)).numpy())
+    data = ('--dataset=image_folder', f'--data_dir={tmp_path / "images"}', '--eval_split=test')
+    flags = ('--train_mode=distill', f'--teacher={finished[0]}', '--train_steps=1')
+    command = (*TINY, *data, *flags, '--mode=train_then_eval', f'--model_dir={tmp_path / "run"}')
+    capsys.readouterr()
+    assert run.main(['run.py', *command, '--distill_alpha=0.9']) == 2
+    assert 'gives weight to labels; image_folder has none' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+    main(*command)
+    results = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    measured = {name for name in results if name.startswith('eval/')}
+    assert measured == {'eval/teacher_agreement', 'eval/regularization_loss'}
+
+
+def test_a_teacher_of_other_classes_is_refused(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ('cat', 'dog'):
+        (tmp_path / 'train' / name).mkdir(parents=True)
+        for number in range(8):
+            path = tmp_path / 'train' / name / f'{number}.png'
+            path.write_bytes(tf.io.encode_png(np.zeros([8, 8, 3], np.uint8)).numpy())
+    data = ('--dataset=image_folder', f'--data_dir={tmp_path}')
+    flags = ('--train_mode=distill', f'--teacher={finished[0]}', f'--model_dir={tmp_path / "run"}')
+    capsys.readouterr()
+    assert run.main(['run.py', *TINY, *data, *flags]) == 2
+    assert 'must have the classes of image_folder, 2; found 10' in capsys.readouterr().err
+    assert not (tmp_path / 'run').exists()
+
+
 # --- fine-tuning
 
 FINETUNE = (
@@ -641,3 +724,32 @@ def test_any_weights_become_a_module(
     )
     for name, value in first(images).items():
         np.testing.assert_allclose(second(images)[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('mode', 'layers', 'few', 'teacher', 'stays'),
+    [
+        ('pretrain', (0, 0), False, None, True),
+        ('finetune', (0, 0), False, None, True),
+        ('finetune', (1, 1), False, None, True),
+        ('finetune', (0, 1), False, None, False),  # it read another layer
+        ('finetune', (None, 1), False, None, False),  # nobody knows what it read
+        ('finetune', (0, 0), True, None, False),  # it may know more labels
+        ('distill', (1, 1), False, 'start', True),
+        ('distill', (1, 1), True, 'start', True),
+        ('distill', (1, 1), False, 'other', False),  # it may know more than the teacher
+    ],
+)
+def test_a_classifier_stays_only_where_it_fits_and_knows_no_more(
+    mode: str, layers: tuple, few: bool, teacher: str | None, stays: bool
+) -> None:
+    found, wanted = layers
+    values = {'train_mode': mode, 'checkpoint': 'start', 'teacher': teacher}
+    prepared = types.SimpleNamespace(
+        pretrains=mode == 'pretrain',
+        config=configuration.from_values({**values, 'ft_proj_selector': wanted}),
+        weights=types.SimpleNamespace(selector=found),
+        teacher=teacher,
+        subset='some' if few else None,
+    )
+    assert train._classifier_may_stay(prepared) is stays

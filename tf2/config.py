@@ -82,11 +82,14 @@ class ObjectiveConfig:
     )
     fine_tune_after_block: int = option(
         -1,
-        'Fine-tuning: train from this block group on; -1 trains everything, 4 the classifier only.',
+        'Fine-tuning and distillation: train from this block group on; -1 trains everything, 4 the '
+        'classifier only.',
         at_least=-1,
         at_most=4,
     )
-    zero_init_logits_layer: bool = option(False, 'Fine-tuning: start the classifier at zero.')
+    zero_init_logits_layer: bool = option(
+        False, 'Fine-tuning and distillation: start the classifier at zero.'
+    )
     teacher: str | None = option(
         None,
         'Distillation: the network to learn from. Anything --checkpoint takes, if it has a '

@@ -50,13 +50,13 @@ def open_teacher(path: str, *, precision: str) -> Teacher:
     Raises:
         UserError: if nothing is there, or nothing that returns logits.
     """
-    place = fetched(path) if path.startswith(URL_SCHEMES) else path.rstrip('/')
-    if _is_foreign_module(place):
-        return _from_module(path, place)
     try:
-        weights = open_weights(place)
+        place = fetched(path) if path.startswith(URL_SCHEMES) else path.rstrip('/')
+        weights = None if _is_foreign_module(place) else open_weights(place)
     except UserError as error:
-        raise UserError(str(error).replace('--checkpoint', '--teacher')) from error
+        raise UserError(str(error).replace('--checkpoint=', '--teacher=')) from error
+    if weights is None:
+        return _from_module(path, place)
     return _from_weights(path, weights, precision)
 
 
@@ -83,7 +83,12 @@ def _from_weights(path: str, weights: Weights, precision: str) -> Teacher:
     model = build_model(
         SimCLRModel(config, weights.image_size, weights.num_classes, precision=precision)
     )
-    weights.load_into(model, head_layers=selector)
+    report = weights.load_into(model, head_layers=selector)
+    if any(reason.startswith('classifier') for reason in (*report.left_out, *report.missing)):
+        raise UserError(
+            f'--teacher={path} must have a classifier that reads layer {selector} of its '
+            f'projection head; found: {report.line()}. Choose another one.'
+        )
     return Teacher(
         path,
         weights.num_classes,
@@ -112,7 +117,7 @@ def _from_module(path: str, place: str) -> Teacher:
         found = sorted(outputs) if isinstance(outputs, Mapping) else ['another output']
     raise UserError(
         f'--teacher={path} should map images to logits, or to a dictionary with {LOGITS!r}; found '
-        f'{", ".join(found) or "nothing that takes images"}. Give a fine-tuned model.'
+        f'{", ".join(found) or "nothing that takes images [b, h, w, 3]"}. Give a fine-tuned model.'
     )
 
 
@@ -128,11 +133,14 @@ def _inference_functions(module: Any) -> list[Any]:
 
 
 def _image_spec(function: Any) -> tf.TensorSpec | None:
-    """What `function` takes, if that is a batch of images and nothing else."""
+    """What `function` takes, if that is a batch of square RGB images, and nothing else."""
     leaves = tf.nest.flatten(function.structured_input_signature)
     specs = [leaf for leaf in leaves if isinstance(leaf, tf.TensorSpec)]
-    fits = len(specs) == 1 and specs[0].shape.rank == 4 and specs[0].dtype == tf.float32
-    return specs[0] if fits and specs[0].shape[0] is None else None
+    if len(specs) != 1 or specs[0].shape.rank != 4 or specs[0].dtype != tf.float32:
+        return None
+    batch, height, width, channels = specs[0].shape
+    fits = batch is None and height == width and channels in (3, None)
+    return specs[0] if fits else None
 
 
 def _is_for_training(function: Any) -> bool:
