@@ -36,7 +36,7 @@ _SMALL = {
     'weight_decay': 1e-4,
     'temperature': 0.5,
     'train_batch_size': 128,
-    'knn_neighbors': 20,
+    'knn_neighbors': 8,
 }
 
 # What the stages after pretraining share.
