@@ -30,7 +30,7 @@ STAGES = {
     'pretrain': 'Pretraining',
     'finetune': 'Fine-tuning',
     'self_distill': 'Self-distillation',
-    'student': 'Distillation into a smaller student',
+    'student': 'Smaller student',
 }
 # Stage -> flag -> stage whose folder it names. The self-distilled network goes on from its
 # teacher's weights; the small one has nobody's to go on from.
