@@ -48,6 +48,13 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
 
 
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report that says nothing: it takes seconds, and is tested elsewhere."""
+    write = lambda path, stages: pathlib.Path(path).write_text('brief')  # noqa: E731
+    monkeypatch.setattr(pipeline.report, 'write_report', write)
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
     """The folder of a whole pipeline, and what it printed."""
@@ -105,6 +112,7 @@ def test_each_stage_goes_on_from_the_one_before(finished: tuple[pathlib.Path, st
     assert len(lines) == 20
 
 
+@pytest.mark.usefixtures('brief')
 def test_what_is_done_is_not_done_again(
     finished: tuple[pathlib.Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +131,7 @@ def die(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures('brief')
 @pytest.mark.parametrize(
     'place',
     [(train, '_export'), (train.Tracker, 'finish'), (pipeline.report, 'write_report')],
@@ -147,6 +156,7 @@ def test_a_pipeline_killed_after_a_training_ends_with_the_same_table(
     assert (moved / 'report.html').exists()
 
 
+@pytest.mark.usefixtures('brief')
 @pytest.mark.parametrize('name', STAGES)
 def test_a_pipeline_killed_in_any_stage_ends_with_the_same_table(
     name: str,
