@@ -36,7 +36,7 @@ _SMALL = {
     'weight_decay': 1e-4,
     'temperature': 0.5,
     'train_batch_size': 128,
-    'knn_neighbors': 8,
+    'knn_neighbors': 200,
 }
 
 # What the stages after pretraining share.
@@ -146,6 +146,7 @@ PRESETS: dict[str, Preset] = {
             'warmup_epochs': 1.0,
             'checkpoint_epochs': 2,
             'train_summary_steps': 50,
+            'knn_neighbors': 8,
             'knn_examples': 60000,
         },
         stages=('fashion_mnist_finetune', 'fashion_mnist_self_distill', 'fashion_mnist_student'),
