@@ -74,7 +74,9 @@ def test_switches_take_every_spelling(arguments: list[str], use_blur: bool) -> N
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_a_flag_on_the_command_line_beats_the_preset(name: str) -> None:
-    values = configuration.to_values(resolve(f'--preset={name}', '--train_epochs=3', '--seed=4'))
+    distills = PRESETS[name].flags.get('train_mode') == 'distill'
+    flags = ['--train_epochs=3', '--seed=4', *(['--teacher=t'] if distills else [])]
+    values = configuration.to_values(resolve(f'--preset={name}', *flags))
     expected = {**PRESETS[name].flags, 'preset': name, 'train_epochs': 3, 'seed': 4}
     assert {key: values[key] for key in expected} == expected
 
@@ -82,6 +84,19 @@ def test_a_flag_on_the_command_line_beats_the_preset(name: str) -> None:
 def test_a_given_default_beats_the_preset_too() -> None:
     assert PRESETS['demo'].flags['temperature'] != 0.1
     assert resolve('--preset=demo', '--temperature=0.1').objective.temperature == 0.1
+
+
+def test_one_choice_of_labels_takes_the_place_of_the_other() -> None:
+    data = resolve('--preset=demo_finetune', '--label_fraction=0.1').data
+    assert (data.label_fraction, data.labels_per_class) == (0.1, 0)
+
+
+def test_a_checkpoint_tells_the_architecture_and_no_preset_contradicts_it() -> None:
+    # Selective kernels need a depth of 50, which the preset has not and the checkpoint may have.
+    flags = ('--preset=demo_finetune', '--sk_ratio=0.0625')
+    assert resolve(*flags, '--checkpoint=x').model.sk_ratio == 0.0625
+    with pytest.raises(UserError, match='50 or more; found depth 18'):
+        resolve(*flags)
 
 
 def test_without_data_set_and_preset_it_is_the_demo() -> None:

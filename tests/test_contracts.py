@@ -193,6 +193,7 @@ def inputs(classes: int = 3) -> Inputs:
         batches=lambda: [batch],
         num_classes=classes,
         predict=pixels,
+        teach=pixels,
         embed=pixels,
         train_batches=lambda: [batch],
         neighbors=2,
