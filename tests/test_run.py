@@ -514,7 +514,7 @@ def test_a_student_learns_from_images_with_few_labels_on_two_replicas(
     assert len((tmp_path / train.LABELS_FILE).read_text().splitlines()) == 10
     # As many weights of the encoder as a student has, and nobody else's.
     kernels = [name for name in saved_values(tmp_path, 2) if name.endswith('kernel' + VALUE)]
-    assert len([name for name in kernels if not name.startswith('optimizer')]) == 20 + 3 + 1
+    assert len([name for name in kernels if not name.startswith('optimizer')]) == 21 + 3 + 1
 
 
 @pytest.mark.usefixtures('no_export')

@@ -127,6 +127,7 @@ def test_only_what_applies_is_built() -> None:
         lambda: [],
         3,
         predict=tf.identity,
+        teach=tf.identity,
         embed=tf.identity,
         train_batches=lambda: [],
         neighbors=1,
