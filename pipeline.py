@@ -136,8 +136,11 @@ def _stages(model_dir: str, preset: str | None, given: Mapping[str, Any]) -> Ite
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
-    wrong = [name for name in _OF_THE_PIPELINE if given.get(name) is not None]
-    if wrong and given.get('train_mode') != 'pretrain':
+    # The first stage's mode says nothing wrong: the README's first command has it.
+    harmless = ('train_mode', 'pretrain')
+    found = ((name, given.get(name)) for name in _OF_THE_PIPELINE)
+    wrong = [name for name, value in found if value is not None and (name, value) != harmless]
+    if wrong:
         raise UserError(
             f'--mode=pipeline chooses --{wrong[0]} of each stage itself; found '
             f'{given[wrong[0]]!r}. Leave it out, or run the stages one by one.'

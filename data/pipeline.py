@@ -58,7 +58,7 @@ def train_batches(
         seed: the run's seed.
         start_step: how many batches to leave out at the beginning. What is left out is neither
             decoded nor augmented.
-        extra: one more view than the recipe's, the last one; a teacher's.
+        extra: one more view than the recipe's, the last one, of its own size; a teacher's.
 
     Returns:
         Dataset of {'views': tuple of [batch_size, image_size, image_size, 3] float32 in [0, 1],
@@ -81,22 +81,30 @@ def train_batches(
     buffer = min(count, _BUFFER_SMALL_IMAGES if is_small else _BUFFER_LARGE_IMAGES)
     dataset = _epochs(examples, count, buffer, seed, skip=start_step * batch_size)
 
+    group_size = _group_size(batch_size, _GROUP_SMALL_IMAGES if is_small else _GROUP_LARGE_IMAGES)
+    first, last = _training_steps(source, wanted, config)
+    dataset = _map(dataset, first).batch(group_size, drop_remainder=True)
+    dataset = _map(dataset, last).rebatch(batch_size, drop_remainder=True)
+    return dataset.prefetch(_PREFETCHED_BATCHES)
+
+
+def _training_steps(
+    source: Source, recipe: Recipe, config: DataConfig
+) -> tuple[Callable[..., Example], Callable[[Example], Batch]]:
+    """What is done to one example at a time, and then to a group of them."""
+    halves = [_split_steps(view) for view in recipe]
+
     def first_steps(key: tf.Tensor, index: tf.Tensor, example: Example) -> Example:
-        seeds = tuple(view_seed(key, index, view.seed) for view in wanted)
-        first = [_split_steps(view)[0] for view in wanted]
-        views = _open_views(source, example, seeds, first, config)
+        seeds = tuple(view_seed(key, index, view.seed) for view in recipe)
+        views = _open_views(source, example, seeds, [first for first, _ in halves], config)
         return {'views': views, 'seeds': seeds, 'label': example['label']}
 
     def last_steps(group: Example) -> Batch:
-        last = [_split_steps(view)[1] for view in wanted]
-        parts = zip(group['views'], group['seeds'], last, strict=True)
-        views = tuple(_augment(images, seeds, view, config) for images, seeds, view in parts)
+        parts = zip(group['views'], group['seeds'], halves, strict=True)
+        views = tuple(_augment(images, seeds, last, config) for images, seeds, (_, last) in parts)
         return {'views': views, 'label': group['label']}
 
-    group_size = _group_size(batch_size, _GROUP_SMALL_IMAGES if is_small else _GROUP_LARGE_IMAGES)
-    dataset = _map(dataset, first_steps).batch(group_size, drop_remainder=True)
-    dataset = _map(dataset, last_steps).rebatch(batch_size, drop_remainder=True)
-    return dataset.prefetch(_PREFETCHED_BATCHES)
+    return first_steps, last_steps
 
 
 def eval_batches(
@@ -109,7 +117,7 @@ def eval_batches(
         config: settings; `image_size` is the view's size in pixels.
         split: split or slice of `source`.
         batch_size: examples per batch.
-        extra: a second view of each example; a teacher's.
+        extra: a second view of each example, of its own size; a teacher's.
 
     Returns:
         Finite dataset of {'views': tuple of one [batch_size, image_size, image_size, 3] float32

@@ -217,6 +217,10 @@ def test_other_settings_are_refused_and_nothing_is_lost(
             "chooses --checkpoint of each stage itself; found 't'",
         ),
         (['--preset=demo', '--checkpoint=pretrain'], 'chooses --checkpoint of each stage itself'),
+        (
+            ['--preset=demo', '--train_mode=pretrain', '--checkpoint=t'],
+            "chooses --checkpoint of each stage itself; found 't'",
+        ),
         (['--preset=demo', '--eval_name=pretrain'], 'chooses --eval_name of each stage itself'),
         (['--preset=demo', '--use_tpu=True'], 'expects an attached TPU'),
         (['--preset=demo', '--train_mode=finetune'], 'chooses --train_mode of each stage itself'),
