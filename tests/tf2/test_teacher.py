@@ -120,7 +120,7 @@ class Embedding(Module):
 
 def saved(folder: pathlib.Path, module: Module, **signatures: object) -> str:
     if isinstance(module, (WithTraining, WithTrainable)):
-        for mode in (False, True):
+        for mode in (True, False):  # the wrong one first
             module.__call__.get_concrete_function(SPEC, mode)
     tf.saved_model.save(module, str(folder), signatures=signatures or None)
     return str(folder)
