@@ -200,6 +200,13 @@ def read_json(path: str) -> dict[str, Any] | None:
         ) from error
 
 
+# Where a run takes place and how it keeps house; what it computes is the same.
+PLACES = (
+    *('strategy', 'logical_devices', 'use_tpu', 'tpu_name', 'tpu_zone', 'gcp_project', 'master'),
+    *('tf_data_service', 'cache_dataset', 'steps_per_loop', 'verbosity'),
+)
+
+
 def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides whether a checkpoint fits a run, from `read_flags` or `to_values`."""
     # Statistics are of one shape however they are taken.
@@ -221,10 +228,10 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_same_architecture(model_dir: str, config: Config, num_classes: int | None) -> None:
     """Raises UserError if `model_dir` has checkpoints of another architecture; shows both."""
-    import tensorflow as tf
+    from tf2.files import checkpoints_in
 
     recorded = read_flags(model_dir)
-    if recorded is None or tf.train.latest_checkpoint(model_dir) is None:
+    if recorded is None or not checkpoints_in(model_dir):
         return
     # Settings that are younger than the folder had their defaults then.
     theirs = architecture({'num_classes': None, **to_values(Config()), **recorded})

@@ -22,9 +22,10 @@ from experiment import (
     view_for_teacher,
 )
 from settings import UserError
-from tf2 import checkpoints, evaluators
+from tf2 import checkpoints, distribution, evaluators
 from tf2.evaluators.base import Inputs
 from tf2.evaluators.results import read_results, write_results
+from tf2.files import checkpoints_in, writing
 from tf2.models.encoder import SimCLRModel
 
 SECONDS_BETWEEN_POLLS = 10
@@ -52,7 +53,8 @@ def follow(given: Mapping[str, Any]) -> None:
         )
     recorded = _wait_for_flags(model_dir)
     # The folder's settings are complete: presets and weights to start from had their say.
-    experiment = prepare(configuration.from_values({**recorded, **given}), given)
+    settings = {k: v for k, v in recorded.items() if k not in configuration.PLACES}
+    experiment = prepare(configuration.from_values({**settings, **given}), given)
     with experiment.strategy.scope():
         model = build_model_of(experiment)
         # Fine-tuning freezes parts of the model, which the regularisation loss leaves out.
@@ -68,7 +70,7 @@ def follow(given: Mapping[str, Any]) -> None:
 def _wait_for_flags(model_dir: str) -> dict[str, Any]:
     """What the training run recorded; waits for it to start."""
     recorded = configuration.read_flags(model_dir)
-    if recorded is None and tf.train.latest_checkpoint(model_dir):
+    if recorded is None and checkpoints_in(model_dir):
         raise UserError(
             f'--mode=eval needs the settings of the run, {configuration.FLAGS_FILE}, beside its '
             f'checkpoints; found none in {model_dir}.'
@@ -85,7 +87,7 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
     """What to measure, to be built within the strategy's scope."""
     config, source, teacher = experiment.config, experiment.source, experiment.teacher
 
-    def batches(split: str, limit: int) -> Iterable[Any]:
+    def share(split: str, limit: int, worker: int, workers: int) -> tf.data.Dataset:
         whole = pipeline.eval_batches(
             source,
             config.data,
@@ -93,9 +95,10 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
             batch_size=config.train.eval_batch_size,
             extra=view_for_teacher(experiment, evaluates=True),
         )
-        return experiment.strategy.experimental_distribute_dataset(
-            whole.take(limit) if limit else whole
-        )
+        return whole.take(limit) if limit else whole
+
+    def batches(split: str, limit: int) -> Iterable[Any]:
+        return distribution.distribute(experiment.strategy, functools.partial(share, split, limit))
 
     def endpoint(name: str) -> Any:
         return lambda images: model(images, training=False)[name]
@@ -147,6 +150,15 @@ class Tracker:
         penalty = penalty_of(config, self._model)
         results['eval/regularization_loss'] = float(penalty.value())
         self._keep_best(step, results)
+        if distribution.is_chief(self._experiment.strategy):
+            with writing(self._folder):
+                self._write(step, results)
+        values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
+        tqdm.write(f'Step {step} on {name}: {values}')  # beside a progress bar, if there is one
+        self._latest, self._final = step, results
+        return results
+
+    def _write(self, step: int, results: Mapping[str, float]) -> None:
         tf.io.gfile.makedirs(self._folder)
         writer = tf.summary.create_file_writer(self._folder)
         with writer.as_default():
@@ -155,10 +167,13 @@ class Tracker:
         writer.close()
         best = {} if self._experiment.pretrains else self._best
         write_results(self._folder, step, {**results, **best})
-        values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
-        tqdm.write(f'Step {step} on {name}: {values}')  # beside a progress bar, if there is one
-        self._latest, self._final = step, results
-        return results
+
+    def catch_up(self, step: int) -> None:
+        """Measures weights that were saved when a run was stopped, unless it still did so."""
+        if step % self._experiment.checkpoint_steps == 0 and not tf.io.gfile.exists(
+            os.path.join(self._folder, f'result_{step}.json')
+        ):
+            self.measure(step)
 
     def _keep_best(self, step: int, results: Mapping[str, float]) -> None:
         if results.get(TOP_1, -1.0) > self._best.get(f'best/{TOP_1}', -1.0):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from data.sources.source import Source
 from settings import UserError
 from tf2 import distribution, schedules
 from tf2.config import ModelConfig
+from tf2.files import checkpoints_in
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.objectives import build
 from tf2.objectives.base import Objective
@@ -89,10 +89,10 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     evaluates = config.run.mode == 'eval'
     config, weights = with_model_dir(config), None
     model_dir = config.train.model_dir
+    strategy = distribution.build_strategy(config.train)
     if not evaluates:
         config, weights = _as_recorded(config, given) or with_weights(config, given)
     source, subset, train_examples = open_data(config)
-    strategy = distribution.build_strategy(config.train)
     check_devices(config, strategy)
     teacher = _open_teacher(config, strategy)
     num_classes = _num_classes(config, source, teacher)
@@ -132,7 +132,7 @@ def _as_recorded(config: Config, given: Mapping[str, Any]) -> tuple[Config, None
     None for a new run. One that goes on needs its own checkpoints only.
     """
     recorded = configuration.read_flags(config.train.model_dir)
-    begun = recorded and tf.train.latest_checkpoint(config.train.model_dir)
+    begun = recorded and checkpoints_in(config.train.model_dir)
     if not begun or config.objective.checkpoint is None:
         return None
     asked = configuration.to_values(config)
@@ -245,20 +245,14 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
 
 
 def with_model_dir(config: Config) -> Config:
-    """`config` with a model folder that can be written to: the one given, or a fresh name.
+    """`config` with a model folder that can be written to.
 
     Raises:
         UserError: if the one given is, or can become, no such folder.
     """
-    model_dir = os.path.expanduser(config.train.model_dir or _fresh_model_dir())
+    model_dir = os.path.expanduser(config.train.model_dir)
     _check_model_dir(model_dir)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, model_dir=model_dir))
-
-
-def _fresh_model_dir() -> str:
-    stem = os.path.join('runs', time.strftime('%Y%m%d-%H%M%S'))
-    names = (stem if i == 0 else f'{stem}-{i}' for i in range(1000))
-    return next(name for name in names if not os.path.exists(name))
 
 
 def _check_model_dir(model_dir: str) -> None:

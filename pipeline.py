@@ -19,11 +19,12 @@ import experiment
 import report
 import train
 from configuration import PIPELINE_FILE, Config
+from interruption import Stop
 from presets import PRESETS
 from settings import UserError
 from tf2 import distribution, schedules
 from tf2.evaluators.results import read_results
-from tf2.files import write_text
+from tf2.files import clear_leftovers, write_text, writing
 
 REPORT_FILE = 'report.html'
 STAGES = {
@@ -52,8 +53,8 @@ _ONLY = {
 }
 # What may differ between two starts of one pipeline: places, devices, and what is kept or shown.
 _FREE = (
-    *('model_dir', 'data_dir', 'checkpoint', 'teacher', 'verbosity', 'cache_dataset'),
-    *('use_tpu', 'tpu_name', 'tpu_zone', 'gcp_project', 'master', 'steps_per_loop'),
+    *configuration.PLACES,
+    *('model_dir', 'data_dir', 'checkpoint', 'teacher'),
     *('keep_checkpoint_max', 'keep_hub_module_max', 'train_summary_steps'),
 )
 
@@ -84,34 +85,40 @@ class Stage:
         return shlex.join(['python', 'run.py', *flags])
 
 
-def run_pipeline(config: Config, given: Mapping[str, Any]) -> None:
+def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     """Runs what is not done yet of all stages; ends with a table and `report.html`.
 
     Args:
         config: settings of the first stage, with the mode of the pipeline.
         given: flags of the command line; they win over the presets, in every stage.
+        stop: whether a signal has come.
 
     Raises:
         UserError: for whatever the user can mend, as far as possible before the first stage.
+        Interrupted: when a signal came.
     """
     model_dir = experiment.with_model_dir(config).train.model_dir
     stages = list(_stages(model_dir, config.run.preset, given))
     _check_same_settings(model_dir, stages)
-    _check(stages)
-    _write_settings(model_dir, stages)
+    strategy = distribution.build_strategy(config.train)
+    writes = distribution.is_chief(strategy)
+    _check(stages, strategy)
+    if writes:
+        clear_leftovers(model_dir)
+        _write_settings(model_dir, stages)
     for number, stage in enumerate(stages, 1):
         print(f'\nStage {number} of {len(stages)}: {STAGES[stage.name]}, in {stage.folder}')
         if is_done(stage):
             print('It is done.')
             continue
-        train.train(experiment.prepare(stage.config, stage.given), evaluate=True)
+        train.train(experiment.prepare(stage.config, stage.given), evaluate=True, stop=stop)
         tf.keras.backend.clear_session()
-    _conclude(model_dir, stages)
+    if writes:
+        _conclude(model_dir, stages)
 
 
-def _check(stages: list[Stage]) -> None:
+def _check(stages: list[Stage], strategy: tf.distribute.Strategy) -> None:
     """Raises UserError for what a later stage, too, would find wrong with data or devices."""
-    strategy = distribution.build_strategy(stages[0].config.train)
     for stage in stages:
         experiment.open_data(stage.config)
         experiment.check_devices(stage.config, strategy)
@@ -226,5 +233,6 @@ def _conclude(model_dir: str, stages: list[Stage]) -> None:
     runs = [report.Stage(s.name, STAGES[s.name], s.folder, s.command) for s in stages]
     print(f'\n{report.format_table(report.table(runs))}\n', flush=True)
     path = os.path.join(model_dir, REPORT_FILE)
-    report.write_report(path, runs)
+    with writing(model_dir):
+        report.write_report(path, runs)
     print(f'Report: {path}')

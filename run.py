@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import textwrap
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags, logging
 
 import configuration
 from configuration import Config
+from interruption import Interrupted, Stop
 from presets import PRESETS
 from settings import UserError, choose_keras_2, option_type
 
@@ -136,8 +140,37 @@ def _explain(error: flags.Error) -> str:
     return f'--{name} must be {expected or kinds[option_type(section, name)]}; found {value!r}.'
 
 
-def run(config: Config, given: dict[str, Any]) -> None:
-    """Does what `config.run.mode` says; `given` are the flags that were given."""
+def complete(given: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """`given` with what the environment tells: whether there are more workers, and a folder.
+
+    Raises:
+        UserError: if several workers would each choose a folder.
+    """
+    given = dict(given)
+    # Within an allocation SLURM sets the first for any program; in a step it sets the second.
+    in_cluster = 'TF_CONFIG' in environment or int(environment.get('SLURM_STEP_NUM_TASKS', 1)) > 1
+    if in_cluster and given.get('strategy', 'auto') == 'auto' and not given.get('use_tpu'):
+        given['strategy'] = 'multi_worker'
+    if given.get('model_dir') is not None or given.get('mode') in ('eval', 'export'):
+        return given
+    if given.get('strategy') == 'multi_worker':
+        raise UserError(
+            'Several workers need a --model_dir, one folder that all of them see; found none. '
+            'Give each of them the same.'
+        )
+    stem = os.path.join('runs', time.strftime('%Y%m%d-%H%M%S'))
+    names = (stem if i == 0 else f'{stem}-{i}' for i in range(1000))
+    return {**given, 'model_dir': next(name for name in names if not os.path.exists(name))}
+
+
+def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
+    """Does what `config.run.mode` says.
+
+    Args:
+        config: all settings.
+        given: the flags that were given.
+        stop: whether a signal has come.
+    """
     choose_keras_2()
     # None of TensorFlow's start-up notes about CPU features and GPU plug-ins: a user can't act on
     # them, and what goes wrong comes as an exception.
@@ -157,28 +190,41 @@ def run(config: Config, given: dict[str, Any]) -> None:
     if config.run.mode == 'pipeline':
         import pipeline
 
-        pipeline.run_pipeline(config, given)
+        pipeline.run_pipeline(config, given, stop)
         return
     prepared = experiment.prepare(config, given)
-    train.train(prepared, evaluate=config.run.mode == 'train_then_eval')
+    train.train(prepared, evaluate=config.run.mode == 'train_then_eval', stop=stop)
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the program; returns the exit status: 2 for what the user can mend, 130 for Ctrl-C."""
+    """Runs the program.
+
+    Returns:
+        The exit status: 2 for what the user can mend, 143 or 130 after SIGTERM or SIGINT.
+    """
     if any(argument in ('--help', '-h', '--helpfull', '--helpshort') for argument in arguments):
         print(help_text(), end='')
         return 0
+    given, stop = {}, Stop()
     try:
-        given = parse(arguments)
-        run(configuration.resolve(given, PRESETS), given)
+        with stop.handling():
+            given = complete(parse(arguments), os.environ)
+            run(configuration.resolve(given, PRESETS), given, stop)
     except UserError as error:
         print(f'{os.path.basename(arguments[0])}: error: {error}', file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        advice = 'The same command with the same --model_dir goes on from its last checkpoint.'
-        print(f'\nInterrupted. {advice}', file=sys.stderr)
-        return 130
+    except Interrupted as error:
+        print(f'\nStopped by {error}. To go on: {_again(arguments, given)}', file=sys.stderr)
+        return 128 + error.number
     return 0
+
+
+def _again(arguments: list[str], given: dict[str, Any]) -> str:
+    """The command that goes on in the same folder."""
+    folder = given.get('model_dir')
+    named = any(argument.lstrip('-').startswith('model_dir') for argument in arguments)
+    more = [f'--model_dir={folder}'] if folder and not named else []
+    return shlex.join(['python', *arguments, *more])
 
 
 if __name__ == '__main__':

@@ -24,9 +24,10 @@ from experiment import (
     with_model_dir,
     with_weights,
 )
+from interruption import Stop
 from settings import UserError
-from tf2 import checkpoints, schedules
-from tf2.files import write_text
+from tf2 import checkpoints, distribution, schedules
+from tf2.files import clear_leftovers, write_text, writing
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
 from tf2.trainer import Trainer
@@ -36,13 +37,23 @@ SAMPLE_VIEWS = 8  # images of which the views are shown in TensorBoard
 LABELS_FILE = 'labelled_examples.txt'  # lines 'index label', where only some labels are used
 
 
-def train(experiment: Experiment, *, evaluate: bool) -> None:
+def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
     """Trains, or goes on training, in the model folder; evaluates if asked to; exports.
 
+    Args:
+        experiment: what to run.
+        evaluate: whether to measure what was trained.
+        stop: whether a signal has come.
+
     Raises:
-        UserError: when the loss is not finite.
+        UserError: when the loss is not finite, or files can't be read or written.
+        Interrupted: when a signal came.
     """
     config, model_dir = experiment.config, experiment.config.train.model_dir
+    writes = distribution.is_chief(experiment.strategy)
+    stop.listen()
+    if writes:
+        clear_leftovers(model_dir)
     tf.keras.utils.set_random_seed(config.train.seed)
     with experiment.strategy.scope():
         model = build_model_of(experiment)
@@ -56,7 +67,12 @@ def train(experiment: Experiment, *, evaluate: bool) -> None:
         penalty = penalty_of(config, model)
         trainer = Trainer(objective, optimizer, penalty, config.train)
         saved = checkpoints.Checkpoints(
-            model_dir, model, objective, optimizer, config.train.keep_checkpoint_max
+            model_dir,
+            model,
+            objective,
+            optimizer,
+            config.train.keep_checkpoint_max,
+            trainer.means,
         )
         resumed = saved.resume()
         # Before anything is written: the file may turn out to be damaged.
@@ -67,12 +83,16 @@ def train(experiment: Experiment, *, evaluate: bool) -> None:
         if not experiment.pretrains:
             print(f'Training {describe_trainable(model)}')
         tracker = Tracker(experiment, model) if evaluate else None
-        _fit(experiment, trainer, saved, schedule, tracker)
-    _export(config, model, trainer.step)
+        if resumed and tracker and not experiment.pretrains:
+            tracker.catch_up(trainer.step)
+        _fit(experiment, trainer, saved, schedule, tracker, stop)
+    _export(config, model, trainer.step, writes=writes)
     if config.train.export_momentum_encoder:
-        _export(config, objective.momentum_encoder, trainer.step, 'momentum_saved_model')
+        momentum = objective.momentum_encoder
+        _export(config, momentum, trainer.step, 'momentum_saved_model', writes=writes)
     if tracker is not None:
         tracker.finish(trainer.step)
+    distribution.wait_for_all(experiment.strategy)
     print(f'Curves and sample views: tensorboard --logdir {model_dir}')
 
 
@@ -135,6 +155,7 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
     beginning = config.objective.checkpoint or 'scratch'
     start = f'going on from {resumed}' if resumed else f'from {beginning}'
     doing = {'pretrain': 'Pretraining', 'finetune': 'Fine-tuning', 'distill': 'Distilling into'}
+    print(f'{distribution.describe(config.train, experiment.strategy)}.')
     print(
         f'{doing[config.objective.train_mode]} '
         f'ResNet-{config.model.resnet_depth} '
@@ -147,6 +168,8 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
         print(f'The teacher is {teacher.path}, {teacher.num_classes} classes.')
     if report is not None:
         _show(report, config.run.verbosity)
+    if not distribution.is_chief(experiment.strategy):
+        return
     tf.io.gfile.makedirs(model_dir)
     facts = {'num_classes': experiment.num_classes, 'train_examples': experiment.train_examples}
     configuration.write_flags(model_dir, config, facts)
@@ -160,39 +183,52 @@ def _fit(
     saved: checkpoints.Checkpoints,
     schedule: schedules.WarmupCosine,
     tracker: Tracker | None,
+    stop: Stop,
 ) -> None:
     if trainer.step >= experiment.total_steps:
         print(f'Training is done: {trainer.step} steps.')
         return
     config = experiment.config
-    writer = tf.summary.create_file_writer(config.train.model_dir)
+    writes = distribution.is_chief(experiment.strategy)
+    make_writer = tf.summary.create_file_writer if writes else tf.summary.create_noop_writer
+    writer = make_writer(*([config.train.model_dir] if writes else []))
     with writer.as_default():
-        _write_sample_views(experiment, trainer.step)
+        if writes:
+            _write_sample_views(experiment, trainer.step)
 
         def write(step: int, means: Mapping[str, float]) -> None:
-            for name, value in means.items():
-                tf.summary.scalar(f'train/{name}', value, step)
-            tf.summary.scalar('learning_rate', schedule(step), step)
-            writer.flush()
+            with writing(config.train.model_dir):
+                for name, value in means.items():
+                    tf.summary.scalar(f'train/{name}', value, step)
+                tf.summary.scalar('learning_rate', schedule(step), step)
+                writer.flush()
 
-        batches = pipeline.train_batches(
-            experiment.source,
-            config.data,
-            split=config.data.train_split,
-            recipe=config.objective.train_mode,
-            batch_size=config.train.train_batch_size,
-            seed=config.train.seed,
-            start_step=trainer.step,
-            extra=view_for_teacher(experiment),
-        )
         trainer.fit(
-            batches,
+            distribution.distribute(
+                experiment.strategy, functools.partial(_batches, experiment, trainer.step)
+            ),
             experiment.total_steps,
             checkpoints=saved,
             checkpoint_steps=experiment.checkpoint_steps,
             write=write,
             on_checkpoint=tracker.measure if tracker and not experiment.pretrains else None,
+            stop=stop,
         )
+
+
+def _batches(experiment: Experiment, start_step: int, worker: int, workers: int) -> tf.data.Dataset:
+    """The rows of one worker of every global batch from `start_step` on."""
+    config = experiment.config
+    return pipeline.train_batches(
+        experiment.source,
+        config.data,
+        split=config.data.train_split,
+        recipe=config.objective.train_mode,
+        batch_size=config.train.train_batch_size,
+        seed=config.train.seed,
+        start_step=start_step,
+        extra=view_for_teacher(experiment),
+    )
 
 
 def _write_sample_views(experiment: Experiment, step: int) -> None:
@@ -239,17 +275,25 @@ def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
             f'{weights.path}; {lacking} were not loaded. If the classifier reads a layer of the '
             'projection head, name it with --ft_proj_selector.'
         )
-    _export(config, model, weights.step)
+    _export(config, model, weights.step, writes=True)
 
 
-def _export(config: Config, model: SimCLRModel, step: int, folder: str = 'saved_model') -> None:
-    path = hub_export.export_module(
-        model,
-        os.path.join(config.train.model_dir, folder),
-        step,
-        image_size=config.data.image_size,
-        decode=functools.partial(pipeline.decode_for_evaluation, config=config.data),
-        weight_decay=config.optimizer.weight_decay,
-        keep=config.train.keep_hub_module_max,
-    )
+def _export(
+    config: Config, model: SimCLRModel, step: int, folder: str = 'saved_model', *, writes: bool
+) -> None:
+    if not writes:
+        # The writing process reads variables that are means over all processes.
+        hub_export.plain_copy(model, config.data.image_size)
+        return
+    root = os.path.join(config.train.model_dir, folder)
+    with writing(root):
+        path = hub_export.export_module(
+            model,
+            root,
+            step,
+            image_size=config.data.image_size,
+            decode=functools.partial(pipeline.decode_for_evaluation, config=config.data),
+            weight_decay=config.optimizer.weight_decay,
+            keep=config.train.keep_hub_module_max,
+        )
     print(f'Exported: hub.load({path!r})')

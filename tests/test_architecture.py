@@ -13,10 +13,11 @@ ROOMS = ('data', 'tf2', 'hub_export', 'report')
 # A module may import from these parts of the project; the longest matching prefix decides.
 ALLOWED = {
     'settings': (),
+    'interruption': (),
     'data': ('settings', 'data'),
-    'tf2': ('settings', 'tf2'),
+    'tf2': ('settings', 'interruption', 'tf2'),
     'tf2.config': ('settings',),
-    'tf2.files': (),
+    'tf2.files': ('settings',),
     'tf2.distribution': ('settings', 'tf2.config'),
     'tf2.models': ('tf2.models', 'tf2.config'),
     'tf2.weights': ('settings', 'tf2.weights', 'tf2.models', 'tf2.config'),
@@ -34,6 +35,7 @@ ALLOWED = {
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files'),
     'pipeline': (
         'settings',
+        'interruption',
         'configuration',
         'experiment',
         'presets',
@@ -43,10 +45,20 @@ ALLOWED = {
     ),
     'experiment': ('settings', 'configuration', 'data', 'tf2'),
     'evaluate': ('settings', 'configuration', 'experiment', 'data', 'tf2'),
-    'train': ('settings', 'configuration', 'experiment', 'evaluate', 'data', 'tf2', 'hub_export'),
+    'train': (
+        'settings',
+        'interruption',
+        'configuration',
+        'experiment',
+        'evaluate',
+        'data',
+        'tf2',
+        'hub_export',
+    ),
     'report': ('settings', 'configuration', 'evaluate', 'train', 'data', 'tf2', 'report'),
     'run': (
         'settings',
+        'interruption',
         'configuration',
         'presets',
         'experiment',
@@ -103,7 +115,10 @@ def test_flags_are_known_to_the_command_line_alone(file: pathlib.Path) -> None:
 
 def test_usage_errors_need_no_tensorflow() -> None:
     """What is imported before flags are checked is light, so that `--help` shows at once."""
-    light = [pathlib.Path(f'{name}.py') for name in ('run', 'configuration', 'presets', 'settings')]
+    light = [
+        pathlib.Path(f'{name}.py')
+        for name in ('run', 'interruption', 'configuration', 'presets', 'settings')
+    ]
     for file in [*light, pathlib.Path('data/config.py'), pathlib.Path('tf2/config.py')]:
         tree = ast.parse((ROOT / file).read_text())
         top = {

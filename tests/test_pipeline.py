@@ -7,6 +7,7 @@ import io
 import json
 import pathlib
 import shutil
+import signal
 
 import pytest
 import tensorflow as tf
@@ -15,6 +16,7 @@ import pipeline
 import run
 import train
 from hub_export import publish
+from interruption import Interrupted
 from tf2.checkpoints import Checkpoints
 
 SMALL = (
@@ -128,7 +130,7 @@ def test_what_is_done_is_not_done_again(
 
 
 def die(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
+    raise Interrupted(signal.SIGINT)
 
 
 @pytest.mark.usefixtures('brief')
@@ -173,13 +175,11 @@ def test_a_pipeline_killed_in_any_stage_ends_with_the_same_table(
 
     def save_and_die(self: Checkpoints, step: int) -> str:
         save(self, step)
-        raise KeyboardInterrupt
+        raise Interrupted(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, 'save', save_and_die)
-        assert 'goes on from its last checkpoint' in main(
-            *SMALL, f'--model_dir={model_dir}', status=130
-        )
+        assert 'To go on: python' in main(*SMALL, f'--model_dir={model_dir}', status=130)
     assert (model_dir / name / 'ckpt-2.index').exists()
     assert not (model_dir / 'report.html').exists()
     for later in STAGES[STAGES.index(name) + 1 :]:  # as they were; only this stage is trained again

@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -23,6 +24,7 @@ import experiment
 import run
 import train
 from hub_export import publish
+from interruption import Interrupted
 from presets import PRESETS
 from tests.support import mirrored
 from tf2.config import ModelConfig
@@ -180,11 +182,16 @@ def test_an_interruption_says_how_to_go_on(
     folder: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise Interrupted(signal.SIGINT)
 
     monkeypatch.setattr(train, 'train', interrupt)
-    assert run.main(['run.py']) == 130
-    assert '--model_dir goes on from its last checkpoint' in capsys.readouterr().err
+    assert run.main(['run.py', '--model_dir=here']) == 130
+    shown = capsys.readouterr().err
+    assert shown == '\nStopped by SIGINT. To go on: python run.py --model_dir=here\n'
+    # A folder whose name the program chose is told.
+    assert run.main(['run.py', '--preset=demo']) == 130
+    again = capsys.readouterr().err.strip()
+    assert re.search(r'To go on: python run.py --preset=demo --model_dir=runs/[0-9-]+$', again)
 
 
 def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from settings import UserError
+from tf2 import distribution
+from tf2.files import CHECKPOINT, checkpoints_in, remove_if_there, step_of, write_text, writing
 from tf2.models.encoder import SimCLRModel
 from tf2.objectives.base import Objective
 
-PREFIX = 'ckpt'
+_OF_FILES = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
+
+
+class DamagedError(UserError):
+    """A checkpoint that was cut off or changed."""
 
 
 class Checkpoints:
     """The checkpoints `ckpt-N` of a training run, N the number of updates.
+
+    Under a strategy over several workers, which all have to save, those of the first one count;
+    what the others write goes to a folder of their own that is soon gone.
 
     Args:
         model_dir: folder they are in.
@@ -23,6 +35,7 @@ class Checkpoints:
         objective: whatever state it has besides the model's.
         optimizer: built, so that its variables exist.
         keep: how many of the newest to keep; 0 keeps all.
+        progress: further state of the training loop.
     """
 
     def __init__(
@@ -32,32 +45,101 @@ class Checkpoints:
         objective: Objective,
         optimizer: tf.keras.optimizers.Optimizer,
         keep: int,
+        progress: tf.Module | None = None,
     ) -> None:
+        self._folder, self._keep = model_dir, keep
+        self._writes = distribution.is_chief(tf.distribute.get_strategy())
         self._checkpoint = tf.train.Checkpoint(
-            model=model, objective=objective, optimizer=optimizer
-        )
-        self._manager = tf.train.CheckpointManager(
-            self._checkpoint, model_dir, max_to_keep=keep or None, checkpoint_name=PREFIX
+            model=model, objective=objective, optimizer=optimizer, progress=progress or tf.Module()
         )
 
     @property
     def latest(self) -> str | None:
         """Path prefix of the newest checkpoint, None before the first."""
-        return self._manager.latest_checkpoint
+        return next(reversed(checkpoints_in(self._folder)), None)
 
     def resume(self) -> str | None:
-        """Restores the newest checkpoint, all of it, and returns its path; None without one.
+        """Restores the newest checkpoint that can be, all of it; None where there is none.
+
+        Those that can't be are named. Damaged ones are then removed, for others of the same names
+        will be written.
+
+        Returns:
+            Its path.
 
         Raises:
-            UserError: if it is of something else.
+            UserError: if there are some, but none that can be restored.
         """
-        if self.latest is not None:
-            _restore(self._checkpoint, self.latest)
-        return self.latest
+        failures: dict[str, Exception] = {}
+        for path in reversed(checkpoints_in(self._folder)):
+            try:
+                _restore(self._checkpoint, path)
+            except UserError as error:
+                failures[path] = error
+            else:
+                self._tidy(failures)
+                return path
+        if failures:
+            raise next(iter(failures.values()))
+        return None
+
+    def _tidy(self, failures: Mapping[str, Exception]) -> None:
+        """Says what could not be restored; removes what is damaged or was not finished."""
+        for error in failures.values():
+            print(f'The checkpoint before is taken: {error}', flush=True)
+        if not self._writes:
+            return
+        damaged = [path for path, error in failures.items() if isinstance(error, DamagedError)]
+        with writing(self._folder):
+            for path in (*damaged, *_unfinished(self._folder)):
+                _remove(path)
+            self._list_kept()
+
+    def _list_kept(self) -> list[str]:
+        """Writes the file `checkpoint`, by which others find the newest one; returns the rest."""
+        found = checkpoints_in(self._folder)
+        kept = found[-self._keep :] if self._keep else found
+        # Names, not paths: a folder may be moved.
+        names = [path.rsplit('/', 1)[-1] for path in kept]
+        lines = [f'model_checkpoint_path: "{names[-1]}"']
+        lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
+        write_text(os.path.join(self._folder, 'checkpoint'), '\n'.join(lines) + '\n')
+        return found[: len(found) - len(kept)]
 
     def save(self, step: int) -> str:
-        """Writes a checkpoint and returns its path."""
-        return self._manager.save(checkpoint_number=step)
+        """Writes a checkpoint and returns its path.
+
+        Raises:
+            UserError: if the folder doesn't take it. The ones before are as they were.
+        """
+        path = os.path.join(self._folder, f'{CHECKPOINT}-{step}')
+        if not self._writes:
+            with tempfile.TemporaryDirectory() as scratch:
+                self._checkpoint.write(os.path.join(scratch, CHECKPOINT))
+            return path
+        with writing(self._folder):
+            try:
+                self._checkpoint.write(path)
+            except BaseException:
+                _remove(path)
+                raise
+            for old in self._list_kept():
+                _remove(old)
+        return path
+
+
+def _unfinished(folder: str) -> list[str]:
+    """Path prefixes of which there are files, but no index."""
+    names = (re.match(rf'({CHECKPOINT}-\d+)[._]', name) for name in tf.io.gfile.listdir(folder))
+    prefixes = {os.path.join(folder, name[1]) for name in names if name}
+    return sorted(prefixes - set(checkpoints_in(folder)))
+
+
+def _remove(path: str) -> None:
+    """Removes the files of checkpoint `path`, its index first: without it there is none."""
+    remove_if_there(f'{path}.index')
+    for file in tf.io.gfile.glob([f'{path}.data-*', f'{path}.index.*', f'{path}_temp']):
+        remove_if_there(file)
 
 
 def load_model(path: str, model: SimCLRModel) -> int:
@@ -81,15 +163,22 @@ def load_model(path: str, model: SimCLRModel) -> int:
 def _restore(checkpoint: tf.train.Checkpoint, path: str) -> Any:
     """Restores every variable of `checkpoint` from `path`, or raises UserError."""
     try:
-        return checkpoint.restore(path).assert_existing_objects_matched()
+        return checkpoint.read(path).assert_existing_objects_matched()
     except (AssertionError, ValueError) as error:
-        cause = ' '.join(str(error).split())[:200]
         raise UserError(
             f'{path} must hold the model, objective and optimizer that the flags describe, but '
-            f'does not. Choose another --model_dir, or the flags it was made with. Cause: {cause}'
+            'does not. Choose another --model_dir, or the flags it was made with. Cause: '
+            f'{_one_line(error)}'
+        ) from error
+    except (tf.errors.OpError, IndexError) as error:
+        # TensorFlow has no type of its own for most of what a damaged file does to its reader.
+        if not (type(error) in (tf.errors.OpError, IndexError) or isinstance(error, _OF_FILES)):
+            raise
+        raise DamagedError(
+            f'{path} should be a whole checkpoint, but is damaged. Remove its files, or choose '
+            f'another --model_dir. Cause: {_one_line(error)}'
         ) from error
 
 
-def step_of(path: str) -> int:
-    """Number of updates of checkpoint `path`, from its name."""
-    return int(re.fullmatch(rf'{PREFIX}-(\d+)', path.rsplit('/', 1)[-1]).group(1))
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200]

@@ -244,8 +244,26 @@ class TrainConfig:
         choices=('float32', 'bfloat16'),
     )
     jit_compile: bool = option(False, 'Compile the training step with XLA.')
+    strategy: str = option(
+        'auto',
+        'How replicas are spread (tf.distribute). auto: a TPU if --tpu_name, --master or an '
+        'attached one is there, multi_worker if TF_CONFIG or a step of SLURM says so, mirrored if '
+        'there are several GPUs, else one device.',
+        choices=('auto', 'one_device', 'mirrored', 'multi_worker', 'tpu'),
+    )
+    logical_devices: int = option(
+        0,
+        'Split the CPU, or the only GPU, into so many devices, to try out several replicas; 0 does '
+        'not.',
+        at_least=0,
+    )
+    deterministic: bool = option(
+        False,
+        'Only operations whose results repeat bit for bit. Slower; the same run without it '
+        'agrees within rounding.',
+    )
     use_tpu: bool | None = option(
-        None, 'Run on a TPU. Unset: yes if --tpu_name, --master or an attached TPU is there.'
+        None, 'With --strategy=auto: true takes a TPU, false none, unset one that is there.'
     )
     tpu_name: str | None = option(None, 'Name of the Cloud TPU.')
     tpu_zone: str | None = option(None, 'Zone of the Cloud TPU.')
@@ -260,3 +278,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.use_tpu is not None and self.strategy != 'auto':
+            raise UserError(
+                f'--use_tpu goes with --strategy=auto; found --strategy={self.strategy} too. Give '
+                'one of them.'
+            )

@@ -2,38 +2,187 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from settings import UserError
 from tf2.config import TrainConfig
 
+GPU_MEMORY = 8192  # MB that the parts of a split GPU share
+
 
 def build_strategy(config: TrainConfig) -> tf.distribute.Strategy:
-    """The strategy for the devices that are there: TPU, several GPUs, else one device.
+    """The strategy that `config.strategy` names, or that fits the devices.
+
+    A strategy over several workers must be built before TensorFlow does anything else.
 
     Raises:
-        UserError: if `use_tpu` asks for a TPU that cannot be reached.
+        UserError: if what it needs is not there or cannot be reached.
     """
-    if _wants_tpu(config):
+    if config.logical_devices:
+        split_device(config.logical_devices)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    kind, _ = _choose(config)
+    if kind == 'tpu':
         return _tpu_strategy(config)
-    gpus = tf.config.list_logical_devices('GPU')
+    if kind == 'multi_worker':
+        return _multi_worker_strategy()
+    names = [device.name for device in _devices()]
+    if kind == 'one_device':
+        return tf.distribute.OneDeviceStrategy(names[0])
+    # Within one process CPUs have nothing to gain from collective operations, and a second
+    # strategy could not have groups of its own.
+    on_cpu = not tf.config.list_logical_devices('GPU')
+    return tf.distribute.MirroredStrategy(
+        names, tf.distribute.ReductionToOneDevice() if on_cpu else None
+    )
+
+
+def describe(config: TrainConfig, strategy: tf.distribute.Strategy) -> str:
+    """What `build_strategy` chose, and why."""
+    kind, reason = _choose(config)
+    replicas = strategy.num_replicas_in_sync
+    text = f'Strategy {kind} with {replicas} replica{"s" if replicas > 1 else ""} ({reason})'
+    if not spans_workers(strategy):
+        return text
+    resolver = strategy.cluster_resolver
+    return f'{text}, this is {resolver.task_type} {resolver.task_id}'
+
+
+def _choose(config: TrainConfig) -> tuple[str, str]:
+    """Name of the strategy, and why."""
+    if config.strategy != 'auto':
+        return config.strategy, f'--strategy={config.strategy}'
+    if config.use_tpu:
+        return 'tpu', '--use_tpu'
+    named = [name for name in ('tpu_name', 'master') if getattr(config, name)]
+    if config.use_tpu is None and named:
+        return 'tpu', f'--{named[0]}'
+    if config.use_tpu is None and tf.config.list_physical_devices('TPU'):
+        return 'tpu', 'a TPU is attached'
+    gpus = len(tf.config.list_logical_devices('GPU'))
+    if gpus > 1:
+        return 'mirrored', f'{gpus} GPUs'
+    if config.logical_devices > 1:
+        return 'mirrored', f'--logical_devices={config.logical_devices}'
+    return 'one_device', 'one GPU' if gpus else 'no GPU'
+
+
+def _devices() -> list[tf.config.LogicalDevice]:
+    """All GPUs, or, where there is none, the CPU, which may be split into several."""
+    return tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
+
+
+def split_device(count: int) -> None:
+    """Makes `count` logical devices of the CPU, or of the only GPU; before TensorFlow uses them.
+
+    Raises:
+        UserError: if there are several GPUs.
+    """
+    gpus = tf.config.list_physical_devices('GPU')
     if len(gpus) > 1:
-        return tf.distribute.MirroredStrategy(gpus)
-    return tf.distribute.OneDeviceStrategy(gpus[0].name if gpus else '/cpu:0')
+        raise UserError(
+            f'--logical_devices splits a CPU or one GPU, to try out several replicas; found '
+            f'{len(gpus)} GPUs. Leave it out.'
+        )
+    # A GPU's memory must be shared out; the CPU's is not.
+    memory = GPU_MEMORY // count if gpus else None
+    parts = [tf.config.LogicalDeviceConfiguration(memory_limit=memory) for _ in range(count)]
+    (device,) = gpus or tf.config.list_physical_devices('CPU')
+    tf.config.set_logical_device_configuration(device, parts)
 
 
-def _wants_tpu(config: TrainConfig) -> bool:
-    if config.use_tpu is not None:
-        return config.use_tpu
-    return bool(config.tpu_name or config.master or tf.config.list_physical_devices('TPU'))
+# TensorFlow takes one in a process; all stages of a pipeline share it.
+@functools.cache
+def _multi_worker_strategy() -> tf.distribute.Strategy:
+    resolver, cluster = _cluster()
+    workers = cluster.get('chief', []) + cluster.get('worker', [])
+    print(f'Waiting until all workers are there: {", ".join(workers)}.', flush=True)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise UserError(
+            f'The workers {", ".join(workers)} should connect to each other; found: '
+            f'{_one_line(error)}. Check TF_CONFIG and that each of them was started once.'
+        ) from error
+
+
+def _cluster() -> tuple[tf.distribute.cluster_resolver.ClusterResolver, dict[str, list[str]]]:
+    """Who the workers are, from TF_CONFIG or SLURM's variables."""
+    resolvers = tf.distribute.cluster_resolver
+    try:
+        resolver = resolvers.TFConfigClusterResolver()
+        if not resolver.cluster_spec().as_dict():
+            resolver = resolvers.SlurmClusterResolver()
+        return resolver, resolver.cluster_spec().as_dict()
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, OSError) as error:
+        raise UserError(
+            '--strategy=multi_worker expects TF_CONFIG, JSON such as {"cluster": {"worker": '
+            '["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}, or a step of '
+            f'SLURM; found neither ({_one_line(error)}).'
+        ) from error
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes for all."""
+    resolver = strategy.cluster_resolver
+    if not spans_workers(strategy):
+        return True
+    return resolver.task_type == 'chief' or (
+        resolver.task_type == 'worker'
+        and resolver.task_id == 0
+        and 'chief' not in resolver.cluster_spec().as_dict()
+    )
+
+
+def spans_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether `strategy` runs in several processes, each of which runs this program."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns when every worker has come to this point."""
+
+    @tf.function
+    def meet() -> tf.Tensor:
+        ones = strategy.run(lambda: tf.constant(1.0))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
+
+    if spans_workers(strategy):
+        meet()
+
+
+def distribute(
+    strategy: tf.distribute.Strategy, batches: Callable[[int, int], tf.data.Dataset]
+) -> tf.distribute.DistributedDataset:
+    """Gives each replica its share of every global batch.
+
+    Args:
+        strategy: what the replicas belong to.
+        batches: (worker, workers) -> that worker's rows of each global batch.
+    """
+
+    def share(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        workers = context.num_input_pipelines
+        dataset = batches(context.input_pipeline_id, workers)
+        replicas = strategy.num_replicas_in_sync // workers
+        if replicas == 1:
+            return dataset
+        rows = tf.nest.flatten(dataset.element_spec)[0].shape[0]
+        return dataset.rebatch(rows // replicas, drop_remainder=True)
+
+    return strategy.distribute_datasets_from_function(share)
 
 
 def _tpu_strategy(config: TrainConfig) -> tf.distribute.Strategy:
     address = config.tpu_name or config.master
     if not address and not tf.config.list_physical_devices('TPU'):
         raise UserError(
-            '--use_tpu=True expects an attached TPU, --tpu_name or --master; found none of them. '
-            'Name the TPU, or leave --use_tpu out to run on what is there.'
+            '--strategy=tpu expects an attached TPU, --tpu_name or --master; found none of them. '
+            'Name the TPU, or leave it out to run on what is there.'
         )
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
@@ -43,12 +192,15 @@ def _tpu_strategy(config: TrainConfig) -> tf.distribute.Strategy:
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError, RuntimeError, OSError, ImportError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(
-            f'No TPU could be reached at {address or "this machine"} ({reason}). '
+            f'No TPU could be reached at {address or "this machine"} ({_one_line(error)}). '
             'Check --tpu_name or --master, --tpu_zone and --gcp_project.'
         ) from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def _one_line(error: BaseException) -> str:
+    return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:

@@ -2,14 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import uuid
+from collections.abc import Iterator
 
 import tensorflow as tf
+
+from settings import UserError
+
+CHECKPOINT = 'ckpt'  # 'ckpt-N' after N updates
+PARTIAL = re.compile(r'.+\.[0-9a-f]{32}\.partial')
 
 
 def write_text(path: str, text: str) -> None:
     """Writes `text` to `path`; whoever reads meanwhile sees the old file or the new one."""
     partial = f'{path}.{uuid.uuid4().hex}.partial'
-    with tf.io.gfile.GFile(partial, 'w') as file:
-        file.write(text)
-    tf.io.gfile.rename(partial, path, overwrite=True)
+    try:
+        with tf.io.gfile.GFile(partial, 'w') as file:
+            file.write(text)
+        tf.io.gfile.rename(partial, path, overwrite=True)
+    except BaseException:
+        remove_if_there(partial)
+        raise
+
+
+def remove_if_there(path: str) -> None:
+    """Removes a file or a folder with all that is in it."""
+    if tf.io.gfile.isdir(path):
+        tf.io.gfile.rmtree(path)
+    elif tf.io.gfile.exists(path):
+        tf.io.gfile.remove(path)
+
+
+def clear_leftovers(folder: str) -> None:
+    """Removes what a killed `write_text` left in `folder`, if there is one."""
+    if not tf.io.gfile.isdir(folder):
+        return
+    for name in tf.io.gfile.listdir(folder):
+        if PARTIAL.fullmatch(name):
+            remove_if_there(f'{folder}/{name}')
+
+
+@contextlib.contextmanager
+def writing(folder: str) -> Iterator[None]:
+    """Within it a file that can't be written is the user's to mend.
+
+    Raises:
+        UserError: names the folder and the cause.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        cause = ' '.join(str(error).split())[:300]
+        raise UserError(
+            f'{folder} should take what the run writes, but does not; what was written before is '
+            f'whole. Make room or mend it, then give the same command to go on. Cause: {cause}'
+        ) from error
+
+
+def checkpoints_in(folder: str) -> list[str]:
+    """Path prefixes of the checkpoints in `folder`, oldest first; none where there is no folder.
+
+    The index of each was written last, so that those without are not finished.
+    """
+    if not tf.io.gfile.isdir(folder):
+        return []
+    matches = (
+        re.fullmatch(rf'({CHECKPOINT}-\d+)\.index', name) for name in tf.io.gfile.listdir(folder)
+    )
+    return sorted((os.path.join(folder, match[1]) for match in matches if match), key=step_of)
+
+
+def step_of(path: str) -> int:
+    """Number of updates of checkpoint `path`, from its name."""
+    return int(re.fullmatch(rf'{CHECKPOINT}-(\d+)', path.rsplit('/', 1)[-1]).group(1))

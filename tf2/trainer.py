@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from interruption import Interrupted, Stop
 from settings import UserError
+from tf2 import distribution
 from tf2.checkpoints import Checkpoints
 from tf2.config import TrainConfig
 from tf2.objectives.base import Batch, Objective
@@ -61,6 +65,7 @@ class Trainer:
         if config.jit_compile:
             self._replica_step = tf.function(self.replica_step, jit_compile=True)
         self._steps_per_call = config.steps_per_loop or 1
+        self.means = Means(self.metrics)
 
     @property
     def step(self) -> int:
@@ -69,11 +74,15 @@ class Trainer:
 
     # AutoGraph has nothing to convert here, and takes seconds to find that out.
     @tf.autograph.experimental.do_not_convert
-    def replica_step(self, batch: Batch) -> tf.Tensor:
+    def replica_step(self, batch: Batch, stopping: tf.Tensor | float = 0.0) -> tf.Tensor:
         """One update, as each replica runs it on its share of the batch.
 
+        Args:
+            batch: this replica's share.
+            stopping: float32 scalar, above 0 where a signal asks this process to stop.
+
         Returns:
-            `metrics` of this replica's share, [len(metrics)] float32.
+            `metrics` of this replica's share, then `stopping`: [len(metrics) + 1] float32.
         """
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
@@ -89,68 +98,90 @@ class Trainer:
             gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         builder.apply(self._optimizer, gradients, variables)
         self._objective.after_update()
-        return tf.stack([terms[name] for name in self.metrics])
+        return tf.stack([*(terms[name] for name in self.metrics), stopping])
 
     @tf.function
     def _run_steps(
-        self, iterator: Iterable[Batch], steps: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs up to `steps` updates; ends after one whose loss is not finite.
+        self, iterator: Iterable[Batch], steps: tf.Tensor, stopping: tf.Tensor | float = 0.0
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Runs up to `steps` updates.
+
+        Ends after one whose loss is not finite, and after one for which any process was `stopping`:
+        all processes after the same one, however many updates each meant to run.
 
         Returns:
-            Sums of `metrics` over the updates, means over replicas, and the number of updates.
+            Sums of `metrics` over the updates, means over replicas; the number of updates; above 0
+            where any process was stopping.
         """
-        sums = tf.zeros([len(self.metrics)])
+        sums = tf.zeros([len(self.metrics) + 1])
         done = tf.constant(0)
-        while done < steps and tf.math.is_finite(sums[0]):
-            shares = self._strategy.run(self._replica_step, (next(iterator),))
+        while done < steps and tf.math.is_finite(sums[0]) and sums[-1] == 0:
+            shares = self._strategy.run(self._replica_step, (next(iterator), stopping))
             sums += self._strategy.reduce(tf.distribute.ReduceOp.MEAN, shares, axis=None)
             done += 1
-        return sums, done
+        return sums[:-1], done, sums[-1]
 
     def fit(
         self,
-        batches: tf.data.Dataset,
+        batches: Iterable[Batch],
         total_steps: int,
         *,
         checkpoints: Checkpoints,
         checkpoint_steps: int,
         write: Callable[[int, Mapping[str, float]], None],
         on_checkpoint: Callable[[int], object] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         """Trains until `total_steps` updates are done, exactly.
 
         Args:
-            batches: global batches, the first one for the next step.
+            batches: each replica's shares of global batches, the first one for the next step.
             total_steps: updates of the run, those done before included.
             checkpoints: written every `checkpoint_steps` steps and at the end.
             checkpoint_steps: see `checkpoints`.
             write: called every `train_summary_steps` steps with the step and the means of
                 `metrics` since it was last called, and 'images_per_second'.
             on_checkpoint: called with the step after each checkpoint.
+            stop: a signal to any process makes all of them finish the step, write a checkpoint and
+                raise.
 
         Raises:
-            UserError: when the loss, or a weight that would be saved, is not finite.
+            UserError: when the loss, or a weight that would be saved, is not finite; when the
+                images can't be read, or what is written can't be; when another process is gone.
+            Interrupted: when a signal came.
         """
-        iterator = iter(self._strategy.experimental_distribute_dataset(batches))
+        iterator = iter(batches)
+        stop = stop or Stop()
         shown = [name for name in self._objective.metrics if name.endswith(('_loss', '_acc'))]
         progress = Progress(self.step, total_steps, self._config.train_batch_size, shown)
-        means = _Means(self.metrics, self._config.train_batch_size)
+        intervals = (checkpoint_steps, self._config.train_summary_steps)
+        started = time.monotonic()
+        stopping = False
         try:
-            while self.step < total_steps:
-                boundaries = (total_steps, checkpoint_steps, self._config.train_summary_steps)
-                sums = self._call(iterator, self._steps_until(*boundaries), checkpoints)
-                means.add(*sums)
-                progress.update(self.step, means.latest)
-                if self._due(self._config.train_summary_steps, total_steps):
-                    write(self.step, means.take())
-                if self._due(checkpoint_steps, total_steps):
-                    self._check_weights(checkpoints)
-                    checkpoints.save(self.step)
-                    if on_checkpoint is not None:
-                        on_checkpoint(self.step)
+            with stop.deferred():
+                while self.step < total_steps and not stopping:
+                    steps = self._steps_until(total_steps, *intervals)
+                    latest, stopping = self._call(iterator, steps, stop, checkpoints)
+                    progress.update(self.step, latest)
+                    if self._due(self._config.train_summary_steps, total_steps):
+                        seconds, started = time.monotonic() - started, time.monotonic()
+                        write(self.step, self._take(seconds))
+                    if stopping or self._due(checkpoint_steps, total_steps):
+                        self._check_weights(checkpoints)
+                        checkpoints.save(self.step)
+                        if on_checkpoint is not None and not stopping:
+                            with stop.allowed():
+                                on_checkpoint(self.step)
         finally:
             progress.close()
+        if stopping:  # by a signal to another process
+            raise Interrupted(signal.SIGTERM)
+
+    def _take(self, seconds: float) -> dict[str, float]:
+        """Means of the metrics since this was last called, and 'images_per_second'."""
+        # After an interruption the steps before it count, but their time is not known.
+        rate = self.means.recent * self._config.train_batch_size / max(seconds, 1e-9)
+        return {**self.means.take(), 'images_per_second': rate}
 
     def _due(self, interval: int, total_steps: int) -> bool:
         return self.step % interval == 0 or self.step == total_steps
@@ -165,17 +196,45 @@ class Trainer:
         )
 
     def _call(
-        self, iterator: Iterable[Batch], steps: int, checkpoints: Checkpoints
-    ) -> tuple[list[float], int]:
-        """Sums of the metrics over `steps` updates, and their number."""
+        self, iterator: Iterable[Batch], steps: int, stop: Stop, checkpoints: Checkpoints
+    ) -> tuple[dict[str, float], bool]:
+        """Runs up to `steps` updates; means of the metrics over them, and whether to stop."""
         first = self.step
         started = time.monotonic()
-        sums, done = self._run_steps(iterator, tf.constant(steps))
-        sums, done = sums.numpy().tolist(), int(done)
+        stopping = tf.constant(float(stop.number is not None))
+        with self._failing(checkpoints):
+            results = self._run_steps(iterator, tf.constant(steps), stopping)
+            sums, done, signals = (result.numpy().tolist() for result in results)
         if not math.isfinite(sums[0]):
             raise _diverged('loss is', first + done, checkpoints)
         self._adapt(time.monotonic() - started, done)
-        return sums, done
+        return self.means.add(sums, done), signals > 0
+
+    @contextlib.contextmanager
+    def _failing(self, checkpoints: Checkpoints) -> Iterator[None]:
+        """Says in one line what came between, if that is nothing this program does."""
+        kept = checkpoints.latest or 'none was written yet'
+        advice = f'then give the same command to go on. The last checkpoint: {kept}.'
+        try:
+            yield
+        except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
+            raise UserError(
+                f'The images should stay where they are, but one can no longer be read: '
+                f'{_one_line(error)}. Mend that, {advice}'
+            ) from error
+        except (
+            tf.errors.UnavailableError,
+            tf.errors.AbortedError,
+            tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError,
+            tf.errors.InternalError,
+        ) as error:
+            if not distribution.spans_workers(self._strategy):
+                raise
+            raise UserError(
+                f'All workers should go on together, but another one is gone: {_one_line(error)}. '
+                f'Stop all of them, {advice}'
+            ) from error
 
     def _check_weights(self, checkpoints: Checkpoints) -> None:
         """Refuses to go on with weights that a finite loss with an infinite gradient broke."""
@@ -200,26 +259,45 @@ def _diverged(what: str, step: int, checkpoints: Checkpoints) -> UserError:
     )
 
 
-class _Means:
-    """Means of metrics over calls of the training function."""
+def _one_line(error: tf.errors.OpError) -> str:
+    """What went wrong, without the places in graph and code that TensorFlow lists before it."""
+    lines = [line.strip() for line in error.message.splitlines()]
+    said = [
+        line for line in lines if line and not line.startswith(('Graph exec', 'Detected', 'File'))
+    ]
+    return ' '.join(said)[:300]
 
-    def __init__(self, names: Sequence[str], batch_size: int) -> None:
-        self._names, self._batch = names, batch_size
-        self.latest: dict[str, float] = {}
-        self._restart()
 
-    def _restart(self) -> None:
-        self._sums, self._steps, self._since = [0.0] * len(self._names), 0, time.monotonic()
+class Means(tf.Module):
+    """Means of metrics over updates; a part of the checkpoint.
 
-    def add(self, sums: Sequence[float], steps: int) -> None:
-        """Takes in the sums of a call of `steps` updates."""
-        self.latest = {name: value / steps for name, value in zip(self._names, sums, strict=True)}
-        self._sums = [old + new for old, new in zip(self._sums, sums, strict=True)]
-        self._steps += steps
+    So what an interrupted run writes next is what one would have written that was not.
+
+    Args:
+        names: of the metrics.
+
+    Attributes:
+        recent: updates since `take` that this process did.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(name='means')
+        self._names, self.recent = names, 0
+        self._sums = tf.Variable(tf.zeros([len(names)], tf.float64), trainable=False)
+        self._steps = tf.Variable(0, trainable=False)
+
+    def add(self, sums: Sequence[float], steps: int) -> dict[str, float]:
+        """Takes in sums over `steps` updates; returns the means over these."""
+        self._sums.assign_add(tf.constant(sums, tf.float64))
+        self._steps.assign_add(steps)
+        self.recent += steps
+        return {name: value / steps for name, value in zip(self._names, sums, strict=True)}
 
     def take(self) -> dict[str, float]:
-        """Means since the last call of this, and 'images_per_second'."""
-        means = {name: total / self._steps for name, total in zip(self._names, self._sums)}
-        rate = self._steps * self._batch / max(time.monotonic() - self._since, 1e-9)
-        self._restart()
-        return {**means, 'images_per_second': rate}
+        """Means since this was last called."""
+        steps = int(self._steps.numpy())
+        means = {n: v / steps for n, v in zip(self._names, self._sums.numpy().tolist())}
+        self._sums.assign(tf.zeros_like(self._sums))
+        self._steps.assign(0)
+        self.recent = 0
+        return means

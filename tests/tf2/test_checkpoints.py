@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from settings import UserError
-from tf2.checkpoints import Checkpoints, load_model, step_of
+from tf2.checkpoints import Checkpoints, load_model
+from tf2.files import step_of
 
 
 def dense(units: int = 2, seed: int = 0, more: bool = False) -> tf.keras.Model:

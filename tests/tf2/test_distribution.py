@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,17 +14,11 @@ from tests.support import mirrored, run_on_replicas
 from tf2 import distribution
 from tf2.config import TrainConfig
 
-BUILT = {
-    0: tf.distribute.OneDeviceStrategy,
-    1: tf.distribute.OneDeviceStrategy,
-    2: tf.distribute.MirroredStrategy,
-}
-
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Kind -> names of the devices that seem to be there; logical CPUs stand for them."""
-    there: dict[str, list[str]] = {'GPU': [], 'TPU': []}
+    there: dict[str, list[str]] = {'CPU': ['/cpu:0', '/cpu:1'], 'GPU': [], 'TPU': []}
 
     def names(kind: str) -> list[tf.config.LogicalDevice]:
         return [tf.config.LogicalDevice(name, kind) for name in there[kind]]
@@ -31,43 +28,96 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return there
 
 
-@pytest.mark.parametrize('gpus', BUILT)
-def test_the_strategy_fits_the_devices(
-    devices: dict, monkeypatch: pytest.MonkeyPatch, gpus: int
-) -> None:
-    made = []
-    for kind in set(BUILT.values()):
-        monkeypatch.setattr(
-            tf.distribute, kind.__name__, lambda names, kind=kind: made.append((kind, names))
-        )
-    devices['GPU'] = [f'/gpu:{i}' for i in range(gpus)]
-    distribution.build_strategy(TrainConfig())
-    (kind, chosen), *more = made
-    assert not more and kind is BUILT[gpus]
-    expected = {0: '/cpu:0', 1: '/gpu:0'}
-    if gpus < 2:
-        assert chosen == expected[gpus]
-    else:
-        assert [device.name for device in chosen] == devices['GPU']
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What was asked of TensorFlow, in place of the strategies."""
+    asked: list[tuple] = []
+
+    def note(name: str) -> Callable[..., str]:
+        return lambda *arguments: asked.append((name, *arguments)) or name
+
+    for name in ('OneDeviceStrategy', 'MirroredStrategy'):
+        monkeypatch.setattr(tf.distribute, name, note(name))
+    monkeypatch.setattr(distribution, '_tpu_strategy', note('tpu'))
+    monkeypatch.setattr(distribution, '_multi_worker_strategy', note('multi_worker'))
+    monkeypatch.setattr(distribution, 'split_device', note('split'))
+    return asked
 
 
 @pytest.mark.parametrize(
-    ('options', 'attached', 'is_tpu'),
+    ('gpus', 'options', 'expected'),
     [
-        ({}, 0, False),
-        ({}, 1, True),
-        ({'tpu_name': 'a'}, 0, True),
-        ({'master': 'grpc://a'}, 0, True),
-        ({'use_tpu': True}, 1, True),
-        ({'use_tpu': False, 'tpu_name': 'a'}, 1, False),
+        (0, {}, ('OneDeviceStrategy', '/cpu:0')),
+        (1, {}, ('OneDeviceStrategy', '/gpu:0')),
+        (2, {}, ('MirroredStrategy', ['/gpu:0', '/gpu:1'], None)),
+        (2, {'strategy': 'one_device'}, ('OneDeviceStrategy', '/gpu:0')),
+        (2, {'strategy': 'multi_worker'}, ('multi_worker',)),
+    ],
+)
+def test_the_strategy_fits_the_devices_or_is_the_one_named(
+    devices: dict, made: list, gpus: int, options: dict, expected: tuple
+) -> None:
+    devices['GPU'] = [f'/gpu:{i}' for i in range(gpus)]
+    distribution.build_strategy(TrainConfig(**options))
+    assert made == [expected]
+
+
+@pytest.mark.parametrize('options', [{'logical_devices': 2}, {'strategy': 'mirrored'}])
+def test_parts_of_a_cpu_are_replicas_if_asked_for(devices: dict, made: list, options: dict) -> None:
+    distribution.build_strategy(TrainConfig(**options))
+    name, names, reduction = made[-1]
+    assert (name, names) == ('MirroredStrategy', ['/cpu:0', '/cpu:1'])
+    assert isinstance(reduction, tf.distribute.ReductionToOneDevice)
+    assert made[:-1] == ([('split', 2)] if 'logical_devices' in options else [])
+
+
+@pytest.mark.parametrize(
+    ('options', 'attached', 'reason'),
+    [
+        ({}, 0, None),
+        ({}, 1, 'a TPU is attached'),
+        ({'tpu_name': 'a'}, 0, '--tpu_name'),
+        ({'master': 'grpc://a'}, 0, '--master'),
+        ({'use_tpu': True}, 1, '--use_tpu'),
+        ({'strategy': 'tpu'}, 0, '--strategy=tpu'),
+        ({'use_tpu': False, 'tpu_name': 'a'}, 1, None),
+        ({'strategy': 'one_device', 'tpu_name': 'a'}, 1, None),
     ],
 )
 def test_a_tpu_is_used_if_it_is_there_unless_told_otherwise(
-    devices: dict, monkeypatch: pytest.MonkeyPatch, options: dict, attached: int, is_tpu: bool
+    devices: dict, monkeypatch: pytest.MonkeyPatch, options: dict, attached: int, reason: str | None
 ) -> None:
-    devices['TPU'] = ['/tpu:0'] * attached
     monkeypatch.setattr(distribution, '_tpu_strategy', lambda config: 'on a TPU')
-    assert (distribution.build_strategy(TrainConfig(**options)) == 'on a TPU') is is_tpu
+    devices['TPU'] = ['/tpu:0'] * attached
+    alone, config = mirrored(1), TrainConfig(**options)
+    assert (distribution.build_strategy(config) == 'on a TPU') is (reason is not None)
+    shown = distribution.describe(config, alone)
+    assert shown.startswith('Strategy ')
+    if reason:
+        assert shown == f'Strategy tpu with 1 replica ({reason})'
+
+
+def test_what_contradicts_itself_is_refused() -> None:
+    with pytest.raises(UserError, match='--use_tpu goes with --strategy=auto; found --strategy=tp'):
+        TrainConfig(use_tpu=True, strategy='tpu')
+
+
+def test_several_gpus_are_not_split(devices: dict) -> None:
+    devices['GPU'] = ['/gpu:0', '/gpu:1']
+    with pytest.raises(UserError, match=r'a CPU or one GPU.*; found 2 GPUs'):
+        distribution.split_device(2)
+
+
+@pytest.mark.parametrize('cluster', [None, '{', '[]', '{"cluster": {}}'])
+def test_workers_that_nobody_names_are_missed(
+    monkeypatch: pytest.MonkeyPatch, cluster: str | None
+) -> None:
+    for name in [name for name in os.environ if name.startswith(('TF_CONFIG', 'SLURM'))]:
+        monkeypatch.delenv(name)
+    if cluster is not None:
+        monkeypatch.setenv('TF_CONFIG', cluster)
+    with pytest.raises(UserError, match=r'expects TF_CONFIG, JSON such as .*; found'):
+        distribution.build_strategy(TrainConfig(strategy='multi_worker'))
 
 
 def test_a_tpu_that_is_not_there_is_missed(devices: dict) -> None:

@@ -167,8 +167,8 @@ def test_replicas_share_a_batch_and_report_the_mean() -> None:
         trainer = trainer_of(objective, rate=1.0)
     batch = tf.data.Dataset.from_tensors({'number': tf.constant([1.0, 4.0])})
     iterator = iter(strategy.experimental_distribute_dataset(batch))
-    sums, done = trainer._run_steps(iterator, tf.constant(1))
-    assert int(done) == 1
+    sums, done, stopping = trainer._run_steps(iterator, tf.constant(1))
+    assert (int(done), float(stopping)) == (1, 0.0)
     np.testing.assert_allclose(sums, [2.5, 0.0, 2.5])
     assert objective.weight.numpy() == pytest.approx(1 - 2.5)
     assert objective.updates.numpy() == 1
@@ -309,7 +309,7 @@ def one_step(replicas: int) -> Figures:
         trainer = Trainer(Pretraining(model, ObjectiveConfig()), notes, penalty, TrainConfig())
     dataset = tf.data.Dataset.from_tensor_slices(batch).batch(8, drop_remainder=True)
     iterator = iter(strategy.experimental_distribute_dataset(dataset))
-    metrics, _ = trainer._run_steps(iterator, tf.constant(1))
+    metrics, *_ = trainer._run_steps(iterator, tf.constant(1))
     names = [variable.name for variable in model.trainable_variables]
     return Figures(names, metrics.numpy(), [note.numpy() for note in notes.gradients])
 

@@ -101,21 +101,21 @@ class NearestNeighbors:
         """Features [n, d] and labels [n] of the first `limit` labelled examples."""
         features, labels = [], []
         for batch in batches:
-            for feature, label, rows in self._embed_global(batch):
-                features.append(feature.numpy()[rows.numpy()])
-                labels.append(label.numpy()[rows.numpy()])
+            feature, label, counts = (part.numpy() for part in self._embed_global(batch))
+            features.append(feature[counts > 0])
+            labels.append(label[counts > 0])
             if limit is not None and sum(map(len, labels)) >= limit:
                 break
         if not labels:
             return np.zeros([0, 1], np.float32), np.zeros([0], np.int32)
         return np.concatenate(features)[:limit], np.concatenate(labels)[:limit]
 
-    def _run_replicas(self, batch: Batch) -> list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-        """Features [b, d], labels [b] and whether a row counts [b], for each replica."""
+    def _run_replicas(self, batch: Batch) -> list[tf.Tensor]:
+        """Features [b, d], labels [b] and whether a row counts [b], of all replicas."""
         outputs = self._strategy.run(self._embed, args=(batch,))
-        local = [self._strategy.experimental_local_results(output) for output in outputs]
-        return list(zip(*local, strict=True))
+        return [self._strategy.gather(output, axis=0) for output in outputs]
 
     def _embed(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         features = self._inputs.embed(batch['views'][0])
-        return tf.cast(features, tf.float32), batch['label'], labelled(batch)
+        # Not every kind of gathering takes booleans.
+        return tf.cast(features, tf.float32), batch['label'], tf.cast(labelled(batch), tf.int32)

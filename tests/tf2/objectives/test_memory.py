@@ -226,7 +226,7 @@ def trained(steps: int, replicas: int = 1, precision: str = 'float32', **options
         trainer = Trainer(objective, optimizer, Penalty(), TrainConfig(**options))
     dataset = tf.data.Dataset.from_tensor_slices(batches(steps)).batch(BATCH, drop_remainder=True)
     iterator = iter(strategy.experimental_distribute_dataset(dataset))
-    metrics, done = trainer._run_steps(iterator, tf.constant(steps))
+    metrics, done, _ = trainer._run_steps(iterator, tf.constant(steps))
     assert int(done) == steps
     queue = objective.memory.queue
     copies = [value.numpy() for value in strategy.experimental_local_results(queue.rows)]
