@@ -82,3 +82,130 @@ def test_another_architecture_is_refused_in_one_line(tmp_path: pathlib.Path, oth
 )
 def test_the_step_is_read_off_the_name(path: str, step: int) -> None:
     assert step_of(path) == step
+
+
+# --- damage
+
+
+def flip(content: bytes, place: int) -> bytes:
+    changed = bytearray(content)
+    changed[place] ^= 64
+    return bytes(changed)
+
+
+DATA = '.data-00000-of-00001'
+# Name of a file's ending and what happens to its content; None for a file that is gone.
+DAMAGES = {
+    'data cut off': (DATA, lambda content: content[: len(content) // 2]),
+    'data empty': (DATA, lambda content: b''),
+    'data changed': (DATA, lambda content: flip(content, 5)),
+    'data gone': (DATA, None),
+    'index cut off': ('.index', lambda content: content[: len(content) // 2]),
+    'index empty': ('.index', lambda content: b''),
+    'index changed': ('.index', lambda content: flip(content, 30)),
+}
+
+
+def damage(path: str, kind: str) -> None:
+    ending, change = DAMAGES[kind]
+    file = pathlib.Path(path + ending)
+    content = file.read_bytes()
+    file.unlink()
+    if change is not None:
+        file.write_bytes(change(content))
+
+
+@pytest.mark.parametrize('kind', DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    kind: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = dense()
+    saved, _ = checkpoints(tmp_path, model, momentum=0.5)
+    good = saved.save(3)
+    expected = model.layers[0].kernel.numpy()
+    model.layers[0].kernel.assign_add(tf.ones([3, 2]))
+    damage(saved.save(7), kind)
+    other = dense(seed=1)
+    resumed, optimizer = checkpoints(tmp_path, other)
+    assert resumed.resume() == good
+    np.testing.assert_array_equal(other.layers[0].kernel, expected)
+    np.testing.assert_array_equal(optimizer.momentums[0], np.full([3, 2], 0.5))
+    shown = capsys.readouterr().out
+    assert re.search(r'The checkpoint before is taken: .*ckpt-7 should be a whole', shown)
+    # Whoever reads the folder now is not led to the damaged one.
+    assert tf.train.latest_checkpoint(tmp_path) == good == resumed.latest
+    assert not list(tmp_path.glob('ckpt-7*'))
+
+
+@pytest.mark.parametrize('kind', ['data cut off', 'index empty'])
+def test_nothing_but_damaged_checkpoints_is_no_start_from_scratch(
+    kind: str, tmp_path: pathlib.Path
+) -> None:
+    path = checkpoints(tmp_path, dense())[0].save(3)
+    damage(path, kind)
+    with pytest.raises(UserError, match=re.escape(path)) as refused:
+        checkpoints(tmp_path, dense())[0].resume()
+    assert '\n' not in str(refused.value)
+    assert list(tmp_path.glob('ckpt-3*'))
+
+
+@pytest.mark.parametrize('state', [None, '', 'model_checkpoint_path: "ckpt-9"\n'])
+def test_the_file_checkpoint_may_be_wrong(state: str | None, tmp_path: pathlib.Path) -> None:
+    """A run that is killed between two writes leaves the old one, or none."""
+    saved, _ = checkpoints(tmp_path, dense())
+    path = saved.save(3)
+    (tmp_path / 'checkpoint').unlink()
+    if state is not None:
+        (tmp_path / 'checkpoint').write_text(state)
+    assert checkpoints(tmp_path, dense())[0].resume() == path
+    assert tf.train.latest_checkpoint(tmp_path) == path
+
+
+def test_what_was_not_finished_is_no_checkpoint_and_is_removed(tmp_path: pathlib.Path) -> None:
+    saved, _ = checkpoints(tmp_path, dense())
+    path = saved.save(3)
+    (tmp_path / f'ckpt-4{DATA}').write_bytes(b'half')
+    (tmp_path / 'ckpt-5_temp').mkdir()
+    (tmp_path / 'ckpt-5_temp' / 'part').write_bytes(b'half')
+    assert saved.latest == path
+    assert checkpoints(tmp_path, dense())[0].resume() == path
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        'checkpoint',
+        f'ckpt-3{DATA}',
+        'ckpt-3.index',
+    ]
+
+
+def test_a_folder_that_takes_no_more_is_named_and_keeps_what_it_had(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, _ = checkpoints(tmp_path, dense())
+    path = saved.save(3)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(self: tf.train.Checkpoint, prefix: str) -> None:
+        pathlib.Path(prefix + DATA).write_bytes(b'half')
+        raise tf.errors.ResourceExhaustedError(None, None, 'No space\nleft on device')
+
+    monkeypatch.setattr(tf.train.Checkpoint, 'write', full)
+    with pytest.raises(UserError, match=r'Make room .* No space left on device') as refused:
+        saved.save(4)
+    assert str(tmp_path) in str(refused.value)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert saved.latest == path
+
+
+@pytest.mark.parametrize(('keep', 'left'), [(0, [1, 2, 10]), (2, [2, 10])])
+def test_the_oldest_go_and_a_moved_folder_still_tells_the_newest(
+    keep: int, left: list[int], tmp_path: pathlib.Path
+) -> None:
+    model = dense()
+    saved = Checkpoints(str(tmp_path / 'a'), model, tf.Module(), optimizer_of(model), keep)
+    for step in (1, 2, 10):
+        saved.save(step)
+    (tmp_path / 'a').rename(tmp_path / 'b')
+    assert tf.train.latest_checkpoint(tmp_path / 'b') == str(tmp_path / 'b' / 'ckpt-10')
+    paths = tf.train.get_checkpoint_state(tmp_path / 'b').all_model_checkpoint_paths
+    assert [step_of(path) for path in paths] == left
+    found = sorted(int(file.stem[5:]) for file in (tmp_path / 'b').glob('ckpt-*.index'))
+    assert found == left
