@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,9 +18,10 @@ from hypothesis import strategies as st
 from data.config import DataConfig
 from data.pipeline import train_batches
 from data.sources import open_source
+from interruption import Interrupted, Stop
 from settings import UserError
 from tests.support import assign_formula_weights, mirrored, relative_error
-from tf2 import schedules
+from tf2 import distribution, schedules
 from tf2.checkpoints import Checkpoints
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from tf2.models import resnet
@@ -211,6 +214,114 @@ def test_broken_weights_are_never_saved() -> None:
     with pytest.raises(UserError, match=r'weights are not finite any more at step 1\.'):
         trainer.fit(numbers(), 5, checkpoints=kept, checkpoint_steps=1, write=lambda *_: None)
     assert kept.steps == []
+
+
+# --- what comes between
+
+
+class Signalled(Stop):
+    """A signal comes as soon as step `step` is done."""
+
+    def __init__(self, trainer: Trainer, step: int) -> None:
+        super().__init__()
+        self._trainer, self._step = trainer, step
+
+    @property
+    def number(self) -> int | None:
+        return signal.SIGTERM if self._trainer.step >= self._step else None
+
+    @number.setter
+    def number(self, value: int | None) -> None:
+        pass
+
+
+@pytest.mark.parametrize('per_call', [1, 4])
+def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(per_call: int) -> None:
+    trainer = trainer_of(Slope(), steps_per_loop=per_call)
+    kept, seen = Recorded(), []
+    with pytest.raises(Interrupted, match='SIGTERM'):
+        trainer.fit(
+            numbers(),
+            40,
+            checkpoints=kept,
+            checkpoint_steps=10,
+            write=lambda *_: None,
+            on_checkpoint=seen.append,
+            stop=Signalled(trainer, 11),
+        )
+    # It came during the call that ended with this step; one more step tells all processes.
+    noticed = 11 if per_call == 1 else 14
+    assert kept.steps == [10, noticed + 1]
+    assert trainer.step == noticed + 1
+    assert seen == [10]
+
+
+def test_metrics_of_an_interrupted_run_are_those_of_an_undisturbed_one(
+    tmp_path: pathlib.Path,
+) -> None:
+    def run(until: int, stop_at: int | None = None) -> dict[int, dict[str, float]]:
+        objective, written = Slope(), {}
+        trainer = trainer_of(objective, train_summary_steps=5, steps_per_loop=1)
+        arguments = (tf.Module(), objective, trainer._optimizer, 5, trainer.means)
+        saved = Checkpoints(str(tmp_path), *arguments)
+        saved.resume()
+        stop = Signalled(trainer, stop_at) if stop_at else None
+        with contextlib.suppress(Interrupted):
+            trainer.fit(
+                numbers(trainer.step + 1),
+                until,
+                checkpoints=saved,
+                checkpoint_steps=100,
+                write=lambda step, means: written.setdefault(step, dict(means)),
+                stop=stop,
+            )
+        return written
+
+    first, second = run(12, stop_at=6), run(12)
+    assert (list(first), list(second)) == ([5], [10, 12])
+    # The loss of step k is k; steps 6 and 7 were done before the interruption.
+    losses = {step: means['slope_loss'] for step, means in (first | second).items()}
+    assert losses == {5: 3.0, 10: 8.0, 12: 11.5}
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (tf.errors.NotFoundError(None, None, 'a.jpg; No such\nfile'), 'one can no longer be read'),
+        (tf.errors.PermissionDeniedError(None, None, 'a.jpg'), 'one can no longer be read'),
+    ],
+)
+def test_images_that_vanish_cost_one_line(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, kept = trainer_of(Slope(), steps_per_loop=2), Recorded()
+    run_steps = trainer._run_steps
+
+    def fail(*arguments: Any) -> Any:
+        if trainer.step == 4:
+            raise error
+        return run_steps(*arguments)
+
+    monkeypatch.setattr(trainer, '_run_steps', fail)
+    with pytest.raises(UserError, match=words) as refused:
+        trainer.fit(numbers(), 9, checkpoints=kept, checkpoint_steps=2, write=lambda *_: None)
+    assert 'a.jpg' in str(refused.value) and '\n' not in str(refused.value)
+    assert 'The last checkpoint: ckpt-4.' in str(refused.value)
+
+
+def test_what_only_a_worker_lost_can_mean_is_no_message_for_one_process(
+    slope_trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise tf.errors.UnavailableError(None, None, 'Socket closed')
+
+    slope_trainer._optimizer.iterations.assign(0)
+    monkeypatch.setattr(slope_trainer, '_run_steps', fail)
+    with pytest.raises(tf.errors.UnavailableError):
+        fit(slope_trainer, 3)
+    monkeypatch.setattr(distribution, 'spans_workers', lambda strategy: True)
+    with pytest.raises(UserError, match=r'another one is gone: Socket closed\. Stop all of them'):
+        fit(slope_trainer, 3)
 
 
 # --- resuming a real model
