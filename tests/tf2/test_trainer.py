@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,11 @@ from data.pipeline import train_batches
 from data.sources import open_source
 from interruption import Interrupted, Stop
 from settings import UserError
-from tests.support import assign_formula_weights, mirrored, relative_error
+from tests.support import mirrored
 from tf2 import distribution, schedules
 from tf2.checkpoints import Checkpoints
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
-from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.models.published_names import tf2_names
 from tf2.objectives.base import Batch, Objective
 from tf2.objectives.nt_xent import Pretraining
 from tf2.optimizers import builder, decay
@@ -372,81 +369,3 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(tmp_path: pathlib.Path) -> 
     assert any((a != b).any() for a, b in zip(whole, stopped, strict=True))
     for expected, found in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(found, expected)
-
-
-# --- replicas
-
-
-class Notes(tf.Module):
-    """In place of an optimizer: leaves the variables alone and keeps their gradients."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.iterations = tf.Variable(0, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
-
-    def build(self, variables: Sequence[tf.Variable]) -> None:
-        # After the gradients were summed they are the same on all replicas.
-        self.gradients = [
-            tf.Variable(tf.zeros(variable.shape), aggregation=tf.VariableAggregation.MEAN)
-            for variable in variables
-        ]
-
-    def apply_gradients(self, pairs: Any, experimental_aggregate_gradients: bool) -> None:
-        assert not experimental_aggregate_gradients
-        for note, (gradient, _) in zip(self.gradients, pairs, strict=True):
-            note.assign(gradient)
-
-
-@dataclasses.dataclass(frozen=True)
-class Figures:
-    """What one step on the global batch gives."""
-
-    names: list[str]
-    metrics: np.ndarray
-    gradients: list[np.ndarray]
-
-
-def one_step(replicas: int) -> Figures:
-    rng = np.random.default_rng(0)
-    images = rng.random((2, 8, 8, 8, 3), np.float32)
-    batch = {'views': (images[0], images[1]), 'label': np.arange(8, dtype=np.int32)}
-    strategy = mirrored(replicas)
-    with strategy.scope():
-        config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
-        model = build_model(SimCLRModel(config, 8, 10, replicas=replicas, detach_classifier=True))
-        assign_formula_weights(tf2_names(model))
-        notes = Notes()
-        penalty = Penalty(1e-2, [model.classifier.kernel])
-        trainer = Trainer(Pretraining(model, ObjectiveConfig()), notes, penalty, TrainConfig())
-    dataset = tf.data.Dataset.from_tensor_slices(batch).batch(8, drop_remainder=True)
-    iterator = iter(strategy.experimental_distribute_dataset(dataset))
-    metrics, *_ = trainer._run_steps(iterator, tf.constant(1))
-    names = [variable.name for variable in model.trainable_variables]
-    return Figures(names, metrics.numpy(), [note.numpy() for note in notes.gradients])
-
-
-@pytest.fixture(scope='module')
-def shallow() -> Iterator[None]:
-    """Leaves one block in each group of ResNet-18: the same layers, and half the time to trace.
-
-    It also keeps rounding from switching a ReLU on one side only, which changes a gradient by
-    percents.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
-        yield
-
-
-@pytest.fixture(scope='module')
-def alone(shallow: None) -> Figures:
-    return one_step(1)
-
-
-@pytest.mark.parametrize('replicas', [2, 4])
-def test_replicas_give_the_loss_and_the_gradients_of_one(alone: Figures, replicas: int) -> None:
-    together = one_step(replicas)
-    np.testing.assert_allclose(together.metrics, alone.metrics, rtol=1e-5, atol=1e-6)
-    largest = max(np.abs(gradient).max() for gradient in alone.gradients)
-    for name, found, expected in zip(alone.names, together.gradients, alone.gradients, strict=True):
-        assert np.abs(expected).max() > 1e-4 * largest, name
-        assert relative_error(found, expected) < 1e-4, name

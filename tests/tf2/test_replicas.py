@@ -1,0 +1,217 @@
+"""One, two and four replicas: loss, gradients and weights of the same global batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.support import assign_formula_weights, mirrored, relative_error
+from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
+from tf2.models import resnet
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.models.published_names import tf2_names
+from tf2.objectives import OBJECTIVES, build
+from tf2.objectives.base import Objective
+from tf2.trainer import Penalty, Trainer
+
+BATCH, CLASSES = 8, 5
+IMAGES = np.random.default_rng(0).random((2, BATCH, 8, 8, 3), np.float32)
+LABELS = np.array([0, 1, -1, 3, 4, -1, -1, 2], np.int32)  # replicas have unequal shares of them
+KINDS = {
+    'pretrain': ObjectiveConfig(memory_size=2 * BATCH, momentum_encoder_decay=0.5),
+    'finetune': ObjectiveConfig(train_mode='finetune'),
+    'distill': ObjectiveConfig(train_mode='distill', teacher='made up', distill_alpha=0.5),
+}
+
+
+class Notes(tf.Module):
+    """An optimizer of plain gradient descent that keeps the gradients of the last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.iterations = tf.Variable(0, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+    def build(self, variables: Sequence[tf.Variable]) -> None:
+        # After the gradients were summed they are the same on all replicas.
+        self.gradients = [
+            tf.Variable(tf.zeros(variable.shape), aggregation=tf.VariableAggregation.MEAN)
+            for variable in variables
+        ]
+
+    def apply_gradients(self, pairs: Any, experimental_aggregate_gradients: bool) -> None:
+        assert not experimental_aggregate_gradients
+        for note, (gradient, variable) in zip(self.gradients, pairs, strict=True):
+            note.assign(gradient)
+            variable.assign_sub(1e-3 * gradient)
+        self.iterations.assign_add(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What two steps on the global batch give."""
+
+    names: list[str]
+    metrics: np.ndarray
+    gradients: list[np.ndarray]
+    weights: list[np.ndarray]
+    moving: list[np.ndarray]
+
+
+def teacher(images: tf.Tensor) -> tf.Tensor:
+    """Logits [b, CLASSES] of a network without weights."""
+    return 40 * tf.reduce_mean(images, [1, 2])[:, :1] * tf.range(1.0, CLASSES + 1)
+
+
+def objective_of(kind: str, replicas: int, global_bn: bool) -> Objective:
+    config = ModelConfig(resnet_depth=18, width_multiplier=0.125, global_bn=global_bn)
+    detached = kind == 'pretrain'
+    model = build_model(
+        SimCLRModel(config, 8, CLASSES, replicas=replicas, detach_classifier=detached)
+    )
+    assign_formula_weights(tf2_names(model))
+    objective = build(model, KINDS[kind], teacher if kind == 'distill' else None)
+    objective.start()
+    return objective
+
+
+def steps(kind: str, replicas: int, *, global_bn: bool = True) -> Figures:
+    strategy = mirrored(replicas)
+    with strategy.scope():
+        objective = objective_of(kind, replicas, global_bn)
+        notes = Notes()
+        penalty = Penalty(1e-2, [objective.model.classifier.kernel])
+        trainer = Trainer(objective, notes, penalty, TrainConfig())
+    batch = {'views': (IMAGES[0], IMAGES[1]), 'label': LABELS}
+    dataset = tf.data.Dataset.from_tensor_slices(batch).batch(BATCH, drop_remainder=True)
+    iterator = iter(strategy.experimental_distribute_dataset(dataset.repeat()))
+    metrics, done, _ = trainer._run_steps(iterator, tf.constant(2))
+    assert int(done) == 2
+    return figures_of(objective, metrics.numpy(), [note.numpy() for note in notes.gradients])
+
+
+def figures_of(objective: Objective, metrics: np.ndarray, gradients: list) -> Figures:
+    variables = objective.trainable_variables
+    return Figures(
+        [variable.name for variable in variables],
+        metrics,
+        gradients,
+        [variable.numpy() for variable in variables],
+        [variable.numpy() for variable in objective.model.non_trainable_variables],
+    )
+
+
+def check_same(found: Figures, expected: Figures) -> None:
+    np.testing.assert_allclose(found.metrics, expected.metrics, rtol=2e-5, atol=2e-6)
+    largest = max(np.abs(gradient).max() for gradient in expected.gradients)
+    for name, gradient, wanted in zip(
+        expected.names, found.gradients, expected.gradients, strict=True
+    ):
+        assert np.abs(gradient - wanted).max() < 1e-4 * largest, name
+    for name, weight, wanted in zip(expected.names, found.weights, expected.weights, strict=True):
+        assert relative_error(weight, wanted) < 1e-5, name
+    for moving, wanted in zip(found.moving, expected.moving, strict=True):
+        assert relative_error(moving, wanted) < 1e-4
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shallow() -> Iterator[None]:
+    """Leaves one block in each group of ResNet-18: the same layers, and half the time to trace.
+
+    It also keeps rounding from switching a ReLU on one side only, which changes a gradient by
+    percents.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
+        yield
+
+
+@pytest.fixture(scope='module')
+def alone(shallow: None) -> dict[str, Figures]:
+    """Objective -> figures of one replica, filled when first asked for."""
+    return {}
+
+
+def test_every_objective_is_tried() -> None:
+    assert KINDS.keys() == OBJECTIVES.keys()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('replicas', [2, 4])
+def test_replicas_give_what_one_gives(alone: dict[str, Figures], kind: str, replicas: int) -> None:
+    if kind not in alone:
+        alone[kind] = steps(kind, 1)
+    expected = alone[kind]
+    assert sum(np.abs(gradient).max() > 0 for gradient in expected.gradients) > 20
+    check_same(steps(kind, replicas), expected)
+
+
+class Shares(tf.Module):
+    """In place of a model: normalises every replica's share of its input on its own."""
+
+    def __init__(self, model: SimCLRModel, replicas: int) -> None:
+        super().__init__()
+        self._model, self._replicas = model, replicas
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, images: tf.Tensor, training: bool) -> dict[str, tf.Tensor]:
+        views = tf.split(images, len(images) // BATCH)  # [BATCH, h, w, 3] each
+        shares = zip(*(tf.split(view, self._replicas) for view in views), strict=True)
+        moving = self._model.non_trainable_variables
+        before, after, outputs = [v.numpy() for v in moving], [], []
+        for share in shares:
+            for variable, value in zip(moving, before, strict=True):
+                variable.assign(value)
+            outputs.append(self._model(tf.concat(share, 0), training=training))
+            after.append([variable.numpy() for variable in moving])
+        for variable, values in zip(moving, zip(*after, strict=True), strict=True):
+            variable.assign(np.mean(values, 0))
+
+        def whole(name: str) -> tf.Tensor:
+            parts = [tf.split(output[name], len(views)) for output in outputs]
+            return tf.concat([tf.concat(view, 0) for view in zip(*parts, strict=True)], 0)
+
+        return {
+            name: whole(name) for name in ('proj_head_output', 'logits_sup') if name in outputs[0]
+        }
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_local_batch_normalisation_is_that_of_each_share(kind: str) -> None:
+    """It differs from the global one, and depends on the number of replicas."""
+    replicas = 2
+    objective = objective_of(kind, 1, global_bn=False)
+    variables = objective.trainable_variables
+    model, batch = objective.model, {'views': tuple(map(tf.constant, IMAGES)), 'label': LABELS}
+    object.__setattr__(objective, 'model', Shares(model, replicas))
+    if kind == 'pretrain':
+        memory = objective.memory
+        object.__setattr__(memory, 'encoder', Shares(memory.encoder, replicas))
+    sums = np.zeros([len(objective.metrics) + 2])
+    for _ in range(2):
+        with tf.GradientTape() as tape:
+            terms = objective.compute(batch, training=True)
+            decay = 1e-2 * tf.nn.l2_loss(model.classifier.kernel)
+            loss = terms['loss'] + decay
+        gradients = tape.gradient(loss, variables)
+        for variable, gradient in zip(variables, gradients, strict=True):
+            variable.assign_sub(1e-3 * gradient)
+        if kind == 'pretrain':
+            object.__setattr__(memory, 'encoder', memory.encoder._model)
+            memory.follow(model)
+            object.__setattr__(memory, 'encoder', Shares(memory.encoder, replicas))
+        sums += [float(loss), float(decay), *(float(terms[name]) for name in objective.metrics)]
+    object.__setattr__(objective, 'model', model)
+    expected = figures_of(objective, sums, [gradient.numpy() for gradient in gradients])
+    check_same(steps(kind, replicas, global_bn=False), expected)
+    assert abs(steps_loss := sums[0] - steps_global(kind)) > 1e-3, steps_loss
+
+
+def steps_global(kind: str) -> float:
+    return float(steps(kind, 1).metrics[0])
