@@ -8,7 +8,8 @@ With several workers each makes its own rows of every batch. Where the data set 
 each, a worker reads, shuffles and repeats its own share of the files; then the batches depend on
 the number of workers, the views of an example in an epoch do not. Elsewhere all go through
 the same order and decode their own rows alone; then the workers' rows, one after the other, are
-the batches of a single process.
+the batches of a single process: to the last bit if a worker's rows make groups of the same size
+(`_group_size`), else up to rounding.
 """
 
 from __future__ import annotations

@@ -50,12 +50,24 @@ def check_answers(address: str, flag: str = '--tf_data_service') -> str:
 
 
 def start_dispatcher(port: int) -> tuple[Any, str]:
-    """Starts a dispatcher on `port`, 0 for any free one; returns the server and what to say."""
+    """Starts a dispatcher.
+
+    Args:
+        port: to listen at; 0 takes a free one.
+
+    Returns:
+        The server, and a line that says where it listens and how to use it.
+
+    Raises:
+        UserError: if `port` cannot be listened at.
+    """
+    _check_port(port)
     import tensorflow as tf
 
     service = tf.data.experimental.service
     server = service.DispatchServer(service.DispatcherConfig(port=port))
-    address = f'grpc://{socket.gethostname()}:{_port(server.target)}'
+    found = server.target.rsplit(':', 1)[1]
+    address = f'grpc://{socket.gethostname()}:{found}'
     return server, (
         f'Dispatcher at {address}; start workers with python -m data.service worker '
         f'--dispatcher={address} and train with --tf_data_service={address}'
@@ -63,7 +75,19 @@ def start_dispatcher(port: int) -> tuple[Any, str]:
 
 
 def start_worker(dispatcher: str, port: int) -> tuple[Any, str]:
-    """Starts a worker of the dispatcher at grpc://host:port; as `start_dispatcher`."""
+    """Starts a worker.
+
+    Args:
+        dispatcher: grpc://host:port of the dispatcher, which is running.
+        port: to listen at; 0 takes a free one.
+
+    Returns:
+        The server, and a line that says how to use it.
+
+    Raises:
+        UserError: if no dispatcher answers, or `port` cannot be listened at.
+    """
+    _check_port(port)
     # The training program fetches batches from here, perhaps from another machine.
     host = check_answers(dispatcher, '--dispatcher')
 
@@ -81,8 +105,16 @@ def start_worker(dispatcher: str, port: int) -> tuple[Any, str]:
     return server, f'Worker at {host} of {dispatcher}; train with --tf_data_service={dispatcher}'
 
 
-def _port(target: str) -> int:
-    return int(target.rsplit(':', 1)[1])
+def _check_port(port: int) -> None:
+    # TensorFlow would share a port that is taken, and each server get a part of the calls.
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(('', port))
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f'--port must be a free port; cannot listen at {port} ({error}).'
+        ) from error
 
 
 def main(arguments: Sequence[str]) -> int:

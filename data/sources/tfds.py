@@ -230,9 +230,13 @@ def _share(
     """(position in the split, example) of the part of the files that is the worker's."""
     import tensorflow_datasets as tfds
 
-    whole = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
-    own = worker.part(sum(part.to - part.from_ for part in whole))
-    instruction = _cut(whole, own)
+    infos = builder.info.splits
+    parts = [
+        (part.splitname, range(infos[part.splitname].num_examples)[part.from_ : part.to])
+        for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    ]
+    own = worker.part(sum(len(numbers) for _, numbers in parts))
+    instruction = _cut(parts, own)
     # Several files are read in turns, so the order of reading is not the one within the files.
     position = np.argsort(_reading_order(builder, split))
     positions = position[own.start + _reading_order(builder, instruction)]
@@ -241,18 +245,18 @@ def _share(
     )
 
 
-def _cut(parts: Sequence[Any], wanted: range) -> tfds.core.ReadInstruction:
-    """What reads the `wanted` ones of all examples of `parts`, absolute pieces of splits."""
+def _cut(parts: Sequence[tuple[str, range]], wanted: range) -> tfds.core.ReadInstruction:
+    """What reads the `wanted` ones of all examples of `parts`, (split, its examples) each."""
     import tensorflow_datasets as tfds
 
     pieces, before = [], 0
-    for part in parts:
-        start = max(part.from_, part.from_ + wanted.start - before)
-        stop = min(part.to, part.from_ + wanted.stop - before)
-        if start < stop:
-            piece = tfds.core.ReadInstruction(part.splitname, from_=start, to=stop, unit='abs')
-            pieces.append(piece)
-        before += part.to - part.from_
+    for split, numbers in parts:
+        own = numbers[max(0, wanted.start - before) : max(0, wanted.stop - before)]
+        if own:
+            pieces.append(
+                tfds.core.ReadInstruction(split, from_=own.start, to=own.stop, unit='abs')
+            )
+        before += len(numbers)
     return functools.reduce(operator.add, pieces)
 
 

@@ -1,0 +1,207 @@
+"""A tf.data service of real processes on this machine makes the training batches."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from data import service
+from data.config import DataConfig, split_address
+from data.label_subset import LabelSubset, restrict
+from data.pipeline import train_batches
+from data.sources import Source
+from data.worker import Worker
+from settings import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+LONGEST = 60  # seconds any wait here may take; then the test fails
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, '-m', 'data.service', *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def first_line(process: subprocess.Popen) -> str:
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
+    return lines.get(timeout=LONGEST)
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope='module')
+def address() -> Iterator[str]:
+    """A dispatcher and two workers."""
+    with contextlib.ExitStack() as stack:
+        dispatcher = start('dispatcher')
+        stack.callback(kill, dispatcher)
+        line = first_line(dispatcher)
+        port = re.search(r'--tf_data_service=grpc://\S+:(\d+)$', line.strip())[1]
+        found = f'grpc://localhost:{port}'
+        workers = [start('worker', f'--dispatcher={found}') for _ in range(2)]
+        for worker in workers:
+            stack.callback(kill, worker)
+        for worker in workers:
+            assert f'--tf_data_service={found}' in first_line(worker)
+        yield found
+
+
+def png_source(count: int) -> Source:
+    """A source of small PNG images; image i has the label i."""
+    pixels = np.random.RandomState(0).randint(0, 256, (count, 8, 8, 3)).astype(np.uint8)
+    images = [tf.io.encode_png(image).numpy() for image in pixels]
+    return Source(
+        name='small',
+        num_classes=count,
+        class_names=None,
+        num_examples=lambda split: count,
+        examples=lambda split: tf.data.Dataset.from_tensor_slices(
+            {'image': tf.constant(images), 'label': tf.range(count)}
+        ),
+        decode=lambda image: tf.io.decode_png(image, channels=3),
+    )
+
+
+def batches(source: Source, service: str | None, **arguments) -> tf.data.Dataset:
+    config = DataConfig(image_size=2, tf_data_service=service)
+    return train_batches(
+        source, config, split='train', recipe='finetune', batch_size=4, seed=1, **arguments
+    )
+
+
+def key_of(batch: dict) -> bytes:
+    """Tells a batch from any other: crops are drawn anew in every epoch."""
+    return batch['label'].tobytes() + np.rint(batch['views'][0] * 1e4).tobytes()
+
+
+def read_until(dataset: tf.data.Dataset, wanted: set[bytes]) -> list[dict]:
+    """Batches of `dataset`, until all of `wanted` were among them."""
+    found, missing, deadline = [], set(wanted), time.monotonic() + LONGEST
+    for batch in dataset.as_numpy_iterator():
+        found.append(batch)
+        missing.discard(key_of(batch))
+        if not missing:
+            return found
+        assert time.monotonic() < deadline, f'{len(missing)} of {len(wanted)} did not come'
+    raise AssertionError('The stream ended.')
+
+
+SUBSET = [1, 2, 5, 8, 13, 20, 21, 22]
+
+
+@pytest.mark.parametrize(
+    ('subset', 'worker'), [(None, Worker()), (SUBSET, Worker()), (None, Worker(1, 2))]
+)
+def test_epochs_are_those_of_a_single_process(address, subset, worker):
+    source = png_source(24)
+    members = list(range(24)) if subset is None else subset
+    if subset is not None:
+        indices = np.array(subset)
+        source = restrict(source, 'train', LabelSubset(indices, indices.astype(np.int32)))
+    steps = len(members) // 4
+    alone = batches(source, None, worker=worker)
+    served = batches(source, address, worker=worker)
+    assert served.element_spec == alone.element_spec
+    assert all(view.shape.is_fully_defined() for view in served.element_spec['views'])
+
+    two_epochs = list(alone.take(2 * steps).as_numpy_iterator())
+    wanted = {key_of(batch) for batch in two_epochs}
+    assert len(wanted) == 2 * steps
+    found = read_until(served, wanted)
+    of_these = [batch for batch in found if key_of(batch) in wanted]
+    # No batch of theirs came twice: no two of the service's workers make one epoch.
+    assert len(of_these) == 2 * steps
+    if worker.count == 1:
+        labels = np.concatenate([batch['label'] for batch in of_these])
+        assert sorted(labels) == sorted(2 * members)
+
+
+def test_a_resumed_run_starts_with_the_epoch_it_was_in(address):
+    source = png_source(24)
+    whole = [key_of(batch) for batch in batches(source, None).take(18).as_numpy_iterator()]
+    found = read_until(batches(source, address, start_step=8), set(whole[8:]))
+    assert not set(whole[:8]) & {key_of(batch) for batch in found}
+
+
+def test_it_ends_quietly(address):
+    endings = {signal.SIGTERM: ['dispatcher'], signal.SIGINT: ['worker', f'--dispatcher={address}']}
+    with contextlib.ExitStack() as stack:
+        processes = {ending: start(*arguments) for ending, arguments in endings.items()}
+        for process in processes.values():
+            stack.callback(kill, process)
+        for ending, process in processes.items():
+            assert ' at ' in first_line(process)
+            process.send_signal(ending)
+            out, error = process.communicate(timeout=LONGEST)
+            assert (process.returncode, out) == (0, '')
+            assert 'Traceback' not in error
+
+
+def taken_port() -> socket.socket:
+    taken = socket.socket()
+    taken.bind(('', 0))
+    taken.listen()
+    return taken
+
+
+def test_a_port_that_is_taken_is_refused(capsys):
+    with taken_port() as taken:
+        number = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as status:
+            service.main(['dispatcher', f'--port={number}'])
+    assert status.value.code == 2
+    assert f'--port must be a free port; cannot listen at {number}' in capsys.readouterr().err
+
+
+def test_an_address_where_nothing_answers_is_refused(capsys):
+    with taken_port() as taken:
+        address = f'grpc://localhost:{taken.getsockname()[1]}'
+        assert service.check_answers(address) == '127.0.0.1'
+    with pytest.raises(UserError, match='nothing answers there') as error:
+        batches(png_source(4), address)
+    assert f'--tf_data_service={address}' in str(error.value)
+    assert '\n' not in str(error.value)
+    with pytest.raises(SystemExit):
+        service.main(['worker', f'--dispatcher={address}'])
+    assert f'--dispatcher={address} must be' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'address',
+    [
+        *('', 'host:5050', 'grpc://host', 'grpc://:5050', 'grpc://host:x', 'grpc://host:70000'),
+        *('http://host:5050', 'grpc://host:5050/', 'grpc://a@host:5050', 'grpc://[::1:5050'),
+    ],
+)
+def test_malformed_addresses_are_refused(address):
+    with pytest.raises(UserError, match='tf_data_service must be an address like grpc://') as error:
+        DataConfig(tf_data_service=address)
+    assert repr(address) in str(error.value)
+
+
+def test_addresses_are_split():
+    assert split_address('grpc://a.host:5050', '--x') == ('a.host', 5050)
+    assert split_address('grpc://[::1]:80', '--x') == ('::1', 80)
+    assert DataConfig(tf_data_service='grpc://host:1').tf_data_service == 'grpc://host:1'
