@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import itertools
 import pathlib
-import queue
 import re
 import signal
 import socket
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,10 +42,22 @@ def start(*arguments: str) -> subprocess.Popen:
     )
 
 
+def bounded(function: Callable[[], Any]) -> Any:
+    """What `function` returns, if it does in time."""
+    future = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(timeout=LONGEST)
+
+
 def first_line(process: subprocess.Popen) -> str:
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
-    return lines.get(timeout=LONGEST)
+    return bounded(process.stdout.readline).strip()
 
 
 def end(process: subprocess.Popen, ending: signal.Signals) -> None:
@@ -63,7 +77,7 @@ def address() -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         dispatcher = start('dispatcher')
         stack.callback(end, dispatcher, signal.SIGTERM)
-        port = re.search(r'--tf_data_service=grpc://\S+:(\d+)$', first_line(dispatcher).strip())[1]
+        port = re.search(r'--tf_data_service=grpc://\S+:(\d+)$', first_line(dispatcher))[1]
         found = f'grpc://localhost:{port}'
         workers = [start('worker', f'--dispatcher={found}') for _ in range(2)]
         for worker, ending in zip(workers, (signal.SIGTERM, signal.SIGINT)):
@@ -101,16 +115,29 @@ def key_of(batch: dict) -> bytes:
     return batch['label'].tobytes() + np.rint(batch['views'][0] * 1e4).tobytes()
 
 
-def read_until(dataset: tf.data.Dataset, wanted: set[bytes]) -> list[dict]:
-    """Batches of `dataset`, until all of `wanted` were among them."""
-    found, missing, deadline = [], set(wanted), time.monotonic() + LONGEST
-    for batch in dataset.as_numpy_iterator():
-        found.append(batch)
-        missing.discard(key_of(batch))
-        if not missing:
-            return found
-        assert time.monotonic() < deadline, f'{len(missing)} of {len(wanted)} did not come'
-    raise AssertionError('The stream ended.')
+def read_until(
+    dataset: tf.data.Dataset, is_enough: Callable[[list[dict]], bool], at_once: int
+) -> list[dict]:
+    """Batches of `dataset`, until these are enough."""
+    found, iterator = [], dataset.as_numpy_iterator()
+    deadline = time.monotonic() + LONGEST
+    while not is_enough(found):
+        assert time.monotonic() < deadline, f'{len(found)} batches are not enough'
+        found += bounded(lambda: list(itertools.islice(iterator, at_once)))
+    return found
+
+
+def have_mixed(found: list[dict], steps: int) -> bool:
+    """Whether these batches are more than one epoch after the other: whether two workers made them.
+
+    Args:
+        found: batches.
+        steps: how many make an epoch.
+    """
+    labels = np.array([batch['label'] for batch in found]).reshape(
+        -1, steps * len(found[0]['label'])
+    )
+    return any(len(set(epoch)) < len(epoch) for epoch in labels.tolist())
 
 
 SUBSET = [1, 2, 5, 8, 13, 20, 21, 22]
@@ -133,21 +160,28 @@ def test_epochs_are_those_of_a_single_process(address, subset, worker):
 
     two_epochs = list(alone.take(2 * steps).as_numpy_iterator())
     wanted = {key_of(batch) for batch in two_epochs}
-    assert len(wanted) == 2 * steps
-    found = read_until(served, wanted)
-    of_these = [batch for batch in found if key_of(batch) in wanted]
-    # No batch of theirs came twice: no two of the service's workers make one epoch.
-    assert len(of_these) == 2 * steps
+
+    def is_enough(found: list[dict]) -> bool:
+        return wanted <= set(map(key_of, found)) and have_mixed(found, steps)
+
+    found = read_until(served, is_enough, steps)
+    keys = [key_of(batch) for batch in found]
+    # No batch comes twice: no two of the service's workers make one epoch.
+    assert len(set(keys)) == len(keys)
+    labels = [batch['label'] for batch, key in zip(found, keys) if key in wanted]
     if worker.count == 1:
-        labels = np.concatenate([batch['label'] for batch in of_these])
-        assert sorted(labels) == sorted(2 * members)
+        assert sorted(np.concatenate(labels)) == sorted(2 * members)
 
 
 def test_a_resumed_run_starts_with_the_epoch_it_was_in(address):
     source = png_source(24)
     whole = [key_of(batch) for batch in batches(source, None).take(18).as_numpy_iterator()]
-    found = read_until(batches(source, address, start_step=8), set(whole[8:]))
-    assert not set(whole[:8]) & {key_of(batch) for batch in found}
+
+    def is_enough(found: list[dict]) -> bool:
+        return set(whole[8:]) <= set(map(key_of, found))
+
+    found = read_until(batches(source, address, start_step=8), is_enough, 6)
+    assert not set(whole[:8]) & set(map(key_of, found))
 
 
 def taken_port() -> socket.socket:
