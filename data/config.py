@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import urllib.parse
 
 from settings import UserError, check_options, option
 
@@ -22,6 +23,12 @@ class DataConfig:
     eval_split: str = option('validation', 'Split to evaluate on.')
     cache_dataset: bool = option(
         False, 'Keep the encoded training examples in memory after they were read once.'
+    )
+    tf_data_service: str | None = option(
+        None,
+        'Address of a tf.data service, grpc://host:port, whose workers make the training batches '
+        '(python -m data.service starts them). Each works at an epoch of its own, so batches of '
+        'several epochs mix and their order is not repeatable. Unset: this process makes them.',
     )
     image_size: int = option(
         224, 'Height and width of the images the encoder sees, in pixels.', at_least=1
@@ -58,8 +65,30 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.tf_data_service is not None:
+            split_address(self.tf_data_service, '--tf_data_service')
         if self.labels_per_class and self.label_fraction < 1:
             raise UserError(
                 f'--label_fraction={self.label_fraction} and --labels_per_class='
                 f'{self.labels_per_class} both choose the labels; give one of them.'
             )
+
+
+def split_address(address: str, flag: str) -> tuple[str, int]:
+    """Host and port of 'grpc://host:port'.
+
+    Args:
+        address: what was given.
+        flag: where, for the message.
+
+    Raises:
+        UserError: if it is not written like that.
+    """
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port that is no number or too large, or half a pair of brackets
+        host, port = None, None
+    if not host or not port or address != f'grpc://{parts.netloc}' or '@' in address:
+        raise UserError(f'{flag} must be an address like grpc://host:5050; found {address!r}.')
+    return host, port

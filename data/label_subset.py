@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
-from data.sources.source import NO_LABEL, Source
+from data.sources.source import NO_LABEL, Source, no_share
+from data.worker import Worker
 from settings import UserError
 
 # Encoded examples of a subset up to this size stay in memory: finding them again would mean to
@@ -101,7 +102,10 @@ def _check_count(source: Source, config: DataConfig, label: int, count: int, mem
 
 
 def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
-    """`source` with nothing but the chosen examples in `split`; other splits are as they were."""
+    """`source` with nothing but the chosen examples in `split`; other splits are as they were.
+
+    Where they lie in the files is not known, so several workers all read the whole of them.
+    """
     is_chosen = _membership(subset)
     few = len(subset.indices) <= CACHED_EXAMPLES
     chosen = source.examples(split).enumerate()
@@ -114,6 +118,7 @@ def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
             len(subset.indices) if asked == split else source.num_examples(asked)
         ),
         examples=lambda asked: chosen if asked == split else source.examples(asked),
+        share=lambda asked, worker: (no_share if asked == split else source.share)(asked, worker),
     )
 
 
@@ -124,18 +129,23 @@ def hide_other_labels(source: Source, split: str, subset: LabelSubset) -> Source
     def hide(index: tf.Tensor, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {**example, 'label': tf.where(is_chosen(index), example['label'], NO_LABEL)}
 
+    def share(asked: str, worker: Worker) -> tf.data.Dataset | None:
+        own = source.share(asked, worker)
+        if own is None or asked != split:
+            return own
+        return own.map(lambda index, example: (index, hide(index, example)))
+
     masked = source.examples(split).enumerate().map(hide)
     return dataclasses.replace(
-        source, examples=lambda asked: masked if asked == split else source.examples(asked)
+        source,
+        examples=lambda asked: masked if asked == split else source.examples(asked),
+        share=share,
     )
 
 
 def _membership(subset: LabelSubset) -> Callable[[tf.Tensor], tf.Tensor]:
     """Position in the source's order, int64 scalar -> whether it was chosen, bool scalar."""
-    chosen = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(
-            tf.constant(subset.indices), tf.ones([len(subset.indices)], tf.int32)
-        ),
-        default_value=0,
-    )
-    return lambda index: chosen.lookup(index) > 0
+    # A constant and not a table: it is part of the dataset, wherever that is run. The last number
+    # is larger than any position, so that a search always ends at one.
+    chosen = tf.constant(np.append(subset.indices, np.iinfo(np.int64).max), tf.int64)
+    return lambda index: chosen[tf.searchsorted(chosen, [index])[0]] == index

@@ -3,6 +3,13 @@
 A training batch depends on nothing but the settings and its number: epoch e is a permutation
 seeded by (seed, e), and every view is drawn from (seed, e, example, view). So a run that starts
 at step k sees what a run from the beginning sees from step k on.
+
+With several workers each makes its own rows of every batch. Where the data set has a file for
+each, a worker reads, shuffles and repeats its own share of the files; then the batches depend on
+the number of workers, the views of an example in an epoch do not. Elsewhere all go through
+the same order and decode their own rows alone; then the workers' rows, one after the other, are
+the batches of a single process: to the last bit if a worker's rows make groups of the same size
+(`_group_size`), else up to rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +25,9 @@ from data.config import DataConfig
 from data.images import to_rgb
 from data.randomness import epoch_key, view_seed
 from data.recipes import RECIPES, Recipe, View
+from data.service import check_answers
 from data.sources.source import NO_LABEL, Source
+from data.worker import Worker
 from settings import UserError
 
 Example = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
@@ -46,26 +55,34 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     extra: View | None = None,
+    worker: Worker = Worker(),
 ) -> tf.data.Dataset:
     """An endless stream of training batches; batches run across the ends of epochs.
+
+    With `config.tf_data_service` the batches are made by that service's workers, each of which
+    works at an epoch of its own. Every epoch still holds every example once, with its own views;
+    but the order of batches is not repeatable, a batch may be of any epoch that is being made,
+    and a run that starts at `start_step` starts with the epoch that this step belongs to.
 
     Args:
         source: where the examples come from.
         config: settings of the augmentations; `image_size` is the views' size in pixels.
         split: split or slice of `source`.
         recipe: name in RECIPES.
-        batch_size: examples per batch.
+        batch_size: examples per batch, of all workers together.
         seed: the run's seed.
         start_step: how many batches to leave out at the beginning. What is left out is neither
             decoded nor augmented.
         extra: one more view than the recipe's, the last one, of its own size; a teacher's.
+        worker: which of several processes this is.
 
     Returns:
-        Dataset of {'views': tuple of [batch_size, image_size, image_size, 3] float32 in [0, 1],
-        'label': [batch_size] int32, -1 = none}.
+        Dataset of {'views': tuple of [b, image_size, image_size, 3] float32 in [0, 1],
+        'label': [b] int32, -1 = none}, where b is batch_size / worker.count.
 
     Raises:
-        UserError: if there is no such split, or it has fewer examples than a batch.
+        UserError: if there is no such split, it has fewer examples than a batch, the batch cannot
+            be shared out evenly, or nothing answers at `config.tf_data_service`.
     """
     count = _count(source, split)
     if count < batch_size:
@@ -73,19 +90,50 @@ def train_batches(
             f'Split {split!r} of data set {source.name} has {count} examples, fewer than one '
             f'batch of {batch_size}; lower --train_batch_size or choose a larger split.'
         )
-    wanted = _with_extra(RECIPES[recipe], extra)
-    is_small = config.image_size <= _SMALL_IMAGE
-    examples = source.examples(split).enumerate()
+    rows = _rows(worker, batch_size, '--train_batch_size')
+    if config.tf_data_service:
+        check_answers(config.tf_data_service)
+    dataset = _training_examples(
+        source, config, split, batch_size, seed=seed, start_step=start_step, worker=worker
+    )
+    limit = _GROUP_SMALL_IMAGES if _is_small(config) else _GROUP_LARGE_IMAGES
+    first, last = _training_steps(source, _with_extra(RECIPES[recipe], extra), config)
+    dataset = _map(dataset, first).batch(_group_size(len(rows), limit), drop_remainder=True)
+    dataset = _map(dataset, last).rebatch(len(rows), drop_remainder=True)
+    if config.tf_data_service:
+        # The numbers of the epochs are handed out, so no two of the service's workers make one.
+        mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
+        dataset = dataset.apply(
+            tf.data.experimental.service.distribute(mode, config.tf_data_service)
+        )
+    return dataset.prefetch(_PREFETCHED_BATCHES)
+
+
+def _training_examples(
+    source: Source,
+    config: DataConfig,
+    split: str,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int,
+    worker: Worker,
+) -> tf.data.Dataset:
+    """(epoch key, position, example) of the worker's rows, from those of batch start_step on."""
+    share = source.share(split, worker) if worker.count > 1 else None
+    if share is None:
+        examples, count = source.examples(split).enumerate(), _count(source, split)
+        skip = start_step * batch_size
+    else:
+        examples, count = share, len(worker.part(_count(source, split)))
+        skip = start_step * len(worker.part(batch_size))
     if config.cache_dataset:
         examples = examples.cache()
-    buffer = min(count, _BUFFER_SMALL_IMAGES if is_small else _BUFFER_LARGE_IMAGES)
-    dataset = _epochs(examples, count, buffer, seed, skip=start_step * batch_size)
-
-    group_size = _group_size(batch_size, _GROUP_SMALL_IMAGES if is_small else _GROUP_LARGE_IMAGES)
-    first, last = _training_steps(source, wanted, config)
-    dataset = _map(dataset, first).batch(group_size, drop_remainder=True)
-    dataset = _map(dataset, last).rebatch(batch_size, drop_remainder=True)
-    return dataset.prefetch(_PREFETCHED_BATCHES)
+    buffer = min(count, _BUFFER_SMALL_IMAGES if _is_small(config) else _BUFFER_LARGE_IMAGES)
+    is_own = None
+    if share is None and worker.count > 1:
+        is_own = _is_row_of(worker, batch_size)
+    return _epochs(examples, count, buffer, seed, skip=skip, is_own=is_own)
 
 
 def _training_steps(
@@ -108,24 +156,34 @@ def _training_steps(
 
 
 def eval_batches(
-    source: Source, config: DataConfig, *, split: str, batch_size: int, extra: View | None = None
+    source: Source,
+    config: DataConfig,
+    *,
+    split: str,
+    batch_size: int,
+    extra: View | None = None,
+    worker: Worker = Worker(),
 ) -> tf.data.Dataset:
     """Every example of a split once, in a fixed order; the last batch is filled up.
+
+    With several workers, their rows one after the other are the batches of a single process.
 
     Args:
         source: where the examples come from.
         config: settings; `image_size` is the view's size in pixels.
         split: split or slice of `source`.
-        batch_size: examples per batch.
+        batch_size: examples per batch, of all workers together.
         extra: a second view of each example, of its own size; a teacher's.
+        worker: which of several processes this is.
 
     Returns:
-        Finite dataset of {'views': tuple of one [batch_size, image_size, image_size, 3] float32
-        in [0, 1], 'label': [batch_size] int32, -1 = none, 'mask': [batch_size] bool, False where
-        the batch was filled up with black images}.
+        Finite dataset of {'views': tuple of one [b, image_size, image_size, 3] float32 in [0, 1],
+        'label': [b] int32, -1 = none, 'mask': [b] bool, False where the batch was filled up with
+        black images}, where b is batch_size / worker.count; as many batches for every worker.
 
     Raises:
-        UserError: if there is no such split, or it is empty.
+        UserError: if there is no such split, it is empty, or the batch cannot be shared out
+            evenly.
     """
     count = _count(source, split)
     if count == 0:
@@ -133,7 +191,9 @@ def eval_batches(
             f'Split {split!r} of data set {source.name} must have examples, but is empty; '
             'choose another --eval_split.'
         )
-    missing = -count % batch_size
+    rows = _rows(worker, batch_size, '--eval_batch_size')
+    last_start = (count - 1) // batch_size * batch_size
+    missing = sum(last_start + row >= count for row in rows)
     wanted = _with_extra(RECIPES['eval'], extra)
 
     def view(example: Example) -> Example:
@@ -142,10 +202,13 @@ def eval_batches(
         views = _open_views(source, example, seeds, wanted, config)
         return {'views': views, 'label': example['label'], 'mask': tf.constant(True)}
 
-    dataset = _map(source.examples(split), view)
+    dataset = source.examples(split)
+    if worker.count > 1:
+        dataset = _keep(dataset.enumerate(), _is_row_of(worker, batch_size))
+    dataset = _map(dataset, view)
     if missing:
         dataset = dataset.concatenate(_blank(dataset.element_spec).repeat(missing))
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(_PREFETCHED_BATCHES)
+    return dataset.batch(len(rows), drop_remainder=True).prefetch(_PREFETCHED_BATCHES)
 
 
 def sample_views(
@@ -192,8 +255,44 @@ def _count(source: Source, split: str) -> int:
     return int(source.num_examples(split))
 
 
+def _is_small(config: DataConfig) -> bool:
+    return config.image_size <= _SMALL_IMAGE
+
+
+def _rows(worker: Worker, batch_size: int, flag: str) -> range:
+    """The worker's rows of a batch; every worker has as many."""
+    if batch_size % worker.count:
+        raise UserError(
+            f'{flag} must be a multiple of the number of workers, {worker.count}; '
+            f'found {batch_size}.'
+        )
+    return worker.part(batch_size)
+
+
+def _is_row_of(worker: Worker, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Place in the stream of a single process, int64 scalar → whether it is the worker's."""
+    rows = worker.part(batch_size)
+
+    def is_own(place: tf.Tensor) -> tf.Tensor:
+        row = place % batch_size
+        return (row >= rows.start) & (row < rows.stop)
+
+    return is_own
+
+
+def _keep(places: tf.data.Dataset, is_own: Callable[[tf.Tensor], tf.Tensor]) -> tf.data.Dataset:
+    """Of (place, element) the elements whose place is the worker's."""
+    return places.filter(lambda place, _: is_own(place)).map(lambda _, element: element)
+
+
 def _epochs(
-    examples: tf.data.Dataset, count: int, buffer: int, seed: int, *, skip: int
+    examples: tf.data.Dataset,
+    count: int,
+    buffer: int,
+    seed: int,
+    *,
+    skip: int,
+    is_own: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
     """(epoch key, index, example), one epoch after the other, from the skip-th on.
 
@@ -203,6 +302,7 @@ def _epochs(
         buffer: size of the shuffle buffer.
         seed: the run's seed.
         skip: how many examples to leave out, over all epochs.
+        is_own: place in the stream from its beginning → whether to keep it; None keeps all.
     """
     first_epoch, offset = divmod(skip, count)
 
@@ -215,7 +315,10 @@ def _epochs(
             buffer, seed=tf.cast(key, tf.int64), reshuffle_each_iteration=False
         )
         seen = tf.where(epoch == first_epoch, tf.constant(offset, tf.int64), 0)
-        return order.skip(seen).map(lambda index, example: (key, index, example))
+        order = order.skip(seen)
+        if is_own is not None:
+            order = _keep(order.enumerate(epoch * count + seen), is_own)
+        return order.map(lambda index, example: (key, index, example))
 
     epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
     return epochs.flat_map(one_epoch)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from data.config import DataConfig
 from data.sources.source import NO_LABEL, Source
 from data.sources.splits import check_split, malformed_split
+from data.worker import Worker
 from settings import UserError
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png')
@@ -56,6 +57,7 @@ def open_image_folder(config: DataConfig) -> Source:
         num_examples=lambda split: len(_select(splits, split)),
         examples=lambda split: _examples(_select(splits, split), classes),
         decode=_decode,
+        share=lambda split, worker: _share(_select(splits, split), classes, worker),
     )
 
 
@@ -115,6 +117,13 @@ def _examples(files: list[_File], classes: list[str]) -> tf.data.Dataset:
 
     dataset = tf.data.Dataset.from_tensor_slices((paths, labels))
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _share(files: list[_File], classes: list[str], worker: Worker) -> tf.data.Dataset | None:
+    if len(files) < worker.count:
+        return None
+    own = worker.part(len(files))
+    return _examples(files[own.start : own.stop], classes).enumerate(own.start)
 
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:

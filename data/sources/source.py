@@ -7,7 +7,14 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from data.worker import Worker
+
 NO_LABEL = -1
+
+
+def no_share(split: str, worker: Worker) -> None:
+    """The `share` of a data set that is read as a whole."""
+    del split, worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,10 @@ class Source:
             of encoded bytes; 'label': scalar int32, NO_LABEL if there is none}, always in the same
             order. Raises UserError if there is no such split.
         decode: image as stored → decoded image, [h, w] or [h, w, c] of any real dtype.
+        share: split, worker → the worker's own part of the files: a finite dataset of (position
+            in the order of `examples`, scalar int64; example), always in the same order. The
+            workers' shares hold every example once; their sizes are those of `Worker.part`. None
+            if the split has fewer files than there are workers, for all of them alike.
     """
 
     name: str
@@ -32,6 +43,7 @@ class Source:
     num_examples: Callable[[str], int]
     examples: Callable[[str], tf.data.Dataset]
     decode: Callable[[tf.Tensor], tf.Tensor]
+    share: Callable[[str, Worker], tf.data.Dataset | None] = no_share
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
 from data.sources.source import NO_LABEL, Source, one_line
 from data.sources.splits import check_split, malformed_split
+from data.worker import Worker
 from settings import UserError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+
+_READ_IN_A_ROW = 16  # examples of one file before the next one's, TFDS's own choice
+_NUMBERS_AT_ONCE = 65_536
 
 
 def open_tfds(config: DataConfig) -> Source:
@@ -95,13 +102,28 @@ def source_of_builder(name: str, builder: tfds.core.DatasetBuilder) -> Source:
     label_key = _find_label_feature(builder.info)
     label_feature = builder.info.features[label_key] if label_key else None
     names = label_feature.names if label_feature else None
+
+    def examples(split: Any) -> tf.data.Dataset:
+        return _examples(builder, split, image_key, label_key)
+
+    def whole(split: str) -> tf.data.Dataset:
+        _split_info(name, builder, split)
+        return examples(split)
+
+    def share(split: str, worker: Worker) -> tf.data.Dataset | None:
+        files = _split_info(name, builder, split).file_instructions
+        if len(files) < worker.count:
+            return None
+        return _share(builder, split, worker, examples)
+
     return Source(
         name=name,
         num_classes=label_feature.num_classes if label_feature else None,
         class_names=tuple(names) if names else None,
         num_examples=lambda split: _split_info(name, builder, split).num_examples,
-        examples=lambda split: _examples(name, builder, split, image_key, label_key),
+        examples=whole,
         decode=_decoder(builder.info.features[image_key]),
+        share=share,
     )
 
 
@@ -159,15 +181,13 @@ def _split_info(name: str, builder: tfds.core.DatasetBuilder, split: str) -> Any
 
 
 def _examples(
-    name: str,
     builder: tfds.core.DatasetBuilder,
-    split: str,
+    split: str | tfds.core.ReadInstruction,
     image_key: str,
     label_key: str | None,
 ) -> tf.data.Dataset:
     import tensorflow_datasets as tfds
 
-    _split_info(name, builder, split)
     wanted = [key for key in (image_key, label_key) if key]
 
     class Only(tfds.decode.PartialDecoding):
@@ -182,7 +202,11 @@ def _examples(
         split=split,
         shuffle_files=False,
         decoders=Only(wanted, decoders=decoders),
-        read_config=tfds.ReadConfig(try_autocache=False),
+        read_config=tfds.ReadConfig(
+            try_autocache=False,
+            interleave_cycle_length=_files_at_once(builder),
+            interleave_block_length=_READ_IN_A_ROW,
+        ),
     )
 
     def rename(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -190,6 +214,67 @@ def _examples(
         return {'image': example[image_key], 'label': tf.cast(label, tf.int32)}
 
     return dataset.map(rename, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _files_at_once(builder: tfds.core.DatasetBuilder) -> int:
+    # TFDS's own choice, said here because `_share` has to know it.
+    return 1 if builder.info.disable_shuffling else 16
+
+
+def _share(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    worker: Worker,
+    examples: Callable[[Any], tf.data.Dataset],
+) -> tf.data.Dataset:
+    """(position in the split, example) of the part of the files that is the worker's."""
+    import tensorflow_datasets as tfds
+
+    infos = builder.info.splits
+    parts = [
+        (part.splitname, range(infos[part.splitname].num_examples)[part.from_ : part.to])
+        for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    ]
+    own = worker.part(sum(len(numbers) for _, numbers in parts))
+    instruction = _cut(parts, own)
+    # Several files are read in turns, so the order of reading is not the one within the files.
+    position = np.argsort(_reading_order(builder, split))
+    positions = position[own.start + _reading_order(builder, instruction)]
+    return tf.data.Dataset.zip(
+        (tf.data.Dataset.from_tensor_slices(positions), examples(instruction))
+    )
+
+
+def _cut(parts: Sequence[tuple[str, range]], wanted: range) -> tfds.core.ReadInstruction:
+    """What reads the `wanted` ones of all examples of `parts`, (split, its examples) each."""
+    import tensorflow_datasets as tfds
+
+    pieces, before = [], 0
+    for split, numbers in parts:
+        own = numbers[max(0, wanted.start - before) : max(0, wanted.stop - before)]
+        if own:
+            pieces.append(
+                tfds.core.ReadInstruction(split, from_=own.start, to=own.stop, unit='abs')
+            )
+        before += len(numbers)
+    return functools.reduce(operator.add, pieces)
+
+
+def _reading_order(builder: tfds.core.DatasetBuilder, split: Any) -> np.ndarray:
+    """For every example that is read, its place if the files were read one after the other.
+
+    Found with the operation that TFDS reads with, over numbers.
+    """
+    lengths = np.array([file.take for file in builder.info.splits[split].file_instructions])
+    stops = np.cumsum(lengths)
+    places = tf.data.Dataset.from_tensor_slices((stops - lengths, stops)).interleave(
+        tf.data.Dataset.range,
+        cycle_length=_files_at_once(builder),
+        block_length=_READ_IN_A_ROW,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    return np.concatenate(list(places.batch(_NUMBERS_AT_ONCE).as_numpy_iterator()))
 
 
 def _decoder(feature: Any) -> Callable[[tf.Tensor], tf.Tensor]:

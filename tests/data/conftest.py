@@ -51,7 +51,14 @@ def memory_source() -> Callable[..., Source]:
 def write_builder(tmp_path_factory) -> Callable[..., pathlib.Path]:
     """Writes arrays as a TFDS data set; returns its data_dir. The name is not registered."""
 
-    def write(name: str, features: dict, splits: dict[str, list[dict]], **info) -> pathlib.Path:
+    def write(
+        name: str,
+        features: dict,
+        splits: dict[str, list[dict]],
+        *,
+        disable_shuffling: bool = True,
+        **info,
+    ) -> pathlib.Path:
         data_dir = tmp_path_factory.mktemp('tfds')
         tfds.dataset_builders.store_as_tfds_dataset(
             name=name,
@@ -59,7 +66,7 @@ def write_builder(tmp_path_factory) -> Callable[..., pathlib.Path]:
             data_dir=data_dir,
             features=tfds.features.FeaturesDict(features),
             split_datasets={split: _stack(examples) for split, examples in splits.items()},
-            disable_shuffling=True,
+            disable_shuffling=disable_shuffling,
             **info,
         )
         return data_dir
