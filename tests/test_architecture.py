@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROOMS = ('data', 'tf2', 'hub_export', 'report')
+ROOMS = ('data', 'tf2', 'hub_export', 'report', 'benchmarks')
 
 # A module may import from these parts of the project; the longest matching prefix decides.
 ALLOWED = {
@@ -31,6 +31,7 @@ ALLOWED = {
     'tf2.optimizers': ('settings', 'tf2.optimizers', 'tf2.config'),
     'tf2.evaluators': ('settings', 'tf2.evaluators', 'tf2.files'),
     'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config'),
+    'benchmarks': ('settings', 'benchmarks', 'tf2'),
     'presets': (),
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files'),
     'pipeline': (

@@ -74,8 +74,9 @@ class BatchNorm(Layer):
         if not (training and self.trainable):
             outputs, *_ = self._fused(images, self.moving_mean, self.moving_variance)
         elif self._across_replicas():
-            mean, variance = self._global_moments(images)
-            outputs = self._normalise(images, mean, variance)
+            exact = tf.cast(images, tf.float32)  # once, for backward keeps it
+            mean, variance = self._global_moments(exact)
+            outputs = tf.cast(self._normalise(exact, mean, variance), images.dtype)
             self._update(mean, variance)
         else:
             outputs, mean, variance = self._fused(images)
@@ -112,15 +113,14 @@ class BatchNorm(Layer):
         return outputs, mean, variance
 
     def _normalise(self, images: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-        """Normalises `images` [b, h, w, c] by statistics [c] through which gradients flow."""
+        """Normalises float32 `images` [b, h, w, c] by statistics [c] that gradients flow to."""
         scale = self.gamma * tf.math.rsqrt(variance + EPSILON)
         shift = self._offset() - mean * scale
-        normalised = tf.cast(images, tf.float32) * scale + shift
-        return tf.cast(normalised, images.dtype)
+        return images * scale + shift
 
     def _global_moments(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean and variance [c] over the batches of all replicas, which are of one size."""
-        mean, variance = tf.nn.moments(tf.cast(images, tf.float32), [0, 1, 2])
+        """Mean and variance [c] over the float32 batches of all replicas, which are of one size."""
+        mean, variance = tf.nn.moments(images, [0, 1, 2])
         local = tf.stack([mean, variance + tf.square(mean)])  # [2, c]
         context = tf.distribute.get_replica_context()
         mean, square = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.MEAN, local))

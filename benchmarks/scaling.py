@@ -1,0 +1,315 @@
+"""What pretraining costs on many devices: a worked estimate, read off the training step's graph.
+
+    python -m benchmarks.scaling --resnet_depth=50 --devices=32 --train_batch_size=4096
+
+Nothing is computed and no weight is held, so the largest network can be looked at on a laptop.
+`python -m benchmarks.scaling_checks` compares these figures with measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Sequence
+from unittest import mock
+
+from settings import choose_keras_2
+
+choose_keras_2()
+
+import tensorflow as tf
+
+from tf2.config import ModelConfig, ObjectiveConfig
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.models.layers import BatchNorm
+from tf2.objectives.nt_xent import Pretraining
+
+FLOAT = 4  # bytes
+VIEWS = 2
+IMAGES_PER_EPOCH = 1_281_167  # training images of ImageNet (ILSVRC 2012)
+EPOCHS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is trained, on which images.
+
+    Attributes:
+        model: architecture.
+        image_size: pixels.
+        precision: 'float32' or 'bfloat16'.
+    """
+
+    model: ModelConfig
+    image_size: int
+    precision: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """One training step of one replica, not run.
+
+    Attributes:
+        model: built; its variables hold no values.
+        forward: operations up to the loss.
+        backward: operations of the gradients.
+    """
+
+    model: SimCLRModel
+    forward: Sequence[tf.Operation]
+    backward: Sequence[tf.Operation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Costs of pretraining one network; an image is two views.
+
+    Attributes:
+        forward_flops: floating point operations an image of convolutions and matrix products.
+        backward_flops: the same, of the gradients.
+        parameters: trained numbers: encoder, projection head and online classifier.
+        norms: batch normalisations.
+        norm_channels: channels of all of them.
+        kept_bytes: an image, what forward keeps for backward.
+        copied_bytes: kept for backward whatever the batch, such as bfloat16 copies of kernels.
+    """
+
+    forward_flops: int
+    backward_flops: int
+    parameters: int
+    norms: int
+    norm_channels: int
+    kept_bytes: int
+    copied_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Where it would run.
+
+    Attributes:
+        count: replicas.
+        peak_flops: a second, of one device, as its vendor publishes it.
+        utilisation: share of the peak that a step is taken to reach.
+        bandwidth: bytes a second that one device sends to the next.
+        memory: bytes of one device.
+    """
+
+    count: int
+    peak_flops: float
+    utilisation: float
+    bandwidth: float
+    memory: float
+
+
+# --- arithmetic
+
+
+def flops(operation: tf.Operation) -> int:
+    """Floating point operations of a convolution, a matrix product or their gradients; else 0.
+
+    A multiplication and the addition that goes with it are two.
+    """
+    inputs, kind = operation.inputs, operation.type
+    if kind == 'MatMul':
+        inner = inputs[0].shape[0 if operation.get_attr('transpose_a') else 1]
+        return 2 * operation.outputs[0].shape.num_elements() * inner
+    # Each output of a convolution, or its gradient, meets one filter [h, w, channels].
+    if kind == 'Conv2D':
+        kernel, images = inputs[1].shape, operation.outputs[0].shape
+    elif kind == 'Conv2DBackpropInput':
+        kernel, images = inputs[1].shape, inputs[2].shape
+    elif kind == 'Conv2DBackpropFilter':
+        kernel, images = operation.outputs[0].shape, inputs[2].shape
+    else:
+        return 0
+    return 2 * images.num_elements() * kernel[:-1].num_elements()
+
+
+def kept_bytes(graph: Graph) -> int:
+    """Bytes of what backward reads of forward, weights themselves left out."""
+    forward = set(graph.forward)
+    kept = {
+        # Scratch space of cuDNN is all that has no shape.
+        tensor.name: (tensor.shape.num_elements() or 0) * tensor.dtype.size
+        for operation in graph.backward
+        for tensor in operation.inputs
+        if tensor.op in forward and tensor.op.type != 'ReadVariableOp'
+    }
+    return sum(kept.values())
+
+
+def all_reduce_seconds(size: float, devices: Devices) -> float:
+    """Of `size` bytes in a ring, in which each of R devices sends 2 (R - 1) / R of them."""
+    return 2 * (devices.count - 1) / devices.count * size / devices.bandwidth
+
+
+def gathered_bytes(batch: int, width: int) -> int:
+    """What NT-Xent has on each replica: float32 projections of both views of the global batch."""
+    return VIEWS * batch * width * FLOAT
+
+
+def statistics_bytes(costs: Costs) -> int:
+    """All-reduced for global batch normalisation: two rows of channels forward, two backward."""
+    return 2 * 2 * costs.norm_channels * FLOAT
+
+
+def fixed_bytes(costs: Costs, slots: int) -> int:
+    """On each device: weights, gradients, `slots` of the optimizer and copies."""
+    return (2 + slots) * costs.parameters * FLOAT + costs.copied_bytes
+
+
+def contrast_flops(batch: int, width: int) -> int:
+    """NT-Xent, an image: four products with all rows, and two for the gradient of each."""
+    return (4 + 8) * 2 * batch * width
+
+
+# --- the graph
+
+
+def trace(network: Network, batch: int, *, global_bn: bool = True) -> Graph:
+    """The graph of one step.
+
+    Args:
+        network: what is trained.
+        batch: images of the replica.
+        global_bn: whether batch normalisation is that of several replicas; what they exchange
+            is left out.
+    """
+    size = network.image_size
+    # One replica would take the fused kernel.
+    across = mock.patch.object(BatchNorm, '_across_replicas', return_value=global_bn)
+    with tf.Graph().as_default() as graph, across:
+        model = build_model(
+            SimCLRModel(
+                network.model, size, 1000, precision=network.precision, detach_classifier=True
+            )
+        )
+        objective = Pretraining(model, ObjectiveConfig())
+        built = len(graph.get_operations())
+        views = [tf.compat.v1.placeholder(tf.float32, [batch, size, size, 3]) for _ in range(VIEWS)]
+        labels = tf.compat.v1.placeholder(tf.int32, [batch])
+        with tf.GradientTape() as tape:
+            loss = objective.compute({'views': views, 'label': labels}, training=True)['loss']
+        lost = len(graph.get_operations())
+        tape.gradient(loss, model.trainable_variables)
+        operations = graph.get_operations()
+        return Graph(model, operations[built:lost], operations[lost:])
+
+
+def costs(network: Network, *, global_bn: bool = True) -> Costs:
+    """Reads the costs off the graphs of steps of two and four images."""
+    two, four = (trace(network, batch, global_bn=global_bn) for batch in (2, 4))
+    kept = (kept_bytes(four) - kept_bytes(two)) // 2
+    norms = [layer for layer in two.model.submodules if isinstance(layer, BatchNorm)]
+
+    def an_image(operations: Iterable[tf.Operation]) -> int:
+        return sum(map(flops, operations)) // 2
+
+    return Costs(
+        forward_flops=an_image(two.forward),
+        backward_flops=an_image(two.backward),
+        parameters=sum(v.shape.num_elements() for v in two.model.trainable_variables),
+        norms=len(norms),
+        norm_channels=sum(norm.gamma.shape[0] for norm in norms),
+        kept_bytes=kept,
+        copied_bytes=kept_bytes(two) - 2 * kept,
+    )
+
+
+# --- the estimate
+
+
+def estimate(
+    network: Network, batch: int, devices: Devices, *, global_bn: bool, slots: int
+) -> list[tuple[str, str]]:
+    """(what, figure with its unit) pairs."""
+    found, width = costs(network, global_bn=global_bn), network.model.proj_out_dim
+    share = batch // devices.count
+    image = found.forward_flops + found.backward_flops + contrast_flops(batch, width)
+    peak = image * share / devices.peak_flops
+    gradients, statistics = found.parameters * FLOAT, statistics_bytes(found) * global_bn
+    gathered = gathered_bytes(batch, width)
+    exchange = all_reduce_seconds(gradients + statistics + 2 * gathered, devices)
+    seconds = peak / devices.utilisation + exchange
+    fixed, kept = fixed_bytes(found, slots), share * found.kept_bytes
+    fitting = int(max(0, devices.memory - fixed) // found.kept_bytes)
+    return [
+        ('parameters', f'{found.parameters / 1e6:.1f} M'),
+        ('FLOPs an image: forward, of two views', f'{found.forward_flops / 1e9:.1f} G'),
+        ('FLOPs an image: forward and backward', f'{image / 1e9:.1f} G'),
+        ('… of them NT-Xent', f'{contrast_flops(batch, width) / 1e9:.3f} G'),
+        (f'FLOPs a step of {batch} images', f'{batch * image / 1e12:.1f} T'),
+        (f'all-reduced a step: gradients of {FLOAT} bytes', f'{gradients / 1e6:.1f} MB'),
+        (f'all-reduced a step: {found.norms} batch norms', f'{statistics / 1e6:.2f} MB'),
+        ('gathered a step, on each device', f'{gathered / 1e6:.2f} MB'),
+        ('images a device', f'{share}'),
+        (f'memory: weights, gradients, {slots} slot(s), copies', f'{fixed / 1e9:.2f} GB'),
+        ('memory: kept for backward, an image', f'{found.kept_bytes / 1e6:.1f} MB'),
+        ('memory: kept for backward, a device', f'{kept / 1e9:.2f} GB'),
+        ('memory: sum, of what a device has', _of(fixed + kept, devices.memory)),
+        ('images that fit on a device', f'{fitting}'),
+        ('step at peak, without exchange', f'{peak:.3f} s'),
+        (f'step at {devices.utilisation:.0%} of peak, with exchange', f'{seconds:.3f} s'),
+        ('… of it exchange', f'{exchange * 1e3:.1f} ms'),
+        ('input needed, all devices', f'{batch / seconds:,.0f} images/s'),
+        (
+            f'{EPOCHS} epochs of ImageNet',
+            f'{EPOCHS * IMAGES_PER_EPOCH / batch * seconds / 3600:.1f} h',
+        ),
+    ]
+
+
+def _of(part: float, whole: float) -> str:
+    return f'{part / 1e9:.1f} of {whole / 1e9:.1f} GB'
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; defaults are ResNet-50 on a TPU v3-32, see docs/scaling.md."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add('--resnet_depth', type=int, default=50, help='depth')
+    add('--width_multiplier', type=float, default=1.0, help='width')
+    add('--sk_ratio', type=float, default=0.0, help='selective kernels')
+    add('--image_size', type=int, default=224, help='pixels')
+    add('--mixed_precision', default='bfloat16', choices=('float32', 'bfloat16'), help='precision')
+    add('--local_bn', action='store_true', help='batch statistics of each device alone')
+    add('--train_batch_size', type=int, default=4096, help='images a step, all devices')
+    add('--optimizer_slots', type=int, default=1, help='1: lars, momentum; 2: adam, lamb')
+    add('--devices', type=int, default=32, help='replicas')
+    add('--peak_tflops', type=float, default=61.5, help='of a device')
+    add('--utilisation', type=float, default=0.15, help='share of the peak')
+    add('--bandwidth', type=float, default=82.0, help='GB/s from a device to the next')
+    add('--memory', type=float, default=17.2, help='GB of a device')
+    options = parser.parse_args(argv)
+    if options.train_batch_size % options.devices:
+        parser.error('--train_batch_size must be a multiple of --devices')
+    return options
+
+
+def main() -> None:
+    """Prints the estimate."""
+    given = arguments()
+    model = ModelConfig(given.resnet_depth, given.width_multiplier, given.sk_ratio)
+    devices = Devices(
+        given.devices,
+        given.peak_tflops * 1e12,
+        given.utilisation,
+        given.bandwidth * 1e9,
+        given.memory * 1e9,
+    )
+    rows = estimate(
+        Network(model, given.image_size, given.mixed_precision),
+        given.train_batch_size,
+        devices,
+        global_bn=not given.local_bn,
+        slots=given.optimizer_slots,
+    )
+    for what, figure in rows:
+        print(f'{what:52} {figure:>20}')
+
+
+if __name__ == '__main__':
+    main()
