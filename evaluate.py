@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import configuration
 from data import pipeline
+from data.worker import Worker
 from experiment import (
     Experiment,
     build_model_of,
@@ -94,6 +95,7 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
             split=split,
             batch_size=config.train.eval_batch_size,
             extra=view_for_teacher(experiment, evaluates=True),
+            worker=Worker(worker, workers),
         )
         return whole.take(limit) if limit else whole
 

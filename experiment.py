@@ -19,6 +19,7 @@ from data.label_subset import (
     wants_subset,
 )
 from data.recipes import View, teacher_view
+from data.service import check_answers
 from data.sources import open_source
 from data.sources.source import Source
 from settings import UserError
@@ -92,6 +93,8 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     strategy = distribution.build_strategy(config.train)
     if not evaluates:
         config, weights = _as_recorded(config, given) or with_weights(config, given)
+    if config.data.tf_data_service and not evaluates:
+        check_answers(config.data.tf_data_service)
     source, subset, train_examples = open_data(config)
     check_devices(config, strategy)
     teacher = _open_teacher(config, strategy)

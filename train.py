@@ -14,6 +14,7 @@ import configuration
 import hub_export
 from configuration import Config
 from data import pipeline
+from data.worker import Worker
 from evaluate import Tracker
 from experiment import (
     Experiment,
@@ -228,6 +229,7 @@ def _batches(experiment: Experiment, start_step: int, worker: int, workers: int)
         seed=config.train.seed,
         start_step=start_step,
         extra=view_for_teacher(experiment),
+        worker=Worker(worker, workers),
     )
 
 
