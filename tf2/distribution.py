@@ -10,6 +10,7 @@ import tensorflow as tf
 from settings import UserError
 from tf2.config import TrainConfig
 
+MAX_TASKS_PER_NODE = 1024
 GPU_MEMORY = 8192  # MB that the parts of a split GPU share
 
 
@@ -116,7 +117,11 @@ def _cluster() -> tuple[tf.distribute.cluster_resolver.ClusterResolver, dict[str
     try:
         resolver = resolvers.TFConfigClusterResolver()
         if not resolver.cluster_spec().as_dict():
-            resolver = resolvers.SlurmClusterResolver()
+            # SLURM itself shows each task its GPUs. TensorFlow's sharing out of them, which fails
+            # where there are none, is turned off: as many as there may be tasks, one for each.
+            resolver = resolvers.SlurmClusterResolver(
+                gpus_per_node=MAX_TASKS_PER_NODE, gpus_per_task=1, auto_set_gpu=False
+            )
         return resolver, resolver.cluster_spec().as_dict()
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, OSError) as error:
         raise UserError(

@@ -139,6 +139,21 @@ def test_a_tpu_that_cannot_be_reached_is_named(
         distribution.build_strategy(TrainConfig(tpu_name='pod'))
 
 
+def test_a_step_of_slurm_names_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('TF_CONFIG', raising=False)
+    step = {
+        'SLURM_STEP_NUM_TASKS': '3',
+        'SLURM_STEP_NODELIST': 'n[1-2]',
+        'SLURM_STEP_TASKS_PER_NODE': '2,1',
+        'SLURM_PROCID': '2',
+    }
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    resolver, cluster = distribution._cluster()
+    assert cluster == {'worker': ['n1:8888', 'n1:8889', 'n2:8888']}
+    assert (resolver.task_type, resolver.task_id) == ('worker', 2)
+
+
 @pytest.mark.parametrize(('size', 'advice'), [(7, 6), (1, 2), (3, 2)])
 def test_batches_split_evenly_or_are_refused(size: int, advice: int) -> None:
     strategy = mirrored(2)
