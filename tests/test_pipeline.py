@@ -187,7 +187,7 @@ def test_a_pipeline_killed_in_any_stage_ends_with_the_same_table(
     shown = main(*SMALL, f'--model_dir={model_dir}')
     assert shown.count('going on from') == 1
     assert table(shown) == table(finished[1])
-    # What was best on the way too: the evaluation that the moment of death prevented is made up for.
+    # What was best on the way too: the evaluation that death prevented is made up for.
     assert results(model_dir)[name] == results(finished[0])[name]
     assert (model_dir / 'report.html').exists()
 

@@ -1,0 +1,124 @@
+"""Two and three processes against one: every stage, the same global batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import tensorflow as tf
+
+from benchmarks import runs
+from benchmarks.faults import free_hosts
+from benchmarks.runs import BUNDLED, SMALL, Reader, Run
+
+STAGES = ('pretrain', 'finetune', 'self_distill', 'student')
+STEPS = 10
+PIPELINE = (
+    '--mode=pipeline',
+    '--preset=demo',
+    *SMALL,
+    *BUNDLED,
+    '--labels_per_class=3',
+    '--distill_alpha=0.5',
+    f'--train_steps={STEPS}',
+    '--checkpoint_steps=5',
+    # What two and three workers can share.
+    '--train_batch_size=12',
+    '--eval_batch_size=12',
+    '--memory_size=36',
+)
+
+
+def train(workers: int, place: pathlib.Path) -> pathlib.Path:
+    """The folder of a pipeline that so many processes trained."""
+    hosts = free_hosts(workers)
+    clusters = [
+        {'cluster': {'worker': hosts}, 'task': {'type': 'worker', 'index': index}}
+        for index in range(workers)
+    ]
+    arguments = [*PIPELINE, f'--model_dir={place / "run"}']
+    started = [
+        Run(arguments, place / f'log {index}', cluster=cluster if workers > 1 else None)
+        for index, cluster in enumerate(clusters)
+    ]
+    for run in started:
+        assert run.problems(0) == [], run.shown
+    # Only one of them wrote, and all knew what it measured.
+    assert [run.shown.count('Exported: ') for run in started] == [4, *[0] * (workers - 1)]
+    tables = {tuple(line for line in run.shown.splitlines() if 'eval/' in line) for run in started}
+    assert len(tables) == 1
+    return place / 'run'
+
+
+@pytest.fixture(scope='module')
+def reader() -> Iterator[Reader]:
+    with Reader() as opened:
+        yield opened
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory: pytest.TempPathFactory, reader: Reader) -> dict:
+    return reader.state(train(1, tmp_path_factory.mktemp('alone')))
+
+
+def compared(state: dict) -> dict:
+    """Weights, optimizers, memory and losses; not what rounding makes another whole number."""
+    return {
+        name: value
+        for name, value in state.items()
+        if '_loss' in name or ('checkpoint ' in name and name.startswith(STAGES))
+    }
+
+
+@pytest.mark.parametrize('workers', [2, 3])
+def test_workers_train_every_stage_as_one_process_does(
+    alone: dict, reader: Reader, workers: int, tmp_path: pathlib.Path
+) -> None:
+    folder = train(workers, tmp_path)
+    found, expected = compared(reader.state(folder)), compared(alone)
+    assert any('queue' in name for name in expected)
+    assert sum('train/contrast_loss' in name for name in expected) == 2
+    assert runs.differences(found, expected, tolerance=2e-3) == []
+    assert runs.leftovers(folder) == []
+    assert (folder / 'report.html').exists()
+    # What the first of them exported, and saved, is used by a single process.
+    module = tf.saved_model.load(str(folder / 'student' / 'saved_model' / str(STEPS)))
+    images = tf.random.stateless_uniform([2, 8, 8, 3], [0, 0])
+    assert module(images, training=False)['logits_sup'].shape == [2, 10]
+
+
+def shown_by_program(arguments: list[str], **environment: str) -> tuple[int, str]:
+    program = pathlib.Path(__file__).parents[1] / 'run.py'
+    done = subprocess.run(
+        [sys.executable, str(program), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ('config', 'flags', 'words'),
+    [
+        ('{', ['--model_dir=m'], 'expects TF_CONFIG, JSON such as'),
+        (
+            json.dumps({'cluster': {'worker': ['a:1', 'b:1']}, 'task': {'type': 'worker'}}),
+            [],
+            'Several workers need a --model_dir',
+        ),
+    ],
+)
+def test_workers_that_cannot_start_say_so_in_one_line(
+    config: str, flags: list[str], words: str
+) -> None:
+    status, shown = shown_by_program(flags, TF_CONFIG=config)
+    assert status == 2
+    assert words in shown and shown.count('\n') == 1
