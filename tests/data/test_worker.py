@@ -143,7 +143,7 @@ def test_batches_of_all_workers_are_those_of_a_single_process(
 
 
 def test_neither_other_rows_nor_seen_ones_are_decoded(memory_source):
-    source = memory_source(800)
+    source = memory_source(1600)
     decoded = []
 
     def decode(image: tf.Tensor) -> tf.Tensor:
@@ -157,14 +157,14 @@ def test_neither_other_rows_nor_seen_ones_are_decoded(memory_source):
     images = {int(e['label']): e['image'].numpy() for e in source.examples('train')}
     config = DataConfig(image_size=21)
     arguments = {'worker': Worker(1, 4), 'start_step': 3}
-    # Batches are made ahead, but not an epoch, which has 100 of them.
-    own = {images[position] for _, position, _ in stream(source, 8, 97, **arguments)}
-    assert len(own) == 2 * 97
+    # Batches are made ahead, but not an epoch, which has 200 of them.
+    own = {images[position] for _, position, _ in stream(source, 8, 197, **arguments)}
+    assert len(own) == 2 * 197
     train(noted, 1, config=config, batch_size=8, **arguments)
     assert len(decoded) >= 2 and set(decoded) <= own
     decoded.clear()
     list(eval_batches(noted, config, split='test', batch_size=8, worker=Worker(1, 4)))
-    own = [i for i in range(800) if i % 8 in (2, 3)]
+    own = [i for i in range(1600) if i % 8 in (2, 3)]
     assert sorted(decoded) == sorted(images[i] for i in own)
 
 
