@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import os
 import pathlib
 import random
 import shutil
@@ -33,7 +34,6 @@ PRETRAIN = (
     '--train_mode=pretrain',
     '--train_steps=16',
     '--memory_size=64',
-    '--export_momentum_encoder',
 )
 KINDS = {
     'pretrain': (*PRETRAIN, *BUNDLED, '--checkpoint_steps=4'),
@@ -60,7 +60,7 @@ KINDS = {
 AIMS = {
     'any moment': None,
     'checkpoint write': 'ckpt-*_temp*',
-    'export write': '*saved_model/.*.partial',
+    'export write': 'saved_model/.*.partial',
 }
 
 
@@ -138,6 +138,10 @@ class Trials:
         path.mkdir()
         return path
 
+    def forget(self) -> None:
+        """Removes the newest folder."""
+        shutil.rmtree(self.folder / f'{self._number}')
+
     def check(self) -> bool:
         """Whether the next run is one of those that check their exports."""
         self.checked -= 1
@@ -175,7 +179,6 @@ class Trials:
 
     def _wait_for_moment(self, run: Run, pattern: str | None, whole: float) -> bool:
         if pattern is None:
-            run.wait_for('\n', self.random.uniform(0, whole))
             ends = run.started + self.random.uniform(0, whole)
             while run.status is None and time.monotonic() < ends:
                 time.sleep(0.001)
@@ -424,6 +427,7 @@ def campaign(trials: Trials, arguments: argparse.Namespace) -> Iterator[Outcome]
         yield trials.full_disk(('pretrain', 'finetune')[turn % 2])
     for turn in range(arguments.folders):
         yield trials.read_only(('finetune', 'pretrain')[turn % 2])
+    for _ in range(arguments.data):
         yield trials.vanished_data()
     for _ in range(arguments.workers):
         yield trials.kill_worker()
@@ -474,7 +478,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         ('workers', 10, 'kills of one of two workers'),
         ('damages', 9, 'damaged files of checkpoints'),
         ('disks', 4, 'full disks; need root'),
-        ('folders', 2, 'folders that refuse writing, which need root, and vanished data'),
+        ('folders', 2, 'folders that refuse writing; need root'),
+        ('data', 2, 'data folders that vanish'),
         ('checked', 3, 'runs with SIGKILLs that leave the check of the exported module on'),
         ('seed', 0, 'of the moments'),
     ):
@@ -486,6 +491,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None, show: Callable[..., None] = print) -> int:
     """Runs the campaign; returns 1 if a run did not end as it should."""
     options = parsed(arguments)
+    if options.disks + options.folders and os.geteuid():
+        sys.exit('Full disks and folders that refuse writing need root; --disks=0 --folders=0.')
     folder = pathlib.Path(tempfile.mkdtemp(prefix='faults-'))
     began, outcomes = time.monotonic(), []
     with runs.Reader() as reader:
@@ -498,7 +505,7 @@ def main(arguments: Sequence[str] | None = None, show: Callable[..., None] = pri
                 flush=True,
             )
             if not outcome.problems:
-                shutil.rmtree(folder / f'{trials._number}', ignore_errors=True)
+                trials.forget()
     show(f'\n{table(outcomes)}\n\n{_since(began):.0f} s in all.')
     if options.write:
         write(table(outcomes))

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROOMS = ('data', 'tf2', 'hub_export', 'report')
+ROOMS = ('data', 'tf2', 'hub_export', 'report', 'benchmarks')
 
 # A module may import from these parts of the project; the longest matching prefix decides.
 ALLOWED = {
@@ -32,6 +32,7 @@ ALLOWED = {
     'tf2.evaluators': ('settings', 'tf2.evaluators', 'tf2.files'),
     'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config'),
     'presets': (),
+    'benchmarks': ('settings', 'run', 'hub_export', 'tf2', 'benchmarks'),
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files'),
     'pipeline': (
         'settings',
