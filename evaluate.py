@@ -172,9 +172,9 @@ class Tracker:
 
     def catch_up(self, step: int) -> None:
         """Measures weights that were saved when a run was stopped, unless it still did so."""
-        if step % self._experiment.checkpoint_steps == 0 and not tf.io.gfile.exists(
-            os.path.join(self._folder, f'result_{step}.json')
-        ):
+        # The file that is written last, and that tells the best: see `write_results`.
+        recorded = read_results(os.path.join(self._folder, 'result.json'))
+        if step % self._experiment.checkpoint_steps == 0 and recorded.get('global_step') != step:
             self.measure(step)
 
     def _keep_best(self, step: int, results: Mapping[str, float]) -> None:

@@ -104,8 +104,9 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     writes = distribution.is_chief(strategy)
     _check(stages, strategy)
     if writes:
-        clear_leftovers(model_dir)
-        _write_settings(model_dir, stages)
+        with writing(model_dir):
+            clear_leftovers(model_dir)
+            _write_settings(model_dir, stages)
     for number, stage in enumerate(stages, 1):
         print(f'\nStage {number} of {len(stages)}: {STAGES[stage.name]}, in {stage.folder}')
         if is_done(stage):

@@ -54,7 +54,8 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
     writes = distribution.is_chief(experiment.strategy)
     stop.listen()
     if writes:
-        clear_leftovers(model_dir)
+        with writing(model_dir):
+            clear_leftovers(model_dir)
     tf.keras.utils.set_random_seed(config.train.seed)
     with experiment.strategy.scope():
         model = build_model_of(experiment)
@@ -171,11 +172,12 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
         _show(report, config.run.verbosity)
     if not distribution.is_chief(experiment.strategy):
         return
-    tf.io.gfile.makedirs(model_dir)
     facts = {'num_classes': experiment.num_classes, 'train_examples': experiment.train_examples}
-    configuration.write_flags(model_dir, config, facts)
-    if experiment.subset is not None:
-        write_text(os.path.join(model_dir, LABELS_FILE), experiment.subset.listing())
+    with writing(model_dir):
+        tf.io.gfile.makedirs(model_dir)
+        configuration.write_flags(model_dir, config, facts)
+        if experiment.subset is not None:
+            write_text(os.path.join(model_dir, LABELS_FILE), experiment.subset.listing())
 
 
 def _fit(

@@ -31,8 +31,8 @@ ALLOWED = {
     'tf2.optimizers': ('settings', 'tf2.optimizers', 'tf2.config'),
     'tf2.evaluators': ('settings', 'tf2.evaluators', 'tf2.files'),
     'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config'),
-    'benchmarks': ('settings', 'benchmarks', 'tf2'),
     'presets': (),
+    'benchmarks': ('settings', 'run', 'hub_export', 'tf2', 'benchmarks'),
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files'),
     'pipeline': (
         'settings',

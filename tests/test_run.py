@@ -20,6 +20,7 @@ import pytest
 import tensorflow as tf
 
 import configuration
+import evaluate
 import experiment
 import run
 import train
@@ -279,6 +280,35 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, st
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting starts a process of its own, which takes seconds."""
     monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+
+
+def test_a_disk_that_is_full_from_the_start_costs_one_line(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, 'No space left on device')
+
+    monkeypatch.setattr(configuration, 'write_flags', full)
+    assert run.main(['run.py', *BUNDLED, f'--model_dir={tmp_path}']) == 2
+    shown = capsys.readouterr().err
+    assert 'Make room' in shown and shown.count('\n') == 1
+
+
+@pytest.mark.parametrize('written', [True, False], ids=['written', 'half written'])
+def test_the_last_evaluation_is_repeated_unless_both_of_its_files_are_there(
+    written: bool, tmp_path: pathlib.Path
+) -> None:
+    """A process can be killed between `result_4.json` and `result.json`, which tells the best."""
+    (tmp_path / 'result_4.json').write_text('{"global_step": 4}')
+    (tmp_path / 'result.json').write_text(f'{{"global_step": {4 if written else 2}}}')
+    measured: list[int] = []
+    tracker = types.SimpleNamespace(
+        _experiment=types.SimpleNamespace(checkpoint_steps=2),
+        _folder=str(tmp_path),
+        measure=measured.append,
+    )
+    evaluate.Tracker.catch_up(tracker, 4)
+    assert measured == ([] if written else [4])
 
 
 def test_a_run_leaves_checkpoints_settings_results_and_a_module(

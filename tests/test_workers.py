@@ -13,8 +13,7 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import runs
-from benchmarks.faults import free_hosts
-from benchmarks.runs import BUNDLED, SMALL, Reader, Run
+from benchmarks.runs import BUNDLED, SMALL, Reader
 
 STAGES = ('pretrain', 'finetune', 'self_distill', 'student')
 STEPS = 10
@@ -36,16 +35,8 @@ PIPELINE = (
 
 def train(workers: int, place: pathlib.Path) -> pathlib.Path:
     """The folder of a pipeline that so many processes trained."""
-    hosts = free_hosts(workers)
-    clusters = [
-        {'cluster': {'worker': hosts}, 'task': {'type': 'worker', 'index': index}}
-        for index in range(workers)
-    ]
     arguments = [*PIPELINE, f'--model_dir={place / "run"}']
-    started = [
-        Run(arguments, place / f'log {index}', cluster=cluster if workers > 1 else None)
-        for index, cluster in enumerate(clusters)
-    ]
+    started = runs.start_workers(workers, arguments, place)
     for run in started:
         assert run.problems(0) == [], run.shown
     # Only one of them wrote, and all knew what it measured.

@@ -81,6 +81,8 @@ class Checkpoints:
                 return path
         if failures:
             raise next(iter(failures.values()))
+        if self._writes and tf.io.gfile.isdir(self._folder):
+            self._remove_unfinished()
         return None
 
     def _tidy(self, failures: Mapping[str, Exception]) -> None:
@@ -91,9 +93,16 @@ class Checkpoints:
             return
         damaged = [path for path, error in failures.items() if isinstance(error, DamagedError)]
         with writing(self._folder):
-            for path in (*damaged, *_unfinished(self._folder)):
+            for path in damaged:
                 _remove(path)
-            self._list_kept()
+            for old in self._list_kept():
+                _remove(old)
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        with writing(self._folder):
+            for path in _unfinished(self._folder):
+                _remove(path)
 
     def _list_kept(self) -> list[str]:
         """Writes the file `checkpoint`, by which others find the newest one; returns the rest."""

@@ -176,6 +176,26 @@ def test_what_was_not_finished_is_no_checkpoint_and_is_removed(tmp_path: pathlib
     ]
 
 
+def test_what_was_not_finished_goes_where_there_is_no_checkpoint_yet(
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / 'ckpt-3_temp').mkdir()
+    (tmp_path / 'ckpt-3_temp' / 'part-00000-of-00001.index').write_text('half')
+    (tmp_path / 'ckpt-2.data-00000-of-00001').write_text('half')
+    assert checkpoints(tmp_path, dense())[0].resume() is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_too_many_goes_when_the_run_goes_on(tmp_path: pathlib.Path) -> None:
+    """As where a run was killed between writing the newest and removing the oldest."""
+    model = dense()
+    for step in (1, 2):
+        checkpoints(tmp_path, model)[0].save(step)
+    saved = Checkpoints(str(tmp_path), model, tf.Module(), optimizer_of(model), keep=1)
+    assert saved.resume() == str(tmp_path / 'ckpt-2')
+    assert not list(tmp_path.glob('ckpt-1*'))
+
+
 def test_a_folder_that_takes_no_more_is_named_and_keeps_what_it_had(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

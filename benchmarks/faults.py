@@ -1,0 +1,502 @@
+"""Faults on purpose: what a run that was disturbed ends with, against one that was not.
+
+`python -m benchmarks.faults --kills=50 --signals=10 --workers=10 --write` writes the table of
+docs/reliability.md. Full disks and folders that refuse writing need root on Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import os
+import pathlib
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from benchmarks import runs
+from benchmarks.runs import BUNDLED, ROOT, SMALL, Run, State
+
+DOCUMENT = ROOT / 'docs' / 'reliability.md'
+MARKS = ('<!-- table: python -m benchmarks.faults -->', '<!-- end of the table -->')
+BOUND = 60.0  # seconds within which a worker is to notice that another one is gone
+TOLERANCE = 1e-3  # of sums over workers, whose order is not the program's
+PRETRAIN = (
+    '--mode=train_then_eval',
+    '--train_mode=pretrain',
+    '--train_steps=16',
+    '--memory_size=64',
+)
+KINDS = {
+    'pretrain': (*PRETRAIN, *BUNDLED, '--checkpoint_steps=4'),
+    'pretrain, a checkpoint a step': (*PRETRAIN, *BUNDLED, '--checkpoint_steps=1'),
+    'finetune': (
+        '--mode=train_then_eval',
+        '--train_mode=finetune',
+        '--train_steps=16',
+        '--labels_per_class=3',
+        '--checkpoint_steps=4',
+        *BUNDLED,
+    ),
+    'pipeline': (
+        '--mode=pipeline',
+        '--preset=demo',
+        '--labels_per_class=2',
+        '--train_steps=6',
+        '--checkpoint_steps=2',
+        '--memory_size=32',
+        *BUNDLED,
+    ),
+}
+# What a process is killed at besides any moment: the first sight of a file of an unfinished write.
+AIMS = {
+    'any moment': None,
+    'checkpoint write': 'ckpt-*_temp*',
+    'export write': 'saved_model/.*.partial',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How one disturbed run ended.
+
+    Attributes:
+        fault: what was done to it, a row of the table.
+        kind: of run.
+        seconds: from its first start to its last end.
+        problems: what is not as promised; nothing where it ended equal.
+        note: more of what was seen.
+        times: how often it was disturbed.
+    """
+
+    fault: str
+    kind: str
+    seconds: float
+    problems: Sequence[str]
+    note: str = ''
+    times: int = 1
+
+
+class Trials:
+    """Disturbed runs, each in a folder of its own, and what undisturbed ones end with.
+
+    Args:
+        folder: where all of it happens.
+        reader: reads what was left.
+        seed: of the moments that are chosen.
+        checked: how many runs leave the check of the exported module on; it takes a process of
+            its own, and is left out of the others.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, reader: runs.Reader, seed: int = 0, checked: int = 0
+    ) -> None:
+        self.folder, self.reader, self.checked = folder, reader, checked
+        self.random = random.Random(seed)
+        self._references: dict[str, tuple[State, float]] = {}
+        self._number = 0
+
+    def reference(self, kind: str) -> tuple[State, float]:
+        """What an undisturbed run ends with, and the seconds it took."""
+        if kind not in self._references:
+            run = self.start(kind, self.folder / f'reference {kind}')
+            problems = run.problems(0)
+            if problems:
+                raise RuntimeError(f'The undisturbed run failed: {problems}\n{run.shown}')
+            seconds = run.seconds
+            self._references[kind] = (self.reader.state(self.model_dir(run)), seconds)
+        return self._references[kind]
+
+    def start(
+        self, kind: str, place: pathlib.Path, more: Sequence[str] = (), checked: bool = False
+    ) -> Run:
+        """Starts a run of `kind`, in the folder `run` of `place`."""
+        place.mkdir(exist_ok=True)
+        arguments = [*KINDS[kind], *SMALL, *more, f'--model_dir={place / "run"}']
+        if kind == 'finetune':
+            self.reference('pretrain')
+            arguments.append(f'--checkpoint={self.folder / "reference pretrain" / "run"}')
+        return Run(arguments, place / 'log', checked=checked)
+
+    @staticmethod
+    def model_dir(run: Run) -> pathlib.Path:
+        """Where a run that `start` started leaves what it writes."""
+        return run.log.parent / 'run'
+
+    def place(self) -> pathlib.Path:
+        """A new folder."""
+        self._number += 1
+        path = self.folder / f'{self._number}'
+        path.mkdir()
+        return path
+
+    def forget(self) -> None:
+        """Removes the newest folder."""
+        shutil.rmtree(self.folder / f'{self._number}')
+
+    def check(self) -> bool:
+        """Whether the next run is one of those that check their exports."""
+        self.checked -= 1
+        return self.checked >= 0
+
+    def ended(self, run: Run, kind: str) -> list[str]:
+        """Problems of the run that was to end as if nothing had been."""
+        return run.problems(0) or self.unequal(self.model_dir(run), self.reference(kind)[0])
+
+    def unequal(self, folder: pathlib.Path, expected: State, tolerance: float = 0.0) -> list[str]:
+        """What is left over, damaged, or differs in a folder whose run ended."""
+        left = [f'left over: {name}' for name in runs.leftovers(folder)]
+        found = runs.differences(self.reader.state(folder), expected, tolerance)
+        return [*left, *(f'differs: {name}' for name in found)]
+
+    def kill(self, kind: str, aim: str, most: int = 3) -> Outcome:
+        """Kills a run up to `most` times, one after another, then lets it end."""
+        place, began, checked = self.place(), time.monotonic(), self.check()
+        whole = self.reference(kind)[1]
+        planned, done, inside, problems = self.random.randint(1, most), 0, 0, []
+        for _ in range(planned):
+            run = self.start(kind, place, checked=checked)
+            caught = self._wait_for_moment(run, AIMS[aim], whole)
+            run.send(signal.SIGKILL)
+            if run.wait() != -signal.SIGKILL:
+                problems += run.problems(0)
+                break
+            done += 1
+            inside += caught and bool(runs.leftovers(self.model_dir(run)))
+            problems += self.reader.damage(self.model_dir(run))
+        problems += self.ended(self.start(kind, place, checked=checked), kind)
+        note = f'{inside} of {done} within the write' if AIMS[aim] else ''
+        name = f'SIGKILL, {aim}'
+        return Outcome(name, kind, time.monotonic() - began, problems, note, done)
+
+    def _wait_for_moment(self, run: Run, pattern: str | None, whole: float) -> bool:
+        if pattern is None:
+            ends = run.started + self.random.uniform(0, whole)
+            while run.status is None and time.monotonic() < ends:
+                time.sleep(0.001)
+            return False
+        folder = self.model_dir(run)
+        before = set(folder.rglob('ckpt-*.index'))
+        for _ in range(self.random.randint(0, 2)):  # not always the first write
+            while run.status is None and set(folder.rglob('ckpt-*.index')) <= before:
+                time.sleep(0.002)
+            before |= set(folder.rglob('ckpt-*.index'))
+        caught = run.wait_for_file(folder, f'**/{pattern}')
+        longest = 0.01 if pattern.startswith('ckpt') else 1.0  # about as long as the write takes
+        time.sleep(self.random.uniform(0, longest))
+        return caught
+
+    def signal(self, kind: str, number: signal.Signals) -> Outcome:
+        """Sends one signal; goes on with the command that was printed."""
+        place, began = self.place(), time.monotonic()
+        whole = self.reference(kind)[1]
+        run = self.start(kind, place)
+        run.wait_for('\n')
+        ends = run.started + self.random.uniform(0, 0.95 * whole)
+        while run.status is None and time.monotonic() < ends:
+            time.sleep(0.001)
+        run.send(number)
+        sent = time.monotonic()
+        if run.wait() == 0:  # it was faster than the undisturbed one
+            return self.signal(kind, number)
+        waited = time.monotonic() - sent
+        problems = run.problems(128 + number) + self.reader.damage(self.model_dir(run))
+        command = run.to_go_on()
+        if not command:
+            problems.append('no command to go on')
+        problems += self.ended(Run(command, place / 'log'), kind)
+        note = f'stopped after {waited:.1f} s'
+        return Outcome(f'{number.name}, status {128 + number}', kind, _since(began), problems, note)
+
+    def damage(self, kind: str, target: str) -> Outcome:
+        """Kills a run after its second checkpoint; cuts or changes a file of the newest one."""
+        place, began = self.place(), time.monotonic()
+        run = self.start(kind, place)
+        folder = self.model_dir(run)
+        while run.status is None and len(list(folder.glob('ckpt-*.index'))) < 2:
+            time.sleep(0.002)
+        run.wait_for_file(folder, 'checkpoint')
+        run.send(signal.SIGKILL)
+        run.wait()
+        newest = max(folder.glob('ckpt-*.index'), key=_number)
+        damaged = {
+            'data': newest.with_name(f'{newest.stem}.data-00000-of-00001'),
+            'index': newest,
+            'checkpoint': folder / 'checkpoint',
+        }[target]
+        how = self._spoil(damaged)
+        run = self.start(kind, place)
+        problems = self.ended(run, kind)
+        said = 'The checkpoint before is taken' in run.shown
+        if target != 'checkpoint' and not said:
+            problems.append(f'{how}: the checkpoint before was not taken, or that was not said')
+        name = f'newest checkpoint damaged: {target}'
+        return Outcome(name, kind, _since(began), problems, how.split(' at ')[0])
+
+    def _spoil(self, file: pathlib.Path) -> str:
+        content = bytearray(file.read_bytes())
+        at = self.random.randrange(len(content))
+        if self.random.random() < 0.5:
+            file.write_bytes(content[:at])
+            return f'cut at {at} of {len(content)}'
+        content[at] ^= 1 << self.random.randrange(8)
+        file.write_bytes(content)
+        return f'bit flipped at {at} of {len(content)}'
+
+    def full_disk(self, kind: str) -> Outcome:
+        """Lets a run fill a file system that is too small, then makes it larger."""
+        self.reference(kind)
+        whole = sum(
+            file.stat().st_size
+            for file in (self.folder / f'reference {kind}').rglob('*')
+            if file.is_file()
+        )
+        size = int(self.random.uniform(0.0, 0.95) * whole)
+        place, began = self.place(), time.monotonic()
+        disk = place / 'run'
+        disk.mkdir()
+        _mount(f'size={max(size, 4096)}', 'tmpfs', str(disk))
+        try:
+            run = self.start(kind, place)
+            problems = run.problems(2) + self.reader.damage(disk)
+            log = run.shown
+            _mount(f'remount,size={10 * whole}', str(disk))
+            problems += self.ended(self.start(kind, place), kind)
+            if problems:
+                (place / 'log of the full disk').write_text(log)
+        finally:
+            subprocess.run(['umount', str(disk)], check=True)
+        return Outcome('disk full', kind, _since(began), problems, f'{size >> 10} KB')
+
+    def read_only(self, kind: str) -> Outcome:
+        """Makes the model folder refuse new files while a run is on."""
+        place, began = self.place(), time.monotonic()
+        run = self.start(kind, place)
+        folder = self.model_dir(run)
+        run.wait_for_file(folder, 'ckpt-*.index')
+        subprocess.run(['chattr', '+i', str(folder)], check=True)
+        try:
+            problems = run.problems(2) + self.reader.damage(folder)
+        finally:
+            subprocess.run(['chattr', '-i', str(folder)], check=True)
+        problems += self.ended(self.start(kind, place), kind)
+        return Outcome('model folder read-only', kind, _since(began), problems)
+
+    def vanished_data(self) -> Outcome:
+        """Moves a folder of images away while a run trains on it, then back."""
+        kind = 'pretrain, image folder'
+        images = self.folder / 'images'
+        if not images.exists():
+            runs.make_images(images)
+            KINDS[kind] = (
+                *PRETRAIN,
+                '--train_steps=400',
+                '--checkpoint_steps=50',
+                '--dataset=image_folder',
+                f'--data_dir={images}',
+                '--train_split=train',
+                '--eval_split=test',
+            )
+        self.reference(kind)
+        place, began = self.place(), time.monotonic()
+        run = self.start(kind, place)
+        run.wait_for_file(self.model_dir(run), 'ckpt-50.index')
+        time.sleep(self.random.uniform(0, 1))
+        images.rename(f'{images} elsewhere')
+        try:
+            problems = run.problems(2) + self.reader.damage(self.model_dir(run))
+        finally:
+            pathlib.Path(f'{images} elsewhere').rename(images)
+        problems += self.ended(self.start(kind, place), kind)
+        return Outcome('data folder gone', kind, _since(began), problems)
+
+    def _workers(self, place: pathlib.Path) -> list[Run]:
+        """Two workers on this machine."""
+        place.mkdir(exist_ok=True)
+        arguments = [
+            *KINDS['pretrain'],
+            *SMALL,
+            '--train_steps=60',
+            '--checkpoint_steps=10',
+            f'--model_dir={place / "run"}',
+        ]
+        return runs.start_workers(2, arguments, place)
+
+    def kill_worker(self) -> Outcome:
+        """Kills one of two workers while both train; starts both again once the other ended."""
+        kind = 'pretrain, two workers'
+        expected, training = self._workers_reference(kind)
+        place, began = self.place(), time.monotonic()
+        workers = self._workers(place)
+        victim = self.random.randrange(2)
+        for worker in workers:
+            worker.wait_for('Pretraining ResNet')
+        time.sleep(self.random.uniform(0, 0.9 * training))
+        workers[victim].send(signal.SIGKILL)
+        killed, other = time.monotonic(), workers[1 - victim]
+        status = other.wait(BOUND)
+        noticed = _since(killed)
+        problems = (
+            [f'the other worker still ran after {BOUND:.0f} s']
+            if status is None
+            else other.problems(2)
+        )
+        (place / 'log of the other').write_text(other.shown)
+        problems += self.reader.damage(place / 'run')
+        workers = self._workers(place)
+        problems += [problem for worker in workers for problem in worker.problems(0)]
+        note = f'the other ended after {noticed:.1f} s'
+        if not problems:
+            problems += self.unequal(place / 'run', expected, TOLERANCE)
+            exactly = not self.unequal(place / 'run', expected)
+            note += ', bit for bit' if exactly else f', within {TOLERANCE:g}'
+        return Outcome('one of two workers killed', kind, _since(began), problems, note)
+
+    def _workers_reference(self, kind: str) -> tuple[State, float]:
+        """What two undisturbed workers end with, and the seconds they trained."""
+        if kind not in self._references:
+            workers = self._workers(self.folder / f'reference {kind}')
+            workers[0].wait_for('Pretraining ResNet')
+            began = time.monotonic()
+            problems = [problem for worker in workers for problem in worker.problems(0)]
+            if problems:
+                shown = '\n'.join(worker.shown for worker in workers)
+                raise RuntimeError(f'The undisturbed workers failed: {problems}\n{shown}')
+            state = self.reader.state(self.model_dir(workers[0]))
+            self._references[kind] = (state, _since(began))
+        return self._references[kind]
+
+
+def _since(began: float) -> float:
+    return time.monotonic() - began
+
+
+def _number(index: pathlib.Path) -> int:
+    return int(index.stem.removeprefix('ckpt-'))
+
+
+def _mount(options: str, *arguments: str) -> None:
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', options, *arguments], check=True)
+
+
+def campaign(trials: Trials, arguments: argparse.Namespace) -> Iterator[Outcome]:
+    """All faults, as often as `arguments` says."""
+    # A third of the kills within writes; a pipeline takes long and is killed less often.
+    plan = [('pretrain', 'any moment')] * 2 + [('pipeline', 'any moment')]
+    plan += [('finetune', 'any moment')] * 2 + [('pretrain', 'export write')]
+    plan += [('pretrain, a checkpoint a step', 'checkpoint write')]
+    plan += [('finetune', 'export write'), ('finetune', 'checkpoint write')]
+    killed = turn = 0
+    while killed < arguments.kills:
+        outcome = trials.kill(*plan[turn % len(plan)], most=min(3, arguments.kills - killed))
+        killed, turn = killed + outcome.times, turn + 1
+        yield outcome
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    for turn in range(arguments.signals):
+        kind = ('pretrain', 'finetune', 'pretrain', 'finetune', 'pipeline')[turn % 5]
+        yield trials.signal(kind, numbers[turn % 2])
+    for turn in range(arguments.damages):
+        yield trials.damage('finetune', ('data', 'index', 'checkpoint')[turn % 3])
+    for turn in range(arguments.disks):
+        yield trials.full_disk(('pretrain', 'finetune')[turn % 2])
+    for turn in range(arguments.folders):
+        yield trials.read_only(('finetune', 'pretrain')[turn % 2])
+    for _ in range(arguments.data):
+        yield trials.vanished_data()
+    for _ in range(arguments.workers):
+        yield trials.kill_worker()
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown: a row for each fault and kind of run."""
+    rows: dict[tuple[str, str], list[Outcome]] = collections.defaultdict(list)
+    for outcome in outcomes:
+        rows[outcome.fault, outcome.kind].append(outcome)
+    lines = [
+        '| fault | run | faults | runs | ended equal | seconds a run, median (longest) | seen |',
+        '| --- | --- | --: | --: | --: | --: | --- |',
+    ]
+    for (fault, kind), found in rows.items():
+        seconds = [outcome.seconds for outcome in found]
+        equal = sum(not outcome.problems for outcome in found)
+        lines.append(
+            f'| {fault} | {kind} | {sum(o.times for o in found)} | {len(found)} | {equal} '
+            f'| {statistics.median(seconds):.0f} ({max(seconds):.0f}) | {_seen(found)} |'
+        )
+    return '\n'.join(lines)
+
+
+def _seen(outcomes: Sequence[Outcome]) -> str:
+    """The notes and problems of a row; figures as a range where they are all there is to it."""
+    notes = [outcome.note for outcome in outcomes if outcome.note]
+    words = collections.Counter(notes)
+    texts = [f'{note} ({n}×)' if n > 1 else note for note, n in words.items()]
+    problems = [problem for outcome in outcomes for problem in outcome.problems]
+    return '; '.join([*texts, *problems])
+
+
+def write(rows: str) -> None:
+    """Puts the table into the document, between its marks."""
+    text = DOCUMENT.read_text()
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    DOCUMENT.write_text(f'{before}{MARKS[0]}\n{rows}\n{MARKS[1]}{after}')
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default, what in (
+        ('kills', 50, 'SIGKILLs of single processes'),
+        ('signals', 10, 'SIGTERMs and SIGINTs'),
+        ('workers', 10, 'kills of one of two workers'),
+        ('damages', 9, 'damaged files of checkpoints'),
+        ('disks', 4, 'full disks; need root'),
+        ('folders', 2, 'folders that refuse writing; need root'),
+        ('data', 2, 'data folders that vanish'),
+        ('checked', 3, 'runs with SIGKILLs that leave the check of the exported module on'),
+        ('seed', 0, 'of the moments'),
+    ):
+        parser.add_argument(f'--{name}', type=int, default=default, help=what)
+    parser.add_argument('--write', action='store_true', help=f'write {DOCUMENT.name}')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None, show: Callable[..., None] = print) -> int:
+    """Runs the campaign; returns 1 if a run did not end as it should."""
+    options = parsed(arguments)
+    if options.disks + options.folders and os.geteuid():
+        sys.exit('Full disks and folders that refuse writing need root; --disks=0 --folders=0.')
+    folder = pathlib.Path(tempfile.mkdtemp(prefix='faults-'))
+    began, outcomes = time.monotonic(), []
+    with runs.Reader() as reader:
+        trials = Trials(folder, reader, options.seed, options.checked)
+        for outcome in campaign(trials, options):
+            outcomes.append(outcome)
+            show(
+                f'{outcome.fault} | {outcome.kind} | {outcome.times} | {outcome.seconds:.0f} s | '
+                f'{outcome.note} | {"; ".join(outcome.problems) or "equal"}',
+                flush=True,
+            )
+            if not outcome.problems:
+                trials.forget()
+    show(f'\n{table(outcomes)}\n\n{_since(began):.0f} s in all.')
+    if options.write:
+        write(table(outcomes))
+    wrong = [outcome for outcome in outcomes if outcome.problems]
+    if wrong:
+        show(f'{len(wrong)} runs did not end as they should; what they left is in {folder}.')
+    else:
+        shutil.rmtree(folder)
+    return 1 if wrong else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,373 @@
+"""Runs of the program in small, as processes of their own, and what they leave behind.
+
+A run is forked from a process that has imported TensorFlow and used nothing of it, so that it
+starts at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from settings import choose_keras_2
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = (
+    '--width_multiplier=0.125',
+    '--image_size=8',
+    '--train_batch_size=16',
+    '--eval_batch_size=40',
+    '--knn_neighbors=0',
+    '--train_summary_steps=5',
+    '--deterministic',
+)
+BUNDLED = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:40]')
+LEFTOVERS = re.compile(r'.*\.(partial|replaced)|ckpt-.*(_temp|tempstate.*)')
+LONGEST = 600.0  # seconds; a run that takes longer hangs
+
+State = dict[str, Any]
+
+
+def context() -> multiprocessing.context.BaseContext:
+    """Of processes that start with TensorFlow imported."""
+    choose_keras_2()
+    os.environ.update(TF_CPP_MIN_LOG_LEVEL='3', CUDA_VISIBLE_DEVICES='-1')
+    chosen = multiprocessing.get_context('forkserver')
+    chosen.set_forkserver_preload(['run', 'train', 'evaluate', 'pipeline', 'tf2.models.resnet'])
+    return chosen
+
+
+def program(arguments: Sequence[str], log: str, *, checked: bool) -> None:
+    """Runs `run.py` in this process, with a net of one block a group.
+
+    Args:
+        arguments: of the command line.
+        log: file that takes what is printed.
+        checked: whether an exported module is checked by a process of its own, as it always is
+            outside of these trials.
+    """
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    choose_keras_2()
+    import run
+    from hub_export import publish
+    from tf2.models import resnet
+
+    resnet.BLOCKS_PER_GROUP[18] = (1, 1, 1, 1)
+    if not checked:
+        publish._check_in_fresh_process = lambda path, reference: None
+    sys.exit(run.main(['run.py', *arguments]))
+
+
+class Run:
+    """A started run.
+
+    Args:
+        arguments: of the command line.
+        log: file that takes what is printed.
+        checked: see `program`.
+        cluster: TF_CONFIG; the process is then one of `python`, for servers of TensorFlow outlive
+            what a fork can end.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: pathlib.Path,
+        *,
+        checked: bool = False,
+        cluster: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.log, self.started = log, time.monotonic()
+        log.write_text('')
+        self._process: Any = None
+        if cluster is None:
+            options = {'checked': checked}
+            self._process = context().Process(
+                target=program, args=(tuple(arguments), str(log)), kwargs=options
+            )
+            self._process.start()
+            return
+        call = f'program({tuple(arguments)!r}, {str(log)!r}, checked={checked})'
+        self._process = subprocess.Popen(
+            [sys.executable, '-c', f'from benchmarks.runs import program; {call}'],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                'TF_CONFIG': json.dumps(cluster),
+                'TF_CPP_MIN_LOG_LEVEL': '3',
+                'CUDA_VISIBLE_DEVICES': '-1',
+            },
+        )
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, negative after a signal that was not handled; None while it runs."""
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.poll()
+        return self._process.exitcode
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started
+
+    @property
+    def shown(self) -> str:
+        """What was printed so far."""
+        return self.log.read_text(errors='replace')
+
+    def send(self, number: int) -> None:
+        """Sends a signal, if it still runs."""
+        if self.status is None:
+            os.kill(self._process.pid, number)
+
+    def wait(self, seconds: float = LONGEST) -> int | None:
+        """The exit status; None, and the end of the run, where it takes longer."""
+        ends = time.monotonic() + seconds
+        while self.status is None and time.monotonic() < ends:
+            time.sleep(0.005)
+        found = self.status
+        if found is None:
+            self.send(signal.SIGKILL)
+            while self.status is None:
+                time.sleep(0.005)
+        return found
+
+    def wait_for(self, text: str, seconds: float = LONGEST) -> bool:
+        """Whether `text` was printed before the run ended."""
+        ends = time.monotonic() + seconds
+        while text not in self.shown and self.status is None and time.monotonic() < ends:
+            time.sleep(0.01)
+        return text in self.shown
+
+    def wait_for_file(self, folder: pathlib.Path, pattern: str) -> bool:
+        """Whether a file or folder below `folder` came to match before the run ended."""
+        while self.status is None:
+            if any(folder.glob(pattern)):
+                return True
+            time.sleep(0.0005)
+        return False
+
+    def problems(self, status: int) -> list[str]:
+        """What is wrong with how it ended, or should have with `status`."""
+        found, shown = self.wait(), self.shown
+        wrong = [] if found == status else [f'status {found}, expected {status}']
+        errors = len(re.findall(r'^run\.py: error: ', shown, re.MULTILINE))
+        if 'Traceback' in shown:
+            wrong.append('a traceback')
+        if status == 2 and errors != 1:
+            wrong.append(f'{errors} lines of error, expected one')
+        return wrong
+
+    def to_go_on(self) -> list[str]:
+        """Arguments of the command that was printed at the end."""
+        line = re.search(r'To go on: python run\.py (.*)', self.shown)
+        return shlex.split(line[1]) if line else []
+
+
+def start_workers(count: int, arguments: Sequence[str], place: pathlib.Path) -> list[Run]:
+    """Starts the same command in `count` processes that train together, on this machine.
+
+    Args:
+        count: of processes; a single one knows of no others.
+        arguments: of the command line.
+        place: existing folder for what each of them prints, 'log of worker N'.
+    """
+    hosts = [f'127.0.0.1:{_free_port()}' for _ in range(count)]
+    return [
+        Run(
+            arguments,
+            place / f'log of worker {index}',
+            cluster={'cluster': {'worker': hosts}, 'task': {'type': 'worker', 'index': index}}
+            if count > 1
+            else None,
+        )
+        for index in range(count)
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return free.getsockname()[1]
+
+
+@dataclasses.dataclass
+class Reader:
+    """Reads folders of runs in a process of its own, so that none is forked from TensorFlow."""
+
+    def __enter__(self) -> Reader:
+        self._pool = ProcessPoolExecutor(1, mp_context=context())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def state(self, folder: pathlib.Path) -> State:
+        """`state_of(folder)`."""
+        return self._pool.submit(state_of, folder).result()
+
+    def damage(self, folder: pathlib.Path) -> list[str]:
+        """`damage_in(folder)`."""
+        return self._pool.submit(damage_in, folder).result()
+
+
+def folders_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The model folders in `folder`: of a run itself, of a pipeline one a stage."""
+    below = sorted(path for path in folder.glob('*') if (path / 'flags.json').exists())
+    return below if (folder / 'pipeline.json').exists() else [folder]
+
+
+def state_of(folder: pathlib.Path) -> State:
+    """All that a run which ended leaves, name -> value.
+
+    Variables of the last checkpoint (weights, optimizer, memory, means under way) and of the
+    exported module, results, and every scalar of TensorBoard but the speed.
+    """
+    found: State = {}
+    for run in folders_of(folder):
+        for name, value in {**_variables(run), **_results(run), **_scalars(run)}.items():
+            found[f'{run.name if run != folder else ""}:{name}'] = value
+    if (folder / 'pipeline.json').exists():
+        found['report.html'] = (folder / 'report.html').exists()
+    return found
+
+
+def _read(prefix: str) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint; raises where it is damaged."""
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(prefix)
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def _variables(run: pathlib.Path) -> State:
+    import tensorflow as tf
+
+    prefixes = {'checkpoint': tf.train.latest_checkpoint(str(run))}
+    for module in sorted(run.glob('*saved_model/*')):
+        prefixes[str(module.relative_to(run))] = str(module / 'variables' / 'variables')
+    values = {
+        f'{name} {key}': value for name, at in prefixes.items() for key, value in _read(at).items()
+    }
+    # The graph of objects is made of names alone, in an order that may differ.
+    graphs = [name for name in values if '_CHECKPOINTABLE_OBJECT_GRAPH' in name]
+    kept = {name: value for name, value in values.items() if name not in graphs}
+    return {**kept, 'checkpoint': os.path.basename(prefixes['checkpoint'])}
+
+
+def _results(run: pathlib.Path) -> State:
+    return {file.name: json.loads(file.read_text()) for file in run.glob('result*.json')}
+
+
+def _scalars(run: pathlib.Path) -> State:
+    """(tag, step) -> value, the one written last; an event that a kill cut off is none."""
+    import tensorflow as tf
+    from tensorflow.python.summary.summary_iterator import summary_iterator
+
+    written: dict[str, tuple[float, float]] = {}
+    for file in run.glob('events.*'):
+        try:
+            for event in summary_iterator(str(file)):
+                for value in event.summary.value:
+                    if value.metadata.plugin_data.plugin_name != 'scalars':
+                        continue
+                    name = f'{value.tag} at {event.step}'
+                    entry = (event.wall_time, float(tf.make_ndarray(value.tensor)))
+                    written[name] = max(entry, written.get(name, entry))
+        except tf.errors.DataLossError:
+            continue
+    return {name: value for name, (_, value) in written.items() if 'images_per_second' not in name}
+
+
+def damage_in(folder: pathlib.Path) -> list[str]:
+    """What a stopped run left that can't be used, name and cause; usually nothing."""
+    found = []
+    for file in folder.rglob('*.json'):
+        try:
+            json.loads(file.read_text())
+        except ValueError as error:
+            found.append(f'{file.name}: {error}')
+    for run in folders_of(folder):
+        found += _unreadable(run)
+    return found
+
+
+def _unreadable(run: pathlib.Path) -> list[str]:
+    """The checkpoint that others find, and the modules, if they can't be read."""
+    import tensorflow as tf
+
+    found = []
+    latest = tf.train.latest_checkpoint(str(run))
+    modules = [path for path in run.glob('*saved_model/*') if not path.name.startswith('.')]
+    if latest is None and (run / 'checkpoint').exists():
+        found.append(f'{run.name}/checkpoint names none')
+    for path, read in [(latest, _read)] * bool(latest) + [
+        (str(module), tf.saved_model.load) for module in modules
+    ]:
+        try:
+            read(path)
+        except Exception as error:  # whatever a reader finds is what is looked for
+            found.append(f'{path}: {error}'[:200])
+    return found
+
+
+def leftovers(folder: pathlib.Path) -> list[str]:
+    """Files that nobody needs any more, of writes that were cut off."""
+    paths = [path for path in folder.rglob('*') if LEFTOVERS.fullmatch(path.name)]
+    data = [path for path in folder.rglob('ckpt-*.data-*') if not _has_index(path)]
+    return sorted(str(path.relative_to(folder)) for path in {*paths, *data})
+
+
+def _has_index(data: pathlib.Path) -> bool:
+    return data.with_name(f'{data.name.split(".")[0]}.index').exists()
+
+
+def differences(found: State, expected: State, tolerance: float = 0.0) -> list[str]:
+    """Names of what differs; floats and arrays by more than `tolerance` of their largest value."""
+    names = sorted(found.keys() ^ expected.keys())
+    missing = [f'{name} {"not expected" if name in found else "missing"}' for name in names]
+    common = sorted(found.keys() & expected.keys())
+    return missing + [n for n in common if not _equal(found[n], expected[n], tolerance)]
+
+
+def _equal(found: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(
+            _equal(found[key], expected[key], tolerance) for key in expected
+        )
+    one, other = np.asarray(found), np.asarray(expected)
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if tolerance and np.issubdtype(one.dtype, np.floating):
+        return bool(np.max(np.abs(one - other), initial=0) <= tolerance * np.max(np.abs(other)))
+    return one.tobytes() == other.tobytes()
+
+
+def make_images(folder: pathlib.Path, train: int = 64, test: int = 40) -> None:
+    """Writes a data set of noise, 8 pixels wide, two classes, as PNG files."""
+    from PIL import Image
+
+    random = np.random.RandomState(0)
+    for split, count in (('train', train), ('test', test)):
+        for number in range(count):
+            path = folder / split / f'class {number % 2}' / f'{number}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.randint(256, size=[8, 8, 3]).astype(np.uint8)).save(path)

@@ -1,0 +1,96 @@
+"""Real processes that are killed, stopped or find a damaged file: they end as if nothing had been.
+
+The faults are those of `python -m benchmarks.faults`, once each.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import random
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from benchmarks import faults, runs
+from benchmarks.faults import MARKS, Outcome, Trials
+
+
+@pytest.fixture(scope='module')
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
+    with runs.Reader() as reader:
+        yield Trials(tmp_path_factory.mktemp('faults'), reader, random.randrange(1000))
+
+
+def test_a_killed_pretraining_with_a_memory_ends_equal(trials: Trials) -> None:
+    assert not trials.kill('pretrain', 'any moment', most=1).problems
+
+
+def test_a_stopped_pretraining_names_the_command_that_ends_equal(trials: Trials) -> None:
+    assert not trials.signal('pretrain', signal.SIGTERM).problems
+
+
+def test_a_cut_off_checkpoint_costs_the_steps_since_the_one_before(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trials, '_spoil', lambda _, file: file.write_bytes(b'half') or 'cut')
+    assert not trials.damage('pretrain', 'data').problems
+
+
+# --- what the comparison can see
+
+
+def test_states_differ_by_name_value_type_and_bit() -> None:
+    state = {'w': np.ones([2], np.float32), 'result.json': {'a': 0.5, 'b': None}}
+    assert runs.differences(state, {**state}) == []
+    nudged = np.nextafter(state['w'], np.float32(2))
+    assert runs.differences({**state, 'w': nudged}, state) == ['w']
+    assert runs.differences({**state, 'w': nudged}, state, tolerance=1e-3) == []
+    assert runs.differences({**state, 'w': state['w'].astype(float)}, state) == ['w']
+    assert runs.differences({**state, 'result.json': {'a': 0.25, 'b': None}}, state) == [
+        'result.json'
+    ]
+    assert runs.differences({'w': state['w'], 'x': 1}, state) == [
+        'result.json missing',
+        'x not expected',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('name', 'left'),
+    [
+        ('ckpt-4.index', False),
+        ('ckpt-3.data-00000-of-00001', True),
+        ('ckpt-8_temp', True),
+        ('flags.json.0f.partial', True),
+        ('saved_model/.8.0f.partial', True),
+        ('saved_model/8', False),
+    ],
+)
+def test_what_is_left_over_is_seen(name: str, left: bool, tmp_path: pathlib.Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('')
+    assert runs.leftovers(tmp_path) == ([name] if left else [])
+
+
+def test_a_file_that_was_cut_off_is_seen(tmp_path: pathlib.Path) -> None:
+    (tmp_path / 'result.json').write_text('{')
+    assert [found.split(':')[0] for found in runs.damage_in(tmp_path)] == ['result.json']
+
+
+def test_the_table_is_written_between_its_marks(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(faults.DOCUMENT.read_text().count(mark) == 1 for mark in MARKS)
+    document = tmp_path / 'reliability.md'
+    document.write_text(f'before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n')
+    monkeypatch.setattr(faults, 'DOCUMENT', document)
+    outcomes = [
+        Outcome('SIGKILL', 'pretrain', 3, [], times=2),
+        Outcome('SIGKILL', 'pretrain', 5, ['x']),
+    ]
+    faults.write(faults.table(outcomes))
+    text = document.read_text()
+    assert '| SIGKILL | pretrain | 3 | 2 | 1 | 4 (5) | x |' in text
+    assert text.startswith('before\n') and text.endswith('after\n') and 'old' not in text
