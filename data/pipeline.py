@@ -234,7 +234,7 @@ def sample_views(
         return _open_views(source, example, seeds, RECIPES[recipe], config)
 
     first = source.examples(split).take(count).enumerate()
-    return first.map(views).batch(count).get_single_element()
+    return _map(first, views).batch(count).get_single_element()
 
 
 def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
