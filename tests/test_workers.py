@@ -22,7 +22,7 @@ PIPELINE = (
     '--preset=demo',
     *SMALL,
     *BUNDLED,
-    '--labels_per_class=3',
+    '--labels_per_class=2',
     '--distill_alpha=0.5',
     f'--train_steps={STEPS}',
     '--checkpoint_steps=5',

@@ -52,6 +52,8 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(
             model=model, objective=objective, optimizer=optimizer, progress=progress or tf.Module()
         )
+        # Made when it is first asked for; tf.train.Checkpoint.restore looks for it in each file.
+        self._checkpoint.save_counter.assign(0)
 
     @property
     def latest(self) -> str | None:

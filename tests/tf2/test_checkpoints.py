@@ -65,6 +65,13 @@ def test_loading_a_model_takes_its_weights_and_nothing_else(tmp_path: pathlib.Pa
     np.testing.assert_array_equal(optimizer.momentums[0], np.full([3, 2], 0.25))
 
 
+def test_checkpoints_are_whole_for_tensorflow_too(tmp_path: pathlib.Path) -> None:
+    path = checkpoints(tmp_path, dense(seed=0))[0].save(3)
+    other = dense(seed=1)
+    tf.train.Checkpoint(model=other).restore(path).assert_existing_objects_matched()
+    np.testing.assert_array_equal(other.layers[0].kernel, dense(seed=0).layers[0].kernel)
+
+
 @pytest.mark.parametrize('other', [{'units': 4}, {'more': True}], ids=['shape', 'layers'])
 def test_another_architecture_is_refused_in_one_line(tmp_path: pathlib.Path, other: dict) -> None:
     path = checkpoints(tmp_path, dense())[0].save(3)
