@@ -126,12 +126,12 @@ PRESETS: dict[str, Preset] = {
     'demo_self_distill': Preset(
         'Self-distillation on the bundled images, without labels. Give --teacher and, to go on '
         'from its weights, --checkpoint.',
-        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 10, **_SELF},
+        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 5, **_SELF},
     ),
     'demo_student': Preset(
         'Distillation into a network of half the width on the bundled images, without labels. '
         'Give --teacher.',
-        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 30, **_STUDENT},
+        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 15, **_STUDENT},
     ),
     'fashion_mnist': Preset(
         'All 60,000 training images of Fashion-MNIST (TFDS fashion_mnist), a small ResNet-18.',

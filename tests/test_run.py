@@ -151,6 +151,32 @@ def test_batches_that_do_not_split_over_the_replicas_are_refused(
     assert 'must be a multiple of the number of replicas, 4; found 258. Try 256.' in message
 
 
+@pytest.mark.parametrize(
+    ('given', 'environment', 'strategy'),
+    [
+        ({}, {}, None),
+        ({}, {'TF_CONFIG': '{}'}, 'multi_worker'),
+        ({'strategy': 'auto'}, {'TF_CONFIG': '{}'}, 'multi_worker'),
+        ({'strategy': 'one_device'}, {'TF_CONFIG': '{}'}, 'one_device'),
+        ({'use_tpu': True}, {'TF_CONFIG': '{}'}, None),  # TPU hosts set it too
+        ({}, {'SLURM_STEP_NUM_TASKS': '2'}, 'multi_worker'),
+        ({}, {'SLURM_STEP_NUM_TASKS': '1', 'SLURM_NTASKS': '8'}, None),
+    ],
+)
+def test_the_environment_tells_whether_there_are_more_workers(
+    given: dict, environment: dict, strategy: str | None
+) -> None:
+    completed = run.complete({**given, 'model_dir': 'm'}, environment)
+    assert completed.get('strategy') == strategy
+
+
+def test_a_folder_is_chosen_where_none_is_given(folder: pathlib.Path) -> None:
+    chosen = run.complete({}, {})['model_dir']
+    pathlib.Path(chosen).mkdir(parents=True)
+    assert chosen.startswith('runs/') and run.complete({}, {})['model_dir'] != chosen
+    assert 'model_dir' not in run.complete({'mode': 'export'}, {})
+
+
 @pytest.mark.parametrize('model_dir', ['file', 'file/below'])
 def test_a_model_dir_that_is_a_file_is_refused(
     refused: Callable, folder: pathlib.Path, model_dir: str
