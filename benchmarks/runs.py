@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +29,7 @@ from settings import choose_keras_2
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (
+    '--resnet_depth=18',
     '--width_multiplier=0.125',
     '--image_size=8',
     '--train_batch_size=16',
@@ -64,6 +66,8 @@ def program(arguments: Sequence[str], log: str, *, checked: bool) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
+    # A process that is killed leaves what TensorFlow put there.
+    tempfile.tempdir = os.path.dirname(log)
     choose_keras_2()
     import run
     from hub_export import publish
