@@ -56,7 +56,7 @@ demo: $(VENV)/installed  ## pretrain, evaluate and export on the images that com
 	$(VENV)/bin/python run.py --mode=train_then_eval --train_mode=pretrain $(ARGS)
 
 test: $(VENV)/installed-test  ## run the tests (ARGS='-k name': some; STACK=tf221: on TensorFlow 2.21)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 lint: $(VENV)/installed-test  ## check style and formatting
 	$(VENV)/bin/ruff check .
