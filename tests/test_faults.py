@@ -34,7 +34,11 @@ def test_a_stopped_pretraining_names_the_command_that_ends_equal(trials: Trials)
 def test_a_cut_off_checkpoint_costs_the_steps_since_the_one_before(
     trials: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trials, '_spoil', lambda _, file: file.write_bytes(b'half') or 'cut')
+    def cut(_: Trials, file: pathlib.Path) -> str:
+        file.write_bytes(b'half')
+        return 'cut'
+
+    monkeypatch.setattr(Trials, '_spoil', cut)
     assert not trials.damage('pretrain', 'data').problems
 
 
