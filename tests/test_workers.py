@@ -7,7 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import tensorflow as tf
@@ -15,15 +15,11 @@ import tensorflow as tf
 from benchmarks import runs
 from benchmarks.runs import BUNDLED, SMALL, Reader
 
-STAGES = ('pretrain', 'finetune', 'self_distill', 'student')
 STEPS = 10
-PIPELINE = (
-    '--mode=pipeline',
-    '--preset=demo',
+SHARED = (
     *SMALL,
     *BUNDLED,
-    '--labels_per_class=2',
-    '--distill_alpha=0.5',
+    '--preset=demo',
     f'--train_steps={STEPS}',
     '--checkpoint_steps=5',
     # What two and three workers can share.
@@ -34,16 +30,18 @@ PIPELINE = (
     '--optimizer=momentum',
     '--learning_rate=0.005',
 )
+PRETRAIN = ('--mode=train_then_eval', *SHARED)
+PIPELINE = ('--mode=pipeline', '--labels_per_class=2', '--distill_alpha=0.5', *SHARED)
 
 
-def train(workers: int, place: pathlib.Path) -> pathlib.Path:
-    """The folder of a pipeline that so many processes trained."""
-    arguments = [*PIPELINE, f'--model_dir={place / "run"}']
-    started = runs.start_workers(workers, arguments, place)
+def train(workers: int, flags: Sequence[str], place: pathlib.Path) -> pathlib.Path:
+    """The folder of what so many processes trained together."""
+    started = runs.start_workers(workers, [*flags, f'--model_dir={place / "run"}'], place)
     for run in started:
         assert run.problems(0) == [], run.shown
     # Only one of them wrote, and all knew what it measured.
-    assert [run.shown.count('Exported: ') for run in started] == [4, *[0] * (workers - 1)]
+    exports = [run.shown.count('Exported: ') for run in started]
+    assert exports == [4 if flags is PIPELINE else 1, *[0] * (workers - 1)]
     tables = {tuple(line for line in run.shown.splitlines() if 'eval/' in line) for run in started}
     assert len(tables) == 1
     return place / 'run'
@@ -55,38 +53,46 @@ def reader() -> Iterator[Reader]:
         yield opened
 
 
-@pytest.fixture(scope='module')
-def alone(tmp_path_factory: pytest.TempPathFactory, reader: Reader) -> dict:
-    return reader.state(train(1, tmp_path_factory.mktemp('alone')))
-
-
 def compared(state: dict) -> dict:
     """Weights, moving statistics, memory and losses.
 
     Not accuracies, which rounding changes by whole examples, nor the optimizer's velocities, some
     of which are sums that cancel out.
     """
-    parts = tuple(
-        f'{stage}:checkpoint {part}/' for stage in STAGES for part in ('model', 'objective')
-    )
-    return {n: v for n, v in state.items() if '_loss' in n or n.startswith(parts)}
+    parts = ('checkpoint model/', 'checkpoint objective/')
+    return {n: v for n, v in state.items() if '_loss' in n or n.split(':')[1].startswith(parts)}
 
 
-@pytest.mark.parametrize('workers', [2, 3])
-def test_workers_train_every_stage_as_one_process_does(
-    alone: dict, reader: Reader, workers: int, tmp_path: pathlib.Path
-) -> None:
-    folder = train(workers, tmp_path)
-    found, expected = compared(reader.state(folder)), compared(alone)
+def check_same(
+    reader: Reader, workers: int, flags: Sequence[str], place: pathlib.Path
+) -> pathlib.Path:
+    """Trains with one process and with several; returns the folder of these."""
+    for name in ('alone', 'together'):
+        (place / name).mkdir()
+    expected = compared(reader.state(train(1, flags, place / 'alone')))
+    folder = train(workers, flags, place / 'together')
     assert any('queue' in name for name in expected)
     assert sum('train/contrast_loss' in name for name in expected) == 2
-    assert runs.differences(found, expected, tolerance=5e-3) == []
+    assert runs.differences(compared(reader.state(folder)), expected, tolerance=5e-3) == []
     assert runs.leftovers(folder) == []
-    assert (folder / 'report.html').exists()
-    # What the first of them exported, and saved, is used by a single process.
-    module = tf.saved_model.load(str(folder / 'student' / 'saved_model' / str(STEPS)))
+    return folder
+
+
+def test_two_workers_pretrain_as_one_process_does(reader: Reader, tmp_path: pathlib.Path) -> None:
+    folder = check_same(reader, 2, PRETRAIN, tmp_path)
+    # What the first of them exported is used by a single process.
+    module = tf.saved_model.load(str(folder / 'saved_model' / str(STEPS)))
     images = tf.random.stateless_uniform([2, 8, 8, 3], [0, 0])
-    assert module(images, training=False)['logits_sup'].shape == [2, 10]
+    assert module(images, training=False)['proj_head_output'].shape == [2, 128]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [2, 3])
+def test_workers_train_every_stage_as_one_process_does(
+    reader: Reader, workers: int, tmp_path: pathlib.Path
+) -> None:
+    folder = check_same(reader, workers, PIPELINE, tmp_path)
+    assert (folder / 'report.html').exists()
 
 
 def shown_by_program(arguments: list[str], **environment: str) -> tuple[int, str]:
