@@ -103,7 +103,7 @@ PRESETS: dict[str, Preset] = {
         {
             **_SMALL,
             'dataset': 'bundled',
-            'train_epochs': 18,
+            'train_epochs': 16,
             'warmup_epochs': 2.0,
             'checkpoint_epochs': 10,
             'train_summary_steps': 20,
@@ -126,12 +126,12 @@ PRESETS: dict[str, Preset] = {
     'demo_self_distill': Preset(
         'Self-distillation on the bundled images, without labels. Give --teacher and, to go on '
         'from its weights, --checkpoint.',
-        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 3, **_SELF},
+        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 5, **_SELF},
     ),
     'demo_student': Preset(
         'Distillation into a network of half the width on the bundled images, without labels. '
         'Give --teacher.',
-        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 8, **_STUDENT},
+        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 12, **_STUDENT},
     ),
     'fashion_mnist': Preset(
         'All 60,000 training images of Fashion-MNIST (TFDS fashion_mnist), a small ResNet-18.',

@@ -110,14 +110,16 @@ class Trainer:
         all processes after the same one, however many updates each meant to run.
 
         Returns:
-            Sums of `metrics` over the updates, means over replicas; the number of updates; above 0
-            where any process was stopping.
+            Sums of `metrics` over the updates, means over replicas, float64; the number of updates;
+            above 0 where any process was stopping.
         """
-        sums = tf.zeros([len(self.metrics) + 1])
+        # In float64 sums of float32 don't depend on how the updates are grouped into calls.
+        sums = tf.zeros([len(self.metrics) + 1], tf.float64)
         done = tf.constant(0)
         while done < steps and tf.math.is_finite(sums[0]) and sums[-1] == 0:
             shares = self._strategy.run(self._replica_step, (next(iterator), stopping))
-            sums += self._strategy.reduce(tf.distribute.ReduceOp.MEAN, shares, axis=None)
+            means = self._strategy.reduce(tf.distribute.ReduceOp.MEAN, shares, axis=None)
+            sums += tf.cast(means, tf.float64)
             done += 1
         return sums[:-1], done, sums[-1]
 

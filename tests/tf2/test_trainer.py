@@ -281,6 +281,16 @@ def test_metrics_of_an_interrupted_run_are_those_of_an_undisturbed_one(
     assert losses == {5: 3.0, 10: 8.0, 12: 11.5}
 
 
+def test_metrics_do_not_depend_on_how_steps_are_grouped_into_calls() -> None:
+    def total(per_call: int) -> float:
+        # Sums of such numbers are rounded in float32.
+        objective = Slope(lambda weight, number: weight * (number + 1 / 3))
+        _, written = fit(trainer_of(objective, steps_per_loop=per_call), 9)
+        return written[9]['slope_loss']
+
+    assert total(1) == total(2) == total(9)
+
+
 @pytest.mark.parametrize(
     ('error', 'words'),
     [
