@@ -41,7 +41,7 @@ KINDS = {
         '--mode=train_then_eval',
         '--train_mode=finetune',
         '--train_steps=16',
-        '--labels_per_class=3',
+        '--labels_per_class=2',
         '--checkpoint_steps=4',
         *BUNDLED,
     ),
