@@ -183,13 +183,13 @@ class Trials:
                 time.sleep(0.001)
             return False
         folder = self.model_dir(run)
-        before = set(folder.rglob('ckpt-*.index'))
+        before = set(folder.glob('ckpt-*.index'))
         for _ in range(self.random.randint(0, 2)):  # not always the first write
-            while run.status is None and set(folder.rglob('ckpt-*.index')) <= before:
+            while run.status is None and set(folder.glob('ckpt-*.index')) <= before:
                 time.sleep(0.002)
-            before |= set(folder.rglob('ckpt-*.index'))
-        caught = run.wait_for_file(folder, f'**/{pattern}')
-        longest = 0.01 if pattern.startswith('ckpt') else 1.0  # about as long as the write takes
+            before |= set(folder.glob('ckpt-*.index'))
+        caught = run.wait_for_file(folder, pattern)
+        longest = 0.002 if pattern.startswith('ckpt') else 1.0  # about as long as the write takes
         time.sleep(self.random.uniform(0, longest))
         return caught
 
