@@ -23,7 +23,7 @@ from data.service import check_answers
 from data.sources import open_source
 from data.sources.source import Source
 from settings import UserError
-from tf2 import distribution, schedules
+from tf2 import distribution, precision, schedules
 from tf2.config import ModelConfig
 from tf2.files import checkpoints_in
 from tf2.models.encoder import SimCLRModel, build_model
@@ -96,6 +96,7 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     if config.data.tf_data_service and not evaluates:
         check_answers(config.data.tf_data_service)
     source, subset, train_examples = open_data(config)
+    config = _with_precision(config, strategy)
     check_devices(config, strategy)
     teacher = _open_teacher(config, strategy)
     num_classes = _num_classes(config, source, teacher)
@@ -183,6 +184,19 @@ def _training_source(config: Config) -> tuple[Source, LabelSubset | None]:
     # A student learns from all images.
     distills = config.objective.train_mode == 'distill'
     return (hide_other_labels if distills else restrict)(source, split, subset), subset
+
+
+def _with_precision(config: Config, strategy: tf.distribute.Strategy) -> Config:
+    """`config` with the precision that 'auto' stands for here, or stood for when the run began."""
+    setting = config.train.mixed_precision
+    if setting == 'auto':
+        recorded = configuration.read_flags(config.train.model_dir) or {}
+        begun = checkpoints_in(config.train.model_dir)
+        setting = recorded.get('mixed_precision', 'float32') if begun else setting
+        setting = precision.choose(setting, strategy)
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, mixed_precision=setting)
+    )
 
 
 def _open_teacher(config: Config, strategy: tf.distribute.Strategy) -> Teacher | None:
@@ -282,6 +296,9 @@ def build_model_of(experiment: Experiment) -> SimCLRModel:
             experiment.num_classes,
             replicas=experiment.strategy.num_replicas_in_sync,
             precision=config.train.mixed_precision,
+            filter_products=precision.gains_from_products(
+                config.train.mixed_precision, experiment.strategy
+            ),
             detach_classifier=experiment.pretrains,
         )
     )
