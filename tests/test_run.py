@@ -28,6 +28,7 @@ from hub_export import publish
 from interruption import Interrupted
 from presets import PRESETS
 from tests.support import mirrored
+from tf2 import precision
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
 
@@ -225,6 +226,27 @@ def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.Mo
     monkeypatch.setenv('HOME', str(folder))
     config = configuration.resolve({'model_dir': '~/run'}, PRESETS)
     assert experiment.prepare(config, {}).config.train.model_dir == str(folder / 'run')
+
+
+def test_the_precision_that_auto_chose_is_recorded_and_kept(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever hardware the run goes on with."""
+
+    def precision_of(hardware: str, **given: str) -> str:
+        (folder / 'cpuinfo').write_text(f'flags : {hardware}\n')
+        monkeypatch.setattr(precision, 'CPU_INFO', folder / 'cpuinfo')
+        config = configuration.resolve({'model_dir': 'run', **given}, PRESETS)
+        return experiment.prepare(config, given).config.train.mixed_precision
+
+    assert precision_of('avx512_bf16') == 'bfloat16'
+    assert precision_of('avx512f') == 'float32'
+    config = configuration.resolve({'mixed_precision': 'bfloat16'}, PRESETS)
+    configuration.write_flags('run', config, {'num_classes': 10})
+    assert precision_of('avx512f') == 'float32'  # nothing was trained yet
+    (folder / 'run' / 'ckpt-1.index').touch()
+    assert precision_of('avx512f') == 'bfloat16'
+    assert precision_of('avx512f', mixed_precision='float32') == 'float32'
 
 
 def program(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -159,7 +159,7 @@ class Conv(Layer):
 
     def __init__(self, filters: int, kernel_size: int, strides: int, norm: Norm) -> None:
         super().__init__(dtype=norm.dtype)
-        self.conv = _Convolution(
+        self.conv = PaddedConv2D(
             filters,
             kernel_size,
             strides,
@@ -175,7 +175,7 @@ class Conv(Layer):
         return self.conv(images)
 
 
-class _Convolution(tf.keras.layers.Conv2D):
+class PaddedConv2D(tf.keras.layers.Conv2D):
     """Keras's layer, with our padding and gradient."""
 
     filter_products = False
