@@ -241,6 +241,7 @@ def test_the_precision_that_auto_chose_is_recorded_and_kept(
 
     assert precision_of('avx512_bf16') == 'bfloat16'
     assert precision_of('avx512f') == 'float32'
+    (folder / 'run').mkdir()
     config = configuration.resolve({'mixed_precision': 'bfloat16'}, PRESETS)
     configuration.write_flags('run', config, {'num_classes': 10})
     assert precision_of('avx512f') == 'float32'  # nothing was trained yet

@@ -1,4 +1,4 @@
-"""Convolution and its gradients: against sums over places, and products against oneDNN's kernels."""
+"""Convolution and its gradients: against sums over places; products against the plain ones."""
 
 from __future__ import annotations
 
