@@ -1,9 +1,10 @@
 """Times a pretraining step, fed from memory, beside a plain Keras step and the machine's peak.
 
-    python -m benchmarks.speed.steps --depth=18 --size=32 --batch=64 --precision=bfloat16
+    python -m benchmarks.speed.steps
 
-All are timed in turns in one process: what slows the machine down for a while slows all of them.
-Memory is the most that a process held which did nothing but the program's steps.
+The three are timed in turns in one process: what slows the machine down for a while slows all of
+them. Each case has a process of its own. Memory is the most that a process held which did nothing
+but the program's steps.
 """
 
 from __future__ import annotations
@@ -25,12 +26,22 @@ import tensorflow as tf
 
 from benchmarks.scaling import Network, flops, trace
 from benchmarks.speed import plain_keras
+from benchmarks.speed.spread import spread
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.objectives.nt_xent import Pretraining
 from tf2.optimizers import builder, decay
 from tf2.trainer import Penalty, Trainer
 
+# Depth, width, pixels, images a step, precision.
+CASES = (
+    (18, 1, 32, 64, 'float32'),
+    (18, 1, 32, 64, 'bfloat16'),
+    (18, 0.25, 28, 256, 'float32'),
+    (18, 0.25, 28, 256, 'bfloat16'),
+    (50, 1, 32, 32, 'float32'),
+    (50, 1, 32, 32, 'bfloat16'),
+)
 CLASSES = 10
 MATRIX = 2048  # rows and columns of the product whose rate counts as the machine's peak
 
@@ -114,18 +125,63 @@ def measure(case: argparse.Namespace) -> dict[str, float]:
     seconds = in_turns(calls, case.rounds, case.steps)
     peak = 2 * MATRIX**3 / seconds['product']
     work = step_flops(case)
-    found = {'peak_gflops': peak / 1e9, 'gflop_per_image': work / 1e9}
+    found = {'peak_gflops': peak / 1e9}
     for name in ('own', 'plain'):
         found[f'{name}_images_per_second'] = case.batch / seconds[name]
         found[f'{name}_share_of_peak'] = case.batch / seconds[name] * work / peak
     return found
 
 
-def peak_megabytes(case: argparse.Namespace) -> float:
-    """The most memory a process of its own holds that does two of the program's steps."""
-    command = [sys.executable, '-m', 'benchmarks.speed.steps', *sys.argv[1:], '--memory']
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])['own_megabytes']
+def peak_megabytes(case: argparse.Namespace) -> dict[str, float]:
+    """The most memory that this process has held after two of the program's steps."""
+    step = own_step(case)
+    step(), step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {'own_megabytes': peak / 1e6}
+
+
+def measure_apart(case: Sequence[object], given: argparse.Namespace) -> dict[str, float]:
+    """Figures of one case, each name after the case's, from two processes of its own."""
+    numbers = zip(('depth', 'width', 'size', 'batch', 'precision'), case)
+    command = [sys.executable, '-m', 'benchmarks.speed.steps', f'--rounds={given.rounds}']
+    command += [f'--steps={given.steps}', *(f'--{name}={value}' for name, value in numbers)]
+    found = {}
+    for only in ('rates', 'memory'):
+        run = subprocess.run(
+            [*command, f'--only={only}'], check=True, stdout=subprocess.PIPE, text=True
+        )
+        found |= json.loads(run.stdout.splitlines()[-1])
+    depth, width, size, batch, precision = case
+    name = f'ResNet-{depth} width {width}, {size} px, batch {batch}, {precision}'
+    return {f'{name}: {figure}': value for figure, value in found.items()}
+
+
+def rows(runs: Sequence[Mapping[str, float]]) -> str:
+    """A Markdown table of what several runs gave: median (lowest to highest)."""
+    lines = [
+        '| step | images/s | share of peak | plain Keras, images/s | its share | times plain Keras '
+        '| peak, GFLOP/s | memory, MB |',
+        '| --- | --- | --- | --- | --- | --- | --- | --- |',
+    ]
+    for case in dict.fromkeys(name.split(': ')[0] for run in runs for name in run):
+        own, plain = (
+            [run[f'{case}: {name}_images_per_second'] for run in runs] for name in ('own', 'plain')
+        )
+        own_share, plain_share = (
+            [100 * run[f'{case}: {name}_share_of_peak'] for run in runs]
+            for name in ('own', 'plain')
+        )
+        cells = [
+            spread(own),
+            spread(own_share, '%'),
+            spread(plain),
+            spread(plain_share, '%'),
+            spread([one / other for one, other in zip(own, plain)]),
+            spread([run[f'{case}: peak_gflops'] for run in runs]),
+            spread([run[f'{case}: own_megabytes'] for run in runs]),
+        ]
+        lines.append(f'| {case} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -136,22 +192,25 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=32, help='of the images, in pixels')
     parser.add_argument('--batch', type=int, default=64)
     parser.add_argument('--precision', default='float32', choices=('float32', 'bfloat16'))
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--steps', type=int, default=2, help='of each kind in a round')
-    parser.add_argument('--memory', action='store_true', help='measure the memory only')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--steps', type=int, default=1, help='of each kind in a round')
+    parser.add_argument(
+        '--only', choices=('rates', 'memory'), help='this one of one case, in this process'
+    )
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Prints one JSON object."""
-    case = parsed()
-    if case.memory:
-        step = own_step(case)
-        step(), step()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({'own_megabytes': peak / 1e6}))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table of all cases, or of one, and the figures as JSON in the last line."""
+    given = parsed(arguments)
+    if given.only:
+        print(json.dumps({'rates': measure, 'memory': peak_megabytes}[given.only](given)))
         return
-    print(json.dumps({**measure(case), 'own_megabytes': peak_megabytes(case)}))
+    figures = {}
+    for case in CASES:
+        figures |= measure_apart(case, given)
+    print(rows([figures]))
+    print(json.dumps(figures))
 
 
 if __name__ == '__main__':
