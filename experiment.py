@@ -25,7 +25,7 @@ from data.sources.source import Source
 from settings import UserError
 from tf2 import distribution, precision, schedules
 from tf2.config import ModelConfig
-from tf2.files import checkpoints_in
+from tf2.files import checkpoints_in, step_of
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.objectives import build
 from tf2.objectives.base import Objective
@@ -101,9 +101,23 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     teacher = _open_teacher(config, strategy)
     num_classes = _num_classes(config, source, teacher)
     configuration.check_same_architecture(model_dir, config, num_classes)
-    return Experiment(
+    experiment = Experiment(
         config, source, strategy, num_classes, train_examples, weights, subset, teacher
     )
+    if not evaluates:
+        _check_length(model_dir, experiment.total_steps)
+    return experiment
+
+
+def _check_length(model_dir: str, total_steps: int) -> None:
+    """Raises UserError if the folder's run already went further than it is to go."""
+    done = max(map(step_of, checkpoints_in(model_dir)), default=0)
+    if done > total_steps:
+        raise UserError(
+            f'--train_epochs or --train_steps must not end before what was trained: {model_dir} '
+            f'holds step {done}, this run is to end at step {total_steps}. Choose another '
+            '--model_dir, or train longer.'
+        )
 
 
 def open_data(config: Config) -> tuple[Source, LabelSubset | None, int]:

@@ -406,6 +406,14 @@ def test_a_finished_run_is_not_trained_again(finished: tuple[pathlib.Path, str])
     assert {path.name: path.read_bytes() for path in model_dir.glob('ckpt-*')} == before
 
 
+def test_a_run_is_not_to_end_before_what_it_did(
+    finished: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ['--mode=train', f'--model_dir={finished[0]}', *BUNDLED, '--train_steps=2']
+    assert run.main(['run.py', *arguments]) == 2
+    assert 'holds step 3, this run is to end at step 2' in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures('no_export')
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
