@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: demo test lint lock clean help
+.PHONY: demo test bench lint lock clean help
 
 STACK ?= tf215
 PYTHON ?=
@@ -57,6 +57,9 @@ demo: $(VENV)/installed  ## pretrain, evaluate and export on the images that com
 
 test: $(VENV)/installed-test  ## run the tests (ARGS='-k name': some; STACK=tf221: on TensorFlow 2.21)
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
+
+bench: $(VENV)/installed  ## measure the speed of everything (an hour) and write benchmarks/results.md
+	$(VENV)/bin/python -m benchmarks.speed $(ARGS)
 
 lint: $(VENV)/installed-test  ## check style and formatting
 	$(VENV)/bin/ruff check .

@@ -220,6 +220,7 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
         **{name: values[name] for name in names},
         'small stem': values['image_size'] <= SMALL_IMAGE,
         'optimizer': values['optimizer'],
+        'loss scaling': values['mixed_precision'] == 'float16',
         'num_classes': values['num_classes'],
         'train_mode': values['train_mode'],
         **{name: values[name] for name in (tuned if values['train_mode'] != 'pretrain' else kept)},

@@ -23,9 +23,9 @@ from data.service import check_answers
 from data.sources import open_source
 from data.sources.source import Source
 from settings import UserError
-from tf2 import distribution, schedules
+from tf2 import distribution, precision, schedules
 from tf2.config import ModelConfig
-from tf2.files import checkpoints_in
+from tf2.files import checkpoints_in, step_of
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.objectives import build
 from tf2.objectives.base import Objective
@@ -96,13 +96,28 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     if config.data.tf_data_service and not evaluates:
         check_answers(config.data.tf_data_service)
     source, subset, train_examples = open_data(config)
+    config = _with_precision(config, strategy)
     check_devices(config, strategy)
     teacher = _open_teacher(config, strategy)
     num_classes = _num_classes(config, source, teacher)
     configuration.check_same_architecture(model_dir, config, num_classes)
-    return Experiment(
+    experiment = Experiment(
         config, source, strategy, num_classes, train_examples, weights, subset, teacher
     )
+    if not evaluates:
+        _check_length(model_dir, experiment.total_steps)
+    return experiment
+
+
+def _check_length(model_dir: str, total_steps: int) -> None:
+    """Raises UserError if the folder's run already went further than it is to go."""
+    done = max(map(step_of, checkpoints_in(model_dir)), default=0)
+    if done > total_steps:
+        raise UserError(
+            f'--train_epochs or --train_steps must not end before what was trained: {model_dir} '
+            f'holds step {done}, this run is to end at step {total_steps}. Choose another '
+            '--model_dir, or train longer.'
+        )
 
 
 def open_data(config: Config) -> tuple[Source, LabelSubset | None, int]:
@@ -183,6 +198,19 @@ def _training_source(config: Config) -> tuple[Source, LabelSubset | None]:
     # A student learns from all images.
     distills = config.objective.train_mode == 'distill'
     return (hide_other_labels if distills else restrict)(source, split, subset), subset
+
+
+def _with_precision(config: Config, strategy: tf.distribute.Strategy) -> Config:
+    """`config` with the precision that 'auto' stands for here, or stood for when the run began."""
+    setting = config.train.mixed_precision
+    if setting == 'auto':
+        recorded = configuration.read_flags(config.train.model_dir) or {}
+        begun = checkpoints_in(config.train.model_dir)
+        setting = recorded.get('mixed_precision', 'float32') if begun else setting
+        setting = precision.choose(setting, strategy)
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, mixed_precision=setting)
+    )
 
 
 def _open_teacher(config: Config, strategy: tf.distribute.Strategy) -> Teacher | None:
@@ -282,6 +310,9 @@ def build_model_of(experiment: Experiment) -> SimCLRModel:
             experiment.num_classes,
             replicas=experiment.strategy.num_replicas_in_sync,
             precision=config.train.mixed_precision,
+            filter_products=precision.gains_from_products(
+                config.train.mixed_precision, experiment.strategy
+            ),
             detach_classifier=experiment.pretrains,
         )
     )

@@ -65,7 +65,8 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
             *decay.decayed_kernels(model.backbone),
             *decay.decayed_kernels(model.projection_head),
         ]
-        optimizer = builder.build(config.optimizer, schedule, decayed)
+        scales = config.train.mixed_precision == 'float16'
+        optimizer = builder.build(config.optimizer, schedule, decayed, scales_loss=scales)
         penalty = penalty_of(config, model)
         trainer = Trainer(objective, optimizer, penalty, config.train)
         saved = checkpoints.Checkpoints(
@@ -157,7 +158,8 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
     beginning = config.objective.checkpoint or 'scratch'
     start = f'going on from {resumed}' if resumed else f'from {beginning}'
     doing = {'pretrain': 'Pretraining', 'finetune': 'Fine-tuning', 'distill': 'Distilling into'}
-    print(f'{distribution.describe(config.train, experiment.strategy)}.')
+    where = distribution.describe(config.train, experiment.strategy)
+    print(f'{where}, in {config.train.mixed_precision}.')
     print(
         f'{doing[config.objective.train_mode]} '
         f'ResNet-{config.model.resnet_depth} '

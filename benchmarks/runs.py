@@ -37,6 +37,7 @@ SMALL = (
     '--knn_neighbors=0',
     '--train_summary_steps=5',
     '--deterministic',
+    '--mixed_precision=float32',
 )
 BUNDLED = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:40]')
 LEFTOVERS = re.compile(r'.*\.(partial|replaced)|ckpt-.*(_temp|tempstate.*)')

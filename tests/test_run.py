@@ -28,6 +28,7 @@ from hub_export import publish
 from interruption import Interrupted
 from presets import PRESETS
 from tests.support import mirrored
+from tf2 import precision
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
 
@@ -227,6 +228,28 @@ def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.Mo
     assert experiment.prepare(config, {}).config.train.model_dir == str(folder / 'run')
 
 
+def test_the_precision_that_auto_chose_is_recorded_and_kept(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever hardware the run goes on with."""
+
+    def precision_of(hardware: str, **given: str) -> str:
+        (folder / 'cpuinfo').write_text(f'flags : {hardware}\n')
+        monkeypatch.setattr(precision, 'CPU_INFO', folder / 'cpuinfo')
+        config = configuration.resolve({'model_dir': 'run', **given}, PRESETS)
+        return experiment.prepare(config, given).config.train.mixed_precision
+
+    assert precision_of('avx512_bf16') == 'bfloat16'
+    assert precision_of('avx512f') == 'float32'
+    (folder / 'run').mkdir()
+    config = configuration.resolve({'mixed_precision': 'bfloat16'}, PRESETS)
+    configuration.write_flags('run', config, {'num_classes': 10})
+    assert precision_of('avx512f') == 'float32'  # nothing was trained yet
+    (folder / 'run' / 'ckpt-1.index').touch()
+    assert precision_of('avx512f') == 'bfloat16'
+    assert precision_of('avx512f', mixed_precision='float32') == 'float32'
+
+
 def program(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
     # Not the log level of the tests: what TensorFlow says must stay out of a user's sight too.
     environment = {key: value for key, value in os.environ.items() if not key.startswith('TF_CPP')}
@@ -381,6 +404,14 @@ def test_a_finished_run_is_not_trained_again(finished: tuple[pathlib.Path, str])
     assert f'going on from {model_dir}/ckpt-3' in shown
     assert 'Training is done: 3 steps.' in shown
     assert {path.name: path.read_bytes() for path in model_dir.glob('ckpt-*')} == before
+
+
+def test_a_run_is_not_to_end_before_what_it_did(
+    finished: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ['--mode=train', f'--model_dir={finished[0]}', *BUNDLED, '--train_steps=2']
+    assert run.main(['run.py', *arguments]) == 2
+    assert 'holds step 3, this run is to end at step 2' in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures('no_export')

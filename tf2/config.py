@@ -239,9 +239,12 @@ class TrainConfig:
         at_most=2**32 - 1,
     )
     mixed_precision: str = option(
-        'float32',
-        'Precision of convolutions and dense layers; loss and weights stay float32.',
-        choices=('float32', 'bfloat16'),
+        'auto',
+        'Precision of convolutions and dense layers; loss, softmax, statistics and weights stay '
+        'float32. auto: bfloat16 where the hardware computes in it (TPUs, GPUs from compute '
+        'capability 8.0 on, CPUs with AVX512-BF16 or AMX), else float32; what a run started with '
+        'is recorded, and kept when it goes on. float16 scales the loss.',
+        choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     jit_compile: bool = option(False, 'Compile the training step with XLA.')
     strategy: str = option(

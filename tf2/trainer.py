@@ -92,10 +92,11 @@ class Trainer:
             terms = self._objective.compute(batch, training=True)
             terms['weight_decay'] = self._penalty.value()
             terms['total_loss'] = terms.pop('loss') + terms['weight_decay']
-            share = terms['total_loss'] / replicas
+            share = builder.scaled(self._optimizer, terms['total_loss'] / replicas)
         gradients = tape.gradient(share, variables)
         if replicas > 1:
             gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        gradients = builder.unscaled(self._optimizer, gradients)
         builder.apply(self._optimizer, gradients, variables)
         self._objective.after_update()
         return tf.stack([*(terms[name] for name in self.metrics), stopping])

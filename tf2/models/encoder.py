@@ -20,7 +20,8 @@ class SimCLRModel(tf.keras.Model):
         num_classes: classes of the linear classifier; None builds none.
         replicas: number of replicas the training step runs on; global BN needs no
             synchronisation on one.
-        precision: 'float32' or 'bfloat16', for convolutions and dense layers.
+        precision: 'float32', 'bfloat16' or 'float16', for convolutions and dense layers.
+        filter_products: see `Norm`; `tf2.precision` knows where it pays.
         detach_classifier: whether gradients of the classifier stop before the encoder, so that it
             measures the representation and does not change it.
     """
@@ -33,6 +34,7 @@ class SimCLRModel(tf.keras.Model):
         *,
         replicas: int = 1,
         precision: str = 'float32',
+        filter_products: bool = False,
         detach_classifier: bool = False,
     ) -> None:
         super().__init__()
@@ -40,6 +42,7 @@ class SimCLRModel(tf.keras.Model):
             momentum=config.batch_norm_decay,
             synchronized=config.global_bn and replicas > 1,
             dtype='float32' if precision == 'float32' else f'mixed_{precision}',
+            filter_products=filter_products,
         )
         self.config = config
         self.image_size = image_size

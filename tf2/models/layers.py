@@ -6,8 +6,14 @@ import dataclasses
 
 import tensorflow as tf
 
+from tf2.models import convolution
+from tf2.models.convolution import fixed_padding
+
 Layer = tf.keras.layers.Layer
 EPSILON = 1e-5
+# Channels that oneDNN's kernel for batch normalisation takes at once in bfloat16; for what is no
+# multiple it has another, which took ten times as long as the one for float32.
+VECTOR = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +25,14 @@ class Norm:
         synchronized: whether statistics are taken over all replicas. One replica has no use for
             that, and without it a fused kernel does the work, which is much faster.
         dtype: Keras dtype policy, such as 'float32' or 'mixed_bfloat16'.
+        filter_products: whether filters that look at small maps get their gradient from matrix
+            products (`convolution.convolve`).
     """
 
     momentum: float = 0.9
     synchronized: bool = False
     dtype: str = 'float32'
+    filter_products: bool = False
 
 
 class BatchNorm(Layer):
@@ -100,6 +109,9 @@ class BatchNorm(Layer):
         Statistics are those of the batch unless `mean` and `variance` [c] are given.
         """
         training = mean is None
+        dtype = images.dtype
+        if images.shape[-1] % VECTOR:
+            images = tf.cast(images, tf.float32)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images,
             scale=self.gamma,
@@ -110,7 +122,7 @@ class BatchNorm(Layer):
             exponential_avg_factor=1.0,
             is_training=training,
         )
-        return outputs, mean, variance
+        return tf.cast(outputs, dtype), mean, variance
 
     def _normalise(self, images: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         """Normalises float32 `images` [b, h, w, c] by statistics [c] that gradients flow to."""
@@ -141,9 +153,7 @@ class FixedPadding(Layer):
 
     def __init__(self, kernel_size: int, norm: Norm) -> None:
         super().__init__(dtype=norm.dtype)
-        before = (kernel_size - 1) // 2
-        after = kernel_size - 1 - before
-        self.paddings = [[0, 0], [before, after], [before, after], [0, 0]]
+        self.paddings = fixed_padding(kernel_size)
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         """Pads `images` [b, h, w, c] with zeros to [b, h + k - 1, w + k - 1, c]."""
@@ -155,21 +165,34 @@ class Conv(Layer):
 
     def __init__(self, filters: int, kernel_size: int, strides: int, norm: Norm) -> None:
         super().__init__(dtype=norm.dtype)
-        strided = strides > 1
-        self.padding = FixedPadding(kernel_size, norm) if strided else None
-        self.conv = tf.keras.layers.Conv2D(
+        self.conv = PaddedConv2D(
             filters,
             kernel_size,
             strides,
-            padding='valid' if strided else 'same',
+            padding='same',
             use_bias=False,
             kernel_initializer=tf.keras.initializers.VarianceScaling(2.0),
             dtype=norm.dtype,
         )
+        self.conv.filter_products = norm.filter_products
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         """Maps [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters]."""
-        return self.conv(self.padding(images) if self.padding else images)
+        return self.conv(images)
+
+
+class PaddedConv2D(tf.keras.layers.Conv2D):
+    """Keras's layer, with our padding and gradient."""
+
+    filter_products = False
+
+    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return convolution.convolve(
+            inputs,
+            tf.convert_to_tensor(kernel),
+            self.strides[0],
+            filter_products=self.filter_products,
+        )
 
 
 class ConvBN(Layer):

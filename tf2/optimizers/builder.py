@@ -15,6 +15,7 @@ from tf2.optimizers.lars import Lars
 Rate: TypeAlias = float | tf.keras.optimizers.schedules.LearningRateSchedule
 Optimizer: TypeAlias = tf.keras.optimizers.Optimizer | tf.keras.optimizers.legacy.Optimizer
 Variables: TypeAlias = Sequence[tf.Variable]
+LossScaling = tf.keras.mixed_precision.LossScaleOptimizer
 
 
 def _lars(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
@@ -47,7 +48,13 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Rate, Variables], Optimizer]] =
 DECAY_IN_UPDATE = frozenset({'lars', 'lamb'})
 
 
-def build(config: OptimizerConfig, learning_rate: Rate, decayed: Variables) -> Optimizer:
+def build(
+    config: OptimizerConfig,
+    learning_rate: Rate,
+    decayed: Variables,
+    *,
+    scales_loss: bool = False,
+) -> Optimizer:
     """The optimizer `config` names.
 
     To be called within the scope of the distribution strategy, after the model was built.
@@ -57,6 +64,10 @@ def build(config: OptimizerConfig, learning_rate: Rate, decayed: Variables) -> O
         learning_rate: float, or a schedule called with the number of updates done.
         decayed: variables that lars and lamb decay and adapt: the kernels of encoder and
             projection head, without the supervised head. The others ignore it.
+        scales_loss: whether small gradients are kept from vanishing in float16: the loss is
+            multiplied by a factor that grows until gradients overflow; such an update is left
+            out, counts as a step, and halves the factor (Micikevicius et al. 2017,
+            arXiv:1710.03740, section 3.2).
 
     Returns:
         A Keras optimizer, for `apply`.
@@ -67,7 +78,22 @@ def build(config: OptimizerConfig, learning_rate: Rate, decayed: Variables) -> O
     if config.optimizer not in OPTIMIZERS:
         names = ', '.join(OPTIMIZERS)
         raise UserError(f'--optimizer must be one of {names}; found {config.optimizer!r}.')
-    return OPTIMIZERS[config.optimizer](config, learning_rate, decayed)
+    optimizer = OPTIMIZERS[config.optimizer](config, learning_rate, decayed)
+    return LossScaling(optimizer) if scales_loss else optimizer
+
+
+def scaled(optimizer: Optimizer, loss: tf.Tensor) -> tf.Tensor:
+    """What to differentiate in place of `loss`, for `unscaled`."""
+    return optimizer.get_scaled_loss(loss) if isinstance(optimizer, LossScaling) else loss
+
+
+def unscaled(
+    optimizer: Optimizer, gradients: Sequence[tf.Tensor | None]
+) -> Sequence[tf.Tensor | None]:
+    """Gradients of the loss from those of `scaled`, summed over the replicas, for `apply`."""
+    if not isinstance(optimizer, LossScaling):
+        return gradients
+    return optimizer.get_unscaled_gradients(gradients)
 
 
 def create_variables(optimizer: Optimizer, variables: Variables) -> None:
@@ -84,8 +110,7 @@ def apply(
     """Updates `variables` by `gradients` that were already summed over the replicas.
 
     Args:
-        optimizer: from `build`, or wrapped in a LossScaleOptimizer (then give it gradients that
-            were unscaled).
+        optimizer: from `build`.
         gradients: one for each variable; None leaves the variable as it is.
         variables: all that are trained, the same at each call.
     """

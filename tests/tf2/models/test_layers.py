@@ -88,12 +88,20 @@ def test_options_of_gamma_and_beta() -> None:
     np.testing.assert_array_equal(layer(IMAGES, training=True), np.zeros_like(IMAGES))
 
 
-def test_bfloat16_keeps_statistics_in_float32() -> None:
-    layer = built(Norm(dtype='mixed_bfloat16'))
-    outputs = layer(tf.cast(IMAGES, tf.bfloat16), training=True)
+@pytest.mark.parametrize('channels', [6, 16])
+@pytest.mark.parametrize('training', [True, False])
+def test_bfloat16_keeps_statistics_in_float32(channels: int, training: bool) -> None:
+    """By the one kernel and the other: `layers.VECTOR`."""
+    layer = BatchNorm(Norm(dtype='mixed_bfloat16'))
+    images = np.resize(IMAGES, [8, 4, 5, channels])
+    outputs = layer(tf.cast(images, tf.bfloat16), training=training)
     assert outputs.dtype == tf.bfloat16
     assert {variable.dtype for variable in layer.variables} == {tf.float32}
-    np.testing.assert_allclose(tf.cast(outputs, tf.float32), reference(IMAGES)[0], atol=0.05)
+    expected, mean, _ = reference(images)
+    expected = expected if training else images / np.sqrt(1 + EPSILON)
+    np.testing.assert_allclose(tf.cast(outputs, tf.float32), expected, rtol=0.01, atol=0.05)
+    moved = 0.1 * mean if training else np.zeros(channels)
+    np.testing.assert_allclose(layer.moving_mean, moved, rtol=0.01, atol=1e-6)
 
 
 @pytest.mark.parametrize(('kernel', 'before', 'after'), [(2, 0, 1), (3, 1, 1), (7, 3, 3)])

@@ -1,0 +1,197 @@
+"""Runs every benchmark of speed several times and writes benchmarks/results.md.
+
+    make bench
+    make bench ARGS='--runs=1 --parts steps loss'
+
+All of it takes about three quarters of an hour on two slow cores, which should have nothing else
+to do. A run goes through all parts once, so that slow spells of the machine are spread over them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from benchmarks.speed.spread import spread
+from settings import choose_keras_2
+from tf2.files import write_text
+
+RESULTS = pathlib.Path(__file__).parents[1] / 'results.md'
+PARTS = {
+    'steps': 'Training step',
+    'peers': 'The same step by other programs',
+    'inputs': 'Input',
+    'start': 'Start',
+    'loss': 'Growth of the loss',
+}
+PACKAGES = ('tensorflow', 'keras', 'numpy')
+
+Runs = Sequence[Mapping[str, float]]
+
+# The published TF2 program, once, on a machine of this kind at its full speed: 47.7 images/s in
+# the first case of `steps` where products of float32 matrices reach 431 GFLOP/s, 1.78 GB; 574
+# JPEGs/s where one core decodes 931/s; 22.5 s at least from the shell to the end of one step, where
+# the peak was as above; 3.7 GB for the loss of 8,192. Shares of the peak carry over to other
+# machines, seconds as its inverse.
+PUBLISHED_STEP_SHARE = 0.74
+PUBLISHED_INPUT_SHARE = 574 / (2 * 931)
+PUBLISHED_START_SECONDS = 22.5
+PUBLISHED_START_GFLOPS = 431
+PUBLISHED_STEP_MEGABYTES = 1780
+PUBLISHED_LOSS_MEGABYTES = 3700
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """A figure that is to be reached.
+
+    Attributes:
+        what: in words.
+        at_least: whether `bound` is a lower one.
+        bound: the goal.
+        values: one a run.
+    """
+
+    what: str
+    at_least: bool
+    bound: float
+    values: Sequence[float]
+
+    @property
+    def met(self) -> bool:
+        """Whether the median reaches it."""
+        middle = statistics.median(self.values)
+        return middle >= self.bound if self.at_least else middle <= self.bound
+
+
+def goals(found: Mapping[str, Runs]) -> list[Goal]:
+    """What the parts that were run tell about the goals."""
+    made = []
+    if 'steps' in found:
+        case = 'ResNet-18 width 1, 32 px, batch 64'
+        single = [run[f'{case}, float32: own_share_of_peak'] for run in found['steps']]
+        made.append(
+            Goal(
+                'step in float32, times the published program',
+                True,
+                1.15,
+                [share / PUBLISHED_STEP_SHARE for share in single],
+            )
+        )
+        # Both rates over the same work, the published one by the peak of float32.
+        made.append(
+            Goal(
+                'step in bfloat16, times the published program in float32',
+                True,
+                1.8,
+                [
+                    run[f'{case}, bfloat16: own_images_per_second']
+                    / run[f'{case}, float32: own_images_per_second']
+                    * share
+                    / PUBLISHED_STEP_SHARE
+                    for run, share in zip(found['steps'], single)
+                ],
+            )
+        )
+        made.append(
+            Goal(
+                'memory of the step in float32, MB',
+                False,
+                PUBLISHED_STEP_MEGABYTES,
+                [run[f'{case}, float32: own_megabytes'] for run in found['steps']],
+            )
+        )
+    return made
+
+
+def table_of(made: Sequence[Goal]) -> str:
+    """Markdown: a row for each goal."""
+    lines = ['| goal | wanted | found | reached |', '| --- | --- | --- | --- |']
+    for goal in made:
+        wanted = f'at {"least" if goal.at_least else "most"} {goal.bound:,g}'
+        reached = 'yes' if goal.met else '**no**'
+        lines.append(f'| {goal.what} | {wanted} | {spread(goal.values)} | {reached} |')
+    return '\n'.join(lines)
+
+
+def run_part(part: str) -> dict[str, float]:
+    """One run of one part, in a process of its own; what it prints is shown."""
+    command = [sys.executable, '-m', f'benchmarks.speed.{part}']
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    *shown, figures = done.stdout.splitlines()
+    print(*shown, sep='\n', flush=True)
+    return json.loads(figures)
+
+
+def machine() -> str:
+    """Processor, cores, memory, system and versions, in one line."""
+    info = pathlib.Path('/proc/cpuinfo')
+    named = re.search(r'model name\s*: (.*)', info.read_text()) if info.exists() else None
+    processor = named[1] if named else platform.processor()
+    gigabytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
+    versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in PACKAGES)
+    return (
+        f'{processor}, {os.cpu_count()} cores, {gigabytes:.0f} GB; {platform.system()} '
+        f'{platform.release()}; Python {platform.python_version()}, {versions}'
+    )
+
+
+def document(found: Mapping[str, Runs], seconds: float) -> str:
+    """results.md."""
+    count = len(next(iter(found.values())))
+    parts = [
+        '# How fast it is\n',
+        f'Written by `make bench` on {time.strftime("%Y-%m-%d")}: {count} runs in '
+        f'{seconds / 60:.0f} minutes, medians with the lowest and the highest of them.\n',
+        f'{machine()}.\n',
+        '## Goals\n',
+        'The published program is not timed here unless PUBLISHED_SIMCLR names its folder. Its '
+        'figures were taken once on a machine of this kind: its step reached 74% of the peak of '
+        'float32 products and held 1.78 GB, its input 31% of what the cores decode, its start '
+        '22.5 s where that peak was 431 GFLOP/s, its loss of 8,192 images 3.7 GB. Ratios to it go '
+        'by these shares of the peaks that were measured in the same run as ours.\n',
+        table_of(goals(found)),
+    ]
+    for part, runs in found.items():
+        module = importlib.import_module(f'benchmarks.speed.{part}')
+        command = f'python -m benchmarks.speed.{part}'
+        parts += [f'\n## {PARTS[part]}\n', f'`{command}`\n', module.rows(runs)]
+    return '\n'.join(parts) + '\n'
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs what is asked for; writes results.md where that is everything."""
+    choose_keras_2()
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--runs', type=int, default=5)
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
+    given = parser.parse_args(arguments)
+    began = time.monotonic()
+    found: dict[str, list[Mapping[str, float]]] = {part: [] for part in given.parts}
+    for number in range(1, given.runs + 1):
+        for part in given.parts:
+            print(f'\nRun {number} of {given.runs}: {PARTS[part]}', flush=True)
+            found[part].append(run_part(part))
+    text = document(found, time.monotonic() - began)
+    if given.parts == list(PARTS):
+        write_text(str(RESULTS), text)
+        print(f'\nWritten: {RESULTS}')
+    else:
+        print(f'\n{text}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,217 @@
+"""Times a pretraining step, fed from memory, beside a plain Keras step and the machine's peak.
+
+    python -m benchmarks.speed.steps
+
+The three are timed in turns in one process: what slows the machine down for a while slows all of
+them. Each case has a process of its own. Memory is the most that a process held which did nothing
+but the program's steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from settings import choose_keras_2
+
+choose_keras_2()
+
+import tensorflow as tf
+
+from benchmarks.scaling import Network, flops, trace
+from benchmarks.speed import plain_keras
+from benchmarks.speed.spread import spread
+from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.objectives.nt_xent import Pretraining
+from tf2.optimizers import builder, decay
+from tf2.trainer import Penalty, Trainer
+
+# Depth, width, pixels, images a step, precision.
+CASES = (
+    (18, 1, 32, 64, 'float32'),
+    (18, 1, 32, 64, 'bfloat16'),
+    (18, 0.25, 28, 256, 'float32'),
+    (18, 0.25, 28, 256, 'bfloat16'),
+    (50, 1, 32, 32, 'float32'),
+    (50, 1, 32, 32, 'bfloat16'),
+)
+CLASSES = 10
+MATRIX = 2048  # rows and columns of the product whose rate counts as the machine's peak
+
+Call = Callable[[], object]
+
+
+def own_step(case: argparse.Namespace) -> Call:
+    """The program's step on one batch: both heads, LARS, all metrics, as `run.py` builds it."""
+    config = ModelConfig(case.depth, case.width)
+    model = build_model(
+        SimCLRModel(
+            config,
+            case.size,
+            CLASSES,
+            precision=case.precision,
+            filter_products=case.precision == 'bfloat16',
+            detach_classifier=True,
+        )
+    )
+    decayed = [
+        *decay.decayed_kernels(model.backbone),
+        *decay.decayed_kernels(model.projection_head),
+    ]
+    optimizer = builder.build(OptimizerConfig(), 0.01, decayed)
+    penalty = Penalty(1e-6, [model.classifier.kernel])
+    trainer = Trainer(Pretraining(model, ObjectiveConfig()), optimizer, penalty, TrainConfig())
+    step = tf.function(trainer.replica_step)
+    views, labels = batch_of(case)
+    batch = {'views': tuple(tf.unstack(views)), 'label': labels}
+    return lambda: step(batch).numpy()
+
+
+def plain_step(case: argparse.Namespace) -> Call:
+    """The plain Keras step on the same batch."""
+    step = plain_keras.step_of(case.depth, case.width, case.size, CLASSES, case.precision)
+    views, labels = batch_of(case)
+    together = tf.concat(tf.unstack(views), 0)
+    return lambda: step(together, labels).numpy()
+
+
+def batch_of(case: argparse.Namespace) -> tuple[tf.Tensor, tf.Tensor]:
+    """Two views of each image [2, b, size, size, 3], and labels [b]."""
+    shape = [2, case.batch, case.size, case.size, 3]
+    labels = tf.random.stateless_uniform([case.batch], [0, 1], 0, CLASSES, tf.int32)
+    return tf.random.stateless_uniform(shape, [0, 0]), labels
+
+
+def product(precision: str) -> Call:
+    """A square matrix product in the step's precision."""
+    dtype = tf.float32 if precision == 'float32' else tf.as_dtype(precision)
+    matrix = tf.cast(tf.random.stateless_normal([MATRIX, MATRIX], [0, 0]), dtype)
+    multiply = tf.function(lambda one: tf.matmul(one, one)[0, 0])
+    return lambda: multiply(matrix).numpy()
+
+
+def step_flops(case: argparse.Namespace) -> float:
+    """Floating-point operations of a step an image, of convolutions and products."""
+    network = Network(ModelConfig(case.depth, case.width), case.size, 'float32')
+    graph = trace(network, 2, global_bn=False)
+    return sum(map(flops, [*graph.forward, *graph.backward])) / 2
+
+
+def in_turns(calls: Mapping[str, Call], rounds: int, steps: int) -> dict[str, float]:
+    """Name -> median seconds of a call; each round calls each of them `steps` times."""
+    for call in calls.values():
+        call()
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            for _ in range(steps):
+                began = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure(case: argparse.Namespace) -> dict[str, float]:
+    """Rates and shares of one case."""
+    calls = {'own': own_step(case), 'plain': plain_step(case), 'product': product(case.precision)}
+    seconds = in_turns(calls, case.rounds, case.steps)
+    peak = 2 * MATRIX**3 / seconds['product']
+    work = step_flops(case)
+    found = {'peak_gflops': peak / 1e9}
+    for name in ('own', 'plain'):
+        found[f'{name}_images_per_second'] = case.batch / seconds[name]
+        found[f'{name}_share_of_peak'] = case.batch / seconds[name] * work / peak
+    return found
+
+
+def peak_megabytes(case: argparse.Namespace) -> dict[str, float]:
+    """The most memory that this process has held after two of the program's steps."""
+    step = own_step(case)
+    step(), step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {'own_megabytes': peak / 1e6}
+
+
+def measure_apart(case: Sequence[object], given: argparse.Namespace) -> dict[str, float]:
+    """Figures of one case, each name after the case's, from two processes of its own."""
+    numbers = zip(('depth', 'width', 'size', 'batch', 'precision'), case)
+    command = [sys.executable, '-m', 'benchmarks.speed.steps', f'--rounds={given.rounds}']
+    command += [f'--steps={given.steps}', *(f'--{name}={value}' for name, value in numbers)]
+    found = {}
+    for only in ('rates', 'memory'):
+        run = subprocess.run(
+            [*command, f'--only={only}'], check=True, stdout=subprocess.PIPE, text=True
+        )
+        found |= json.loads(run.stdout.splitlines()[-1])
+    depth, width, size, batch, precision = case
+    name = f'ResNet-{depth} width {width}, {size} px, batch {batch}, {precision}'
+    return {f'{name}: {figure}': value for figure, value in found.items()}
+
+
+def rows(runs: Sequence[Mapping[str, float]]) -> str:
+    """A Markdown table of what several runs gave: median (lowest to highest)."""
+    lines = [
+        '| step | images/s | share of peak | plain Keras, images/s | its share | times plain Keras '
+        '| peak, GFLOP/s | memory, MB |',
+        '| --- | --- | --- | --- | --- | --- | --- | --- |',
+    ]
+    for case in dict.fromkeys(name.split(': ')[0] for run in runs for name in run):
+        own, plain = (
+            [run[f'{case}: {name}_images_per_second'] for run in runs] for name in ('own', 'plain')
+        )
+        own_share, plain_share = (
+            [100 * run[f'{case}: {name}_share_of_peak'] for run in runs]
+            for name in ('own', 'plain')
+        )
+        cells = [
+            spread(own),
+            spread(own_share, '%'),
+            spread(plain),
+            spread(plain_share, '%'),
+            spread([one / other for one, other in zip(own, plain)]),
+            spread([run[f'{case}: peak_gflops'] for run in runs]),
+            spread([run[f'{case}: own_megabytes'] for run in runs]),
+        ]
+        lines.append(f'| {case} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--depth', type=int, default=18)
+    parser.add_argument('--width', type=float, default=1)
+    parser.add_argument('--size', type=int, default=32, help='of the images, in pixels')
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--precision', default='float32', choices=('float32', 'bfloat16'))
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--steps', type=int, default=1, help='of each kind in a round')
+    parser.add_argument(
+        '--only', choices=('rates', 'memory'), help='this one of one case, in this process'
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table of all cases, or of one, and the figures as JSON in the last line."""
+    given = parsed(arguments)
+    if given.only:
+        print(json.dumps({'rates': measure, 'memory': peak_megabytes}[given.only](given)))
+        return
+    figures = {}
+    for case in CASES:
+        figures |= measure_apart(case, given)
+    print(rows([figures]))
+    print(json.dumps(figures))
+
+
+if __name__ == '__main__':
+    main()

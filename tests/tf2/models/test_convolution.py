@@ -1,0 +1,101 @@
+"""Convolution and its gradients: against sums over places; products against the plain ones."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tf2.models import convolution
+from tf2.models.convolution import convolve, fixed_padding
+
+
+def by_hand(images: np.ndarray, kernel: np.ndarray, strides: int) -> np.ndarray:
+    """Place by place, in float64."""
+    size, filters = kernel.shape[0], kernel.shape[-1]
+    padded = np.pad(images.astype(np.float64), fixed_padding(size))
+    batch, height, width, _ = images.shape
+    shape = (batch, -(-height // strides), -(-width // strides), filters)
+    outputs = np.zeros(shape)
+    for i, j in itertools.product(range(shape[1]), range(shape[2])):
+        top, left = i * strides, j * strides
+        seen = padded[:, top : top + size, left : left + size]
+        outputs[:, i, j] = np.tensordot(seen, kernel, 3)
+    return outputs
+
+
+def gradients(images: np.ndarray, kernel: np.ndarray, strides: int, products: bool) -> list:
+    """Of a weighted sum of the result, by images and kernel; and the result."""
+    inputs = [tf.constant(images), tf.constant(kernel)]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = convolve(*inputs, strides, filter_products=products)
+        weights = tf.random.stateless_normal(outputs.shape, [0, 0])
+        loss = tf.reduce_sum(tf.cast(outputs, tf.float32) * weights)
+    return [*tape.gradient(loss, inputs), outputs]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 3, 7]),
+    st.sampled_from([1, 2, 3]),
+)
+@example(2, 8, 8, 3, 4, 3, 2)
+@example(2, 4, 4, 3, 4, 3, 1)
+def test_products_give_what_the_convolution_does(
+    batch: int, height: int, width: int, channels: int, filters: int, size: int, strides: int
+) -> None:
+    random = np.random.default_rng(0)
+    images = random.normal(size=(batch, height, width, channels)).astype(np.float32)
+    kernel = random.normal(size=(size, size, channels, filters)).astype(np.float32)
+    plain = gradients(images, kernel, strides, products=False)
+    np.testing.assert_allclose(plain[-1], by_hand(images, kernel, strides), atol=1e-4)
+    for found, expected in zip(gradients(images, kernel, strides, products=True), plain):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('size', 'used'), [(8, True), (9, False), (None, False)])
+def test_only_small_maps_of_known_size_take_products(
+    monkeypatch: pytest.MonkeyPatch, size: int | None, used: bool
+) -> None:
+    calls = []
+
+    def spied(*arguments: object) -> tf.Tensor:
+        calls.append(arguments)
+        return original(*arguments)
+
+    original = convolution.filter_gradient
+    monkeypatch.setattr(convolution, 'filter_gradient', spied)
+    signature = [tf.TensorSpec([None, size, size, 3]), tf.TensorSpec([3, 3, 3, 4])]
+
+    @tf.function(input_signature=signature)
+    def gradient(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        outputs = convolve(images, kernel, 1, filter_products=True)
+        return tf.gradients(outputs, kernel)[0]
+
+    images = tf.ones([2, size or 8, size or 8, 3])
+    found = gradient(images, tf.ones([3, 3, 3, 4]))
+    assert bool(calls) is used
+    assert float(found[1, 1, 0, 0]) == 2 * (size or 8) ** 2
+
+
+@pytest.mark.parametrize('strides', [1, 2])
+def test_bfloat16_products_are_as_near_as_the_convolution(strides: int) -> None:
+    random = np.random.default_rng(0)
+    images = random.normal(size=(16, 8, 8, 32)).astype(np.float32)
+    kernel = random.normal(size=(3, 3, 32, 16)).astype(np.float32)
+    exact = gradients(images, kernel, strides, products=False)[1]
+    cast = [tf.cast(value, tf.bfloat16) for value in (images, kernel)]
+    for products in (False, True):
+        found = tf.cast(gradients(*cast, strides, products)[1], tf.float32)
+        error = tf.norm(found - exact) / tf.norm(exact)
+        assert error < 0.01

@@ -1,0 +1,47 @@
+"""The precision that `--mixed_precision=auto` stands for, and what follows from a precision."""
+
+from __future__ import annotations
+
+import pathlib
+
+import tensorflow as tf
+
+from tf2 import distribution
+
+CPU_INFO = pathlib.Path('/proc/cpuinfo')
+CPU_FLAGS = frozenset({'avx512_bf16', 'amx_bf16'})
+GPU_CAPABILITY = (8, 0)  # of Ampere, the first with bfloat16
+
+
+def choose(setting: str, strategy: tf.distribute.Strategy) -> str:
+    """The precision to compute in: 'float32', 'bfloat16' or 'float16'.
+
+    Args:
+        setting: `mixed_precision`; 'auto' takes bfloat16 where the devices have instructions for
+            it, as far as they tell.
+        strategy: knows the devices.
+    """
+    if setting != 'auto':
+        return setting
+    gpus = tf.config.list_physical_devices('GPU')
+    computes = all(map(_gpu_computes_bfloat16, gpus)) if gpus else _cpu_computes_bfloat16()
+    return 'bfloat16' if distribution.is_tpu(strategy) or computes else 'float32'
+
+
+def _gpu_computes_bfloat16(gpu: tf.config.PhysicalDevice) -> bool:
+    details = tf.config.experimental.get_device_details(gpu)
+    return details.get('compute_capability', (0, 0)) >= GPU_CAPABILITY
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether Linux lists instructions for it; other systems are not asked."""
+    if not CPU_INFO.exists():
+        return False
+    lines = (line for line in CPU_INFO.read_text().splitlines() if line.startswith('flags'))
+    return bool(CPU_FLAGS & set(next(lines, '').split()))
+
+
+def gains_from_products(precision: str, strategy: tf.distribute.Strategy) -> bool:
+    """Whether `SimCLRModel` is to get `filter_products`: in bfloat16 on CPUs."""
+    devices = strategy.extended.worker_devices
+    return precision == 'bfloat16' and all('CPU' in device for device in devices)
