@@ -58,8 +58,7 @@ def nt_xent(
     logits outlives its block. Only the loss has one, and only a first one.
 
     Args:
-        view_a: [n, d] float32, projections of the first views of this replica's n images. Shapes
-            are static.
+        view_a: [n, d] float32, projections of the first views of this replica's n images.
         view_b: [n, d] float32, projections of the second views.
         temperature: divides the similarities.
         hidden_norm: whether projections are scaled to length 1 first.
@@ -86,7 +85,7 @@ def nt_xent(
         found, gradients = _loss_and_gradients(*views, offset, temperature, memory, block)
 
         def backward(by_loss: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
-            by_example = by_loss / view_a.shape[0]
+            by_example = by_loss / tf.cast(_rows(view_a), tf.float32)
             return [by_example * gradient for gradient in gradients]
 
         return found, backward
@@ -109,8 +108,7 @@ def _loss_and_gradients(
     Returns:
         Loss and metrics; gradients of n times the loss by each of the four arguments in front.
     """
-    count, everything = view_a.shape[0], all_a.shape[0]
-    columns = 2 * everything + (memory.rows.shape[0] if memory else 0)
+    columns = 2 * _rows(all_a) + (memory.rows.shape[0] if memory else 0)
 
     def compare(
         rows_a: tf.Tensor, rows_b: tf.Tensor, places: tf.Tensor
@@ -122,8 +120,8 @@ def _loss_and_gradients(
 
     (log_sums, mean_a, mean_b, hits, entropies), by_columns = _in_blocks(
         compare,
-        [view_a / temperature, view_b / temperature, tf.range(count) + offset],
-        max(1, block // (2 * columns)),
+        [view_a / temperature, view_b / temperature, tf.range(_rows(view_a)) + offset],
+        block // (2 * columns),
     )
     positives = tf.reduce_sum(view_a * view_b, -1) / temperature  # [n]
     found = (log_sums - 2 * positives, hits, entropies)
@@ -162,7 +160,7 @@ def _compare(
     """Compares `rows` [k, d], number `places` [k] among `alike` [N, d], with everything else."""
     logits = tf.matmul(rows, partners, transpose_b=True)  # [k, N]
     # A minimum costs a third of tf.where, whose condition had to be computed apart.
-    but_own = tf.one_hot(places, alike.shape[0], ABSENT, tf.float32.max)  # [k, N]
+    but_own = tf.one_hot(places, _rows(alike), ABSENT, tf.float32.max)  # [k, N]
     others = tf.minimum(tf.matmul(rows, alike, transpose_b=True), but_own)  # [k, N]
     parts = [_Part.of(logits, partners), _Part.of(others, alike)]
     if memory is not None:
@@ -223,7 +221,7 @@ class _Part(typing.NamedTuple):
 def _in_blocks(
     function: Callable[..., tuple[list[tf.Tensor], list[tf.Tensor]]],
     rows: Sequence[tf.Tensor],
-    size: int,
+    size: int | tf.Tensor,
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """Calls `function` on `size` rows or fewer at a time, one block after the other.
 
@@ -231,17 +229,20 @@ def _in_blocks(
         function: blocks of `rows` -> float32 results row by row, and sums over the rows, to which
             rows of zeros must add nothing.
         rows: each [n, …].
-        size: rows of a block.
+        size: rows of a block; below 1 it is 1.
 
     Returns:
         What `function` would return for all rows at once.
     """
-    count = rows[0].shape[0]
-    blocks = -(-count // size)
-    if blocks == 1:
-        return function(*rows)
-    size = -(-count // blocks)  # as even as can be, so that little is filled up
-    shares = [_split_and_fill(values, blocks, size) for values in rows]  # [blocks, size, …] each
+    count = _rows(rows[0])
+    # Blocks as even as can be, so that little is filled up.
+    if tf.is_tensor(count) or tf.is_tensor(size):
+        blocks = tf.maximum(1, -(-count // tf.maximum(1, size)))
+    else:
+        blocks = -(-count // max(1, size))
+        if blocks == 1:
+            return function(*rows)
+    shares = [_split_and_fill(values, blocks) for values in rows]  # [blocks, size, …] each
     first, sums = function(*(share[0] for share in shares))
     arrays = [
         tf.TensorArray(tf.float32, blocks, element_shape=result.shape).write(0, result)
@@ -264,15 +265,22 @@ def _in_blocks(
     return [_join(array.stack(), count) for array in arrays], sums
 
 
-def _split_and_fill(values: tf.Tensor, blocks: int, size: int) -> tf.Tensor:
+def _split_and_fill(values: tf.Tensor, blocks: int | tf.Tensor) -> tf.Tensor:
     """[n, …] in [blocks, size, …], filled up with zeros."""
-    filling = tf.zeros([blocks * size - values.shape[0], *values.shape[1:]], values.dtype)
+    count = _rows(values)
+    size = -(-count // blocks)
+    filling = tf.zeros([blocks * size - count, *values.shape[1:]], values.dtype)
     return tf.reshape(tf.concat([values, filling], 0), [blocks, size, *values.shape[1:]])
 
 
-def _join(blocks: tf.Tensor, count: int) -> tf.Tensor:
+def _join(blocks: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
     """The first `count` rows in [blocks, size, …]."""
     return tf.reshape(blocks, [-1, *blocks.shape[2:]])[:count]
+
+
+def _rows(values: tf.Tensor) -> int | tf.Tensor:
+    """How many; not static where several workers share a batch."""
+    return tf.shape(values)[0] if values.shape[0] is None else values.shape[0]
 
 
 class Pretraining(Objective):

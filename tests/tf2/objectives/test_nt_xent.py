@@ -316,6 +316,19 @@ def test_blocks_give_what_one_block_gives(replicas: int) -> None:
                 np.testing.assert_allclose(figure, theirs[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('block', [BLOCK, 200])
+def test_the_number_of_rows_may_be_unknown_beforehand(block: int) -> None:
+    # So it is where several workers share a batch.
+    @tf.function(input_signature=2 * [tf.TensorSpec([None, 5])])
+    def compute(view_a: tf.Tensor, view_b: tf.Tensor) -> dict:
+        return loss_and_figures(tf.concat([view_a, view_b], 0), 0.1, block=block)
+
+    views = tf.constant(np.random.default_rng(2).normal(size=(2, 9, 5)), tf.float32)
+    expected = loss_and_figures(tf.concat(tf.unstack(views), 0), 0.1)
+    for name, figure in compute(*tf.unstack(views)).items():
+        np.testing.assert_allclose(figure, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def loops_in(function: Any) -> set[str]:
     definition = function.graph.as_graph_def()
     nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
