@@ -233,7 +233,7 @@ def check_divisible(strategy: tf.distribute.Strategy, **batch_sizes: int) -> Non
 
 
 def all_gather(local: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | int]:
-    """Concatenates `local` [n, ...] of all replicas, in their order.
+    """Concatenates `local` [n, ...] of all replicas, in their order; n is that of each of them.
 
     Gradients flow back through it to every replica. To be called in a replica context.
 
@@ -244,4 +244,7 @@ def all_gather(local: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | int]:
     if context.num_replicas_in_sync == 1:
         return local, 0
     offset = context.replica_id_in_sync_group * tf.shape(local)[0]
-    return context.all_gather(local, axis=0), offset
+    gathered = context.all_gather(local, axis=0)
+    # Collectives know no shape, not even the rank.
+    rows = None if local.shape[0] is None else local.shape[0] * context.num_replicas_in_sync
+    return tf.ensure_shape(gathered, [rows, *local.shape[1:]]), offset

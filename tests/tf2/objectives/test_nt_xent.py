@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import GOLDEN, mirrored, run_on_replicas
-from tf2.objectives.nt_xent import contrast_metrics, nt_xent
+from tf2.objectives.nt_xent import BLOCK, nt_xent
 
 FIGURES = np.load(GOLDEN / 'ntxent.npz')
 
@@ -41,42 +42,50 @@ def slow_reference(
     return 2 * float(np.mean(losses))
 
 
-def loss_and_figures(hidden: tf.Tensor, temperature: float, hidden_norm: bool = True) -> dict:
-    """Everything the golden files hold, for a replica's `hidden` [2n, d]."""
+def loss_and_figures(hidden: tf.Tensor, temperature: float, **options: Any) -> dict:
+    """Loss, metrics and gradient of the global loss, for a replica's `hidden` [2n, d]."""
     context = tf.distribute.get_replica_context()
     with tf.GradientTape() as tape:
         tape.watch(hidden)
-        contrast = nt_xent(*tf.split(hidden, 2), temperature, hidden_norm=hidden_norm)
+        contrast = nt_xent(*tf.split(hidden, 2), temperature, **options)
         share = contrast.loss / context.num_replicas_in_sync
-    figures = {'loss': contrast.loss, 'logits': contrast.logits_ab, 'targets': contrast.targets}
-    return {**figures, 'grad': tape.gradient(share, hidden), **contrast_metrics(contrast)}
+    return {**contrast._asdict(), 'grad': tape.gradient(share, hidden)}
+
+
+def metrics_of(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """Accuracy and entropy of first views' `logits` [n, N] over second ones."""
+    logits = logits.astype(np.float64)
+    softmax = np.exp(logits - np.logaddexp.reduce(logits, 1)[:, None])
+    entropies = [-np.sum(row[row > 0] * np.log(row[row > 0])) for row in softmax]
+    return float(np.mean(logits.argmax(1) == targets)), float(np.mean(entropies))
 
 
 @pytest.mark.smoke
+@pytest.mark.parametrize('block', [BLOCK, 1])
 @pytest.mark.parametrize('graph', [False, True])
 @pytest.mark.parametrize('case', range(4))
-def test_golden_on_one_replica(case: int, graph: bool) -> None:
-    golden = {key: FIGURES[f'single{case}_{key}'] for key in ('hidden', 'loss', 'logits_ab')}
+def test_golden_on_one_replica(case: int, graph: bool, block: int) -> None:
+    golden = {
+        key: FIGURES[f'single{case}_{key}']
+        for key in ('hidden', 'loss', 'grad', 'contrast_acc', 'contrast_entropy')
+    }
     temperature = float(FIGURES[f'single{case}_temperature'])
     hidden_norm = bool(FIGURES[f'single{case}_hidden_norm'])
 
     def compute(hidden: tf.Tensor) -> dict:
-        return loss_and_figures(hidden, temperature, hidden_norm)
+        return loss_and_figures(hidden, temperature, hidden_norm=hidden_norm, block=block)
 
     compute = tf.function(compute) if graph else compute
     found = compute(tf.constant(golden['hidden']))
     np.testing.assert_allclose(found['loss'], golden['loss'], rtol=1e-5)
-    np.testing.assert_allclose(found['logits'], golden['logits_ab'], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found['grad'], FIGURES[f'single{case}_grad'], rtol=1e-3, atol=1e-6)
-    labels = FIGURES[f'single{case}_labels'].argmax(1)
-    np.testing.assert_array_equal(found['targets'], labels)
-    np.testing.assert_allclose(found['contrast_acc'], FIGURES[f'single{case}_contrast_acc'])
-    entropy = FIGURES[f'single{case}_contrast_entropy']
-    np.testing.assert_allclose(found['contrast_entropy'], entropy, rtol=1e-4)
+    np.testing.assert_allclose(found['grad'], golden['grad'], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found['accuracy'], golden['contrast_acc'])
+    np.testing.assert_allclose(found['entropy'], golden['contrast_entropy'], rtol=1e-4)
 
 
+@pytest.mark.parametrize('block', [BLOCK, 1])
 @pytest.mark.parametrize('replicas', [2, 4])
-def test_golden_on_several_replicas(replicas: int) -> None:
+def test_golden_on_several_replicas(replicas: int, block: int) -> None:
     golden = [
         {
             key: FIGURES[f'replicas{replicas}_{r}_{key}']
@@ -87,16 +96,17 @@ def test_golden_on_several_replicas(replicas: int) -> None:
     temperature = float(FIGURES[f'replicas{replicas}_temperature'])
     found = run_on_replicas(
         mirrored(replicas),
-        lambda hidden: loss_and_figures(hidden, temperature),
+        lambda hidden: loss_and_figures(hidden, temperature, block=block),
         [figures['hidden'] for figures in golden],
     )
     for mine, theirs in zip(found, golden, strict=True):
         np.testing.assert_allclose(mine['loss'], theirs['loss'], rtol=1e-5)
-        np.testing.assert_allclose(mine['logits'], theirs['logits_ab'], rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(mine['targets'], theirs['labels'].argmax(1))
         np.testing.assert_allclose(
             mine['grad'], theirs['grad_of_loss_over_replicas'], rtol=1e-3, atol=1e-6
         )
+        accuracy, entropy = metrics_of(theirs['logits_ab'], theirs['labels'].argmax(1))
+        np.testing.assert_allclose(mine['accuracy'], accuracy, rtol=1e-6)
+        np.testing.assert_allclose(mine['entropy'], entropy, rtol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -221,3 +231,159 @@ def test_replicas_share_one_loss_with_negatives() -> None:
     parts = run_on_replicas(mirrored(2), loss, np.split(view_a, 2), np.split(view_b, 2))
     expected = slow_reference(np.concatenate([view_a, view_b]), 0.3, True, negatives[:4])
     np.testing.assert_allclose(np.mean(parts), expected, rtol=1e-5)
+
+
+# --- in blocks
+
+
+def slow_gradient(
+    hidden: np.ndarray, temperature: float, hidden_norm: bool, negatives: np.ndarray
+) -> tf.Tensor:
+    """Of `slow_reference`, by one softmax over everything, in float64."""
+    hidden, negatives = (tf.constant(values, tf.float64) for values in (hidden, negatives))
+    rows = len(hidden)
+    with tf.GradientTape() as tape:
+        tape.watch(hidden)
+        views = tf.math.l2_normalize(hidden, -1) if hidden_norm else hidden
+        logits = tf.matmul(views, tf.concat([views, negatives], 0), transpose_b=True) / temperature
+        logits = tf.where(tf.eye(rows, len(views) + len(negatives)) > 0, -1e9, logits)
+        partners = tf.roll(tf.range(rows), rows // 2, 0)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(partners, logits)
+        loss = 2 * tf.reduce_mean(losses)
+    return tape.gradient(loss, hidden)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(1, 11),
+    width=st.integers(1, 12),
+    rows=st.integers(0, 12),
+    filled=st.integers(0, 4),
+    temperature=st.sampled_from([0.05, 0.1, 1.0]),
+    hidden_norm=st.booleans(),
+    graph=st.booleans(),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_blocks_of_any_size_give_the_slow_loss_and_gradient(
+    images: int,
+    width: int,
+    rows: int,
+    filled: int,
+    temperature: float,
+    hidden_norm: bool,
+    graph: bool,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(2 * images, width)).astype(np.float32)
+    memory = {}
+    negatives = np.full([4, width], 1e3, np.float32)
+    negatives[:filled] = rng.normal(size=(filled, width))
+    if filled:
+        memory = {'negatives': tf.constant(negatives), 'filled': filled}
+    # As many logits as `rows` images have; 0 asks for less than one has.
+    block = rows * 2 * (2 * images + (4 if filled else 0))
+
+    def compute(hidden: tf.Tensor) -> dict:
+        options = {'hidden_norm': hidden_norm, 'block': block, **memory}
+        return loss_and_figures(hidden, temperature, **options)
+
+    found = (tf.function(compute) if graph else compute)(tf.constant(hidden))
+    expected = slow_reference(hidden, temperature, hidden_norm, negatives[:filled])
+    np.testing.assert_allclose(found['loss'], expected, rtol=1e-4, atol=1e-4)
+    gradient = slow_gradient(hidden, temperature, hidden_norm, negatives[:filled])
+    # Rounding is that of the views, over the temperature; short ones are scaled up.
+    lengths = np.linalg.norm(hidden, axis=1)
+    scale = (1 / lengths.min() if hidden_norm else lengths.max()) / temperature
+    np.testing.assert_allclose(found['grad'], gradient, rtol=1e-4, atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_blocks_give_what_one_block_gives(replicas: int) -> None:
+    rng = np.random.default_rng(replicas)
+    shares = rng.normal(size=(replicas, 2 * 7, 6)).astype(np.float32)
+    negatives = tf.constant(rng.normal(size=(5, 6)), tf.float32)
+    columns = 2 * 7 * replicas + 5
+
+    def figures(rows: int) -> list[dict]:
+        options = {'negatives': negatives, 'filled': 3, 'block': 2 * rows * columns}
+        return run_on_replicas(
+            mirrored(replicas), lambda hidden: loss_and_figures(hidden, 0.1, **options), shares
+        )
+
+    whole = figures(7)
+    for rows in (3, 1):  # 3 + 3 + 1 rows, and one by one
+        for mine, theirs in zip(figures(rows), whole, strict=True):
+            for name, figure in mine.items():
+                np.testing.assert_allclose(figure, theirs[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('block', [BLOCK, 200])
+def test_the_number_of_rows_may_be_unknown_beforehand(block: int) -> None:
+    # So it is where several workers share a batch.
+    @tf.function(input_signature=2 * [tf.TensorSpec([None, 5])])
+    def compute(view_a: tf.Tensor, view_b: tf.Tensor) -> dict:
+        return loss_and_figures(tf.concat([view_a, view_b], 0), 0.1, block=block)
+
+    views = tf.constant(np.random.default_rng(2).normal(size=(2, 9, 5)), tf.float32)
+    expected = loss_and_figures(tf.concat(tf.unstack(views), 0), 0.1)
+    for name, figure in compute(*tf.unstack(views)).items():
+        np.testing.assert_allclose(figure, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def loops_in(function: Any) -> set[str]:
+    definition = function.graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    return {node.op for node in nodes if 'While' in node.op}
+
+
+@pytest.mark.parametrize(('block', 'looped'), [(4 * 32 * 32, False), (4 * 32 * 32 - 1, True)])
+def test_what_fits_into_a_block_needs_no_loop(block: int, looped: bool) -> None:
+    function = tf.function(lambda hidden: loss_and_figures(hidden, 0.1, block=block))
+    concrete = function.get_concrete_function(tf.TensorSpec([64, 4]))
+    assert bool(loops_in(concrete)) == looped
+
+
+def largest_tensor(graph: tf.Graph) -> int:
+    """Elements of the largest result of an operation in `graph`, not in the functions it calls."""
+    return max(
+        tensor.shape.num_elements() or 0
+        for operation in graph.get_operations()
+        for tensor in operation.outputs
+    )
+
+
+def test_no_matrix_of_logits_is_kept() -> None:
+    images, width = 64, 4
+    function = tf.function(lambda hidden: loss_and_figures(hidden, 0.1, block=4 * images * 8))
+    concrete = function.get_concrete_function(tf.TensorSpec([2 * images, width]))
+    # Both views at most, or the logits of a block.
+    assert largest_tensor(concrete.graph) <= 2 * images * max(width, 8)
+
+
+def test_accuracy_and_entropy_are_those_of_first_views_to_second_ones() -> None:
+    rng = np.random.default_rng(3)
+    view_a = rng.normal(size=(40, 8)).astype(np.float32)
+    view_b = (view_a + rng.normal(size=(40, 8))).astype(np.float32)
+    found = nt_xent(tf.constant(view_a), tf.constant(view_b), 0.2, hidden_norm=False, block=1)
+    logits = view_a.astype(np.float64) @ view_b.T.astype(np.float64) / 0.2
+    accuracy, entropy = metrics_of(logits, np.arange(40))
+    assert 0 < accuracy < 1
+    np.testing.assert_allclose(found.accuracy, accuracy, rtol=1e-6)
+    np.testing.assert_allclose(found.entropy, entropy, rtol=1e-3, atol=1e-4)
+
+
+def test_equal_projections_are_no_hits() -> None:
+    found = nt_xent(tf.ones([8, 3]), tf.ones([8, 3]), 0.1)
+    np.testing.assert_allclose(found.accuracy, 1 / 8)  # the first of all that are as near
+    np.testing.assert_allclose(found.entropy, np.log(8), rtol=1e-5)
+
+
+def test_the_gradient_follows_what_comes_after_the_loss() -> None:
+    hidden = tf.constant(np.random.default_rng(1).normal(size=(10, 4)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(hidden)
+        loss = nt_xent(*tf.split(hidden, 2), 0.1).loss
+        cube = loss**3
+    expected = 3 * loss**2 * loss_and_figures(hidden, 0.1)['grad']
+    np.testing.assert_allclose(tape.gradient(cube, hidden), expected, rtol=1e-4)
