@@ -1,6 +1,6 @@
 """Faults on purpose: what a run that was disturbed ends with, against one that was not.
 
-`python -m benchmarks.faults --kills=50 --signals=10 --workers=10 --write` writes the table of
+`python -m benchmarks.faults --kills=50 --signals=20 --workers=10 --write` writes the table of
 docs/reliability.md. Full disks and folders that refuse writing need root on Linux.
 """
 
