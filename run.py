@@ -21,6 +21,7 @@ from absl import flags, logging
 import configuration
 from configuration import Config
 from interruption import Interrupted, Stop
+from places import check_places
 from presets import PRESETS
 from settings import UserError, choose_keras_2, option_type
 
@@ -173,12 +174,13 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
         given: the flags that were given.
         stop: whether a signal has come.
     """
+    check_places(config)
     choose_keras_2()
     # None of TensorFlow's start-up notes about CPU features and GPU plug-ins: a user can't act on
     # them, and what goes wrong comes as an exception.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     with _without_collections():
-        # Imported here: TensorFlow takes seconds, and errors of usage are to show at once.
+        # Imported here: TensorFlow takes seconds, and most errors of usage are to show at once.
         import evaluate
         import experiment
         import train
