@@ -5,13 +5,15 @@ The only module that knows absl flags. Everything below takes a `Config`.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import re
 import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import flags, logging
@@ -19,6 +21,7 @@ from absl import flags, logging
 import configuration
 from configuration import Config
 from interruption import Interrupted, Stop
+from places import check_places
 from presets import PRESETS
 from settings import UserError, choose_keras_2, option_type
 
@@ -171,14 +174,16 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
         given: the flags that were given.
         stop: whether a signal has come.
     """
+    check_places(config)
     choose_keras_2()
     # None of TensorFlow's start-up notes about CPU features and GPU plug-ins: a user can't act on
     # them, and what goes wrong comes as an exception.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    # Imported here: TensorFlow takes seconds, and errors of usage are to show at once.
-    import evaluate
-    import experiment
-    import train
+    with _without_collections():
+        # Imported here: TensorFlow takes seconds, and most errors of usage are to show at once.
+        import evaluate
+        import experiment
+        import train
 
     logging.set_verbosity(logging.WARNING)
     if config.run.mode == 'eval':
@@ -194,6 +199,23 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
         return
     prepared = experiment.prepare(config, given)
     train.train(prepared, evaluate=config.run.mode == 'train_then_eval', stop=stop)
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """For the import of TensorFlow: no search for garbage, then and later, in what it makes.
+
+    There is hardly any, and searching all of it now and then takes more than a second.
+    """
+    if 'tensorflow' in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def main(arguments: list[str]) -> int:
@@ -228,4 +250,7 @@ def _again(arguments: list[str], given: dict[str, Any]) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv))
+    status = main(sys.argv)
+    # What is left goes with the process; taking all graphs apart first would take seconds.
+    gc.freeze()
+    sys.exit(status)

@@ -6,6 +6,7 @@ starts at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -76,7 +77,7 @@ def program(arguments: Sequence[str], log: str, *, checked: bool) -> None:
 
     resnet.BLOCKS_PER_GROUP[18] = (1, 1, 1, 1)
     if not checked:
-        publish._check_in_fresh_process = lambda path, reference: None
+        publish._checker = lambda: contextlib.nullcontext(lambda path, reference: None)
     sys.exit(run.main(['run.py', *arguments]))
 
 

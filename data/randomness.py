@@ -19,8 +19,13 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _WORDS = tf.TensorSpec([None, 2], tf.int64)
 
 
-# A function of its own, traced once for the whole program: it's a hundred small operations.
-@tf.function(input_signature=[_WORDS, _WORDS])
+# A function of its own, traced once for the whole program: it's a hundred small operations. Not
+# inlined, or else each of a dozen uses is optimised anew whenever a pipeline starts.
+@tf.function(
+    input_signature=[_WORDS, _WORDS],
+    autograph=False,
+    experimental_attributes={'_noinline': True},
+)
 def threefry(key: tf.Tensor, counter: tf.Tensor) -> tf.Tensor:
     """Threefry-2x32-20: encrypts every `counter` with its `key`.
 

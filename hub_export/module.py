@@ -86,6 +86,7 @@ def build_module(
     """
     infer = _forward(model, training=False)
 
+    @tf.function(input_signature=[BYTES], autograph=False)
     def decode_and_infer(encoded: tf.Tensor) -> Endpoints:
         image = tf.TensorSpec([image_size, image_size, 3], tf.float32)
         return infer(tf.map_fn(decode, encoded, fn_output_signature=image))  # [b, h, w, 3] in
@@ -99,26 +100,28 @@ def build_module(
     root.regularization_losses = _regularization_losses(model, weight_decay)
     root.__call__ = _callable(infer, _forward(model, training=True))
     signatures = {
-        'serving_default': infer.get_concrete_function(),
-        'encoded_images': tf.function(decode_and_infer).get_concrete_function(BYTES),
+        'serving_default': infer,
+        'encoded_images': decode_and_infer.get_concrete_function(),
     }
     return root, signatures
 
 
-def _forward(model: SimCLRModel, *, training: bool) -> tf.types.experimental.GenericFunction:
-    # As in `plain_copy`: with AutoGraph, tracing takes three times as long.
-    return tf.function(lambda images: model(images, training=training), [IMAGES], autograph=False)
+def _forward(model: SimCLRModel, *, training: bool) -> tf.types.experimental.ConcreteFunction:
+    # As in `plain_copy`: with AutoGraph, tracing takes three times as long. A concrete function,
+    # because saving traces the others a second time.
+    forward = tf.function(lambda images: model(images, training=training), autograph=False)
+    return forward.get_concrete_function(IMAGES)
 
 
 def _callable(
-    infer: tf.types.experimental.GenericFunction, train: tf.types.experimental.GenericFunction
+    infer: tf.types.experimental.ConcreteFunction, train: tf.types.experimental.ConcreteFunction
 ) -> tf.types.experimental.GenericFunction:
     """One function for both spellings of the mode, traced for each combination.
 
     The traces only call `infer` or `train`: the network is stored once for each mode.
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def call(images: tf.Tensor, training: bool = False, trainable: bool = False) -> Endpoints:
         return train(images) if training or trainable else infer(images)
 
@@ -135,7 +138,7 @@ def _regularization_losses(
     layers = (tf.keras.layers.Conv2D, tf.keras.layers.Dense)
     kernels = [layer.kernel for layer in model.submodules if isinstance(layer, layers)]
 
-    @tf.function(input_signature=[])
+    @tf.function(input_signature=[], autograph=False)
     def loss() -> tf.Tensor:
         return weight_decay * tf.add_n([tf.nn.l2_loss(kernel) for kernel in kernels])
 

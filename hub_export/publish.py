@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -67,10 +68,10 @@ def export_module(
     path, partial = f'{root}/{step}', _aside(root, step, 'partial')
     record = ModuleRecord(model.config, image_size, model.num_classes, step)
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, _checker() as check_module:
             reference = f'{scratch}/reference.npz'
             _save(plain_copy(model, image_size), partial, record, decode, weight_decay, reference)
-            _check_in_fresh_process(partial, reference)
+            check_module(partial, reference)
         _publish(partial, path)
     finally:
         _remove(partial)
@@ -114,20 +115,34 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check_in_fresh_process(path: str, reference: str) -> None:
+@contextlib.contextmanager
+def _checker() -> Iterator[Callable[[str, str], None]]:
+    """Another process that checks what it is given: a module's path, and the reference file.
+
+    It is there from the beginning, because it imports TensorFlow while this one exports.
+    """
     # On the CPU: this process may hold all memory of the accelerators.
     environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
-    program = str(pathlib.Path(check.__file__).resolve())
-    done = subprocess.run(
-        [sys.executable, program, path, reference],
+    process = subprocess.Popen(
+        [sys.executable, str(pathlib.Path(check.__file__).resolve())],
         env=environment,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    if done.returncode:
-        message = done.stderr.strip() or f'the checking process ended with {done.returncode}'
-        raise ExportError(f'The exported module was not published; its check failed: {message}')
+
+    def check_module(path: str, reference: str) -> None:
+        _, errors = process.communicate(json.dumps([path, reference]))
+        if process.returncode:
+            message = errors.strip() or f'the checking process ended with {process.returncode}'
+            raise ExportError(f'The exported module was not published; its check failed: {message}')
+
+    with process:
+        try:
+            yield check_module
+        finally:
+            process.kill()  # where it still waits, since the export failed
 
 
 def _publish(partial: str, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,11 @@ def assign_formula_weights(variables: Mapping[str, tf.Variable]) -> None:
     """Fills variables, given by their golden keys."""
     for key, variable in variables.items():
         variable.assign(formula_weight(key, variable.shape))
+
+
+def no_checker() -> contextlib.AbstractContextManager[Callable[[str, str], None]]:
+    """Stands in for `hub_export.publish._checker`, a process that takes seconds."""
+    return contextlib.nullcontext(lambda path, reference: None)
 
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:

@@ -34,6 +34,7 @@ ALLOWED = {
     'presets': (),
     'benchmarks': ('settings', 'run', 'hub_export', 'tf2', 'benchmarks'),
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files'),
+    'places': ('settings', 'configuration', 'data.names', 'tf2.config'),
     'pipeline': (
         'settings',
         'interruption',
@@ -62,6 +63,7 @@ ALLOWED = {
         'interruption',
         'configuration',
         'presets',
+        'places',
         'experiment',
         'train',
         'evaluate',
@@ -118,9 +120,10 @@ def test_usage_errors_need_no_tensorflow() -> None:
     """What is imported before flags are checked is light, so that `--help` shows at once."""
     light = [
         pathlib.Path(f'{name}.py')
-        for name in ('run', 'interruption', 'configuration', 'presets', 'settings')
+        for name in ('run', 'interruption', 'configuration', 'places', 'presets', 'settings')
     ]
-    for file in [*light, pathlib.Path('data/config.py'), pathlib.Path('tf2/config.py')]:
+    rooms = [pathlib.Path(f'{name}.py') for name in ('data/config', 'data/names', 'tf2/config')]
+    for file in [*light, *rooms]:
         tree = ast.parse((ROOT / file).read_text())
         top = {
             alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names

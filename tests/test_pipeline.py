@@ -17,6 +17,7 @@ import run
 import train
 from hub_export import publish
 from interruption import Interrupted
+from tests.support import no_checker
 from tf2.checkpoints import Checkpoints
 
 SMALL = (
@@ -47,7 +48,7 @@ def main(*arguments: str, status: int = 0) -> str:
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     # The check of a module takes a process of its own and is tested elsewhere.
-    monkeypatch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
+    monkeypatch.setattr(publish, '_checker', no_checker)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, st
     """The folder of a whole pipeline, and what it printed."""
     model_dir = tmp_path_factory.mktemp('pipeline') / 'all'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
+        patch.setattr(publish, '_checker', no_checker)
         return model_dir, main(*SMALL, f'--model_dir={model_dir}')
 
 

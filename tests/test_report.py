@@ -26,6 +26,7 @@ from data import pipeline
 from data.sources import NO_LABEL, Source, open_source
 from report import events, figures, inference, page, runs
 from settings import UserError
+from tests.support import no_checker
 
 SPLITS = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:32]')
 TINY = (
@@ -64,7 +65,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> list[report.Stage]:
     pretrained, tuned, student = (root / name for name in ('pretrain', 'finetune', 'student'))
     with pytest.MonkeyPatch.context() as patch:
         # A process of its own, which takes seconds, checks each module; it has tests elsewhere.
-        patch.setattr('hub_export.publish._check_in_fresh_process', lambda *_: None)
+        patch.setattr('hub_export.publish._checker', no_checker)
         train_tiny(pretrained, *SMALL, '--knn_neighbors=5')
         tuning = ('--train_mode=finetune', '--labels_per_class=2', f'--checkpoint={pretrained}')
         with pytest.MonkeyPatch.context() as unexported:

@@ -27,7 +27,7 @@ import train
 from hub_export import publish
 from interruption import Interrupted
 from presets import PRESETS
-from tests.support import mirrored
+from tests.support import mirrored, no_checker
 from tf2 import precision
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
@@ -493,7 +493,7 @@ def remembering(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path,
     model_dir = tmp_path_factory.mktemp('remembering') / 'run'
     with pytest.MonkeyPatch.context() as patch:
         # The check takes a process of its own and is tested elsewhere.
-        patch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
+        patch.setattr(publish, '_checker', no_checker)
         return model_dir, main('--mode=train', f'--model_dir={model_dir}', *MEMORY)
 
 

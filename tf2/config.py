@@ -8,6 +8,8 @@ from settings import UserError, check_options, option
 
 RESNET_DEPTHS = (18, 34, 50, 101, 152, 200)
 SMALL_IMAGE = 32  # pixels; up to here the encoder's stem keeps the resolution
+# What may hold weights, in messages.
+WEIGHTS = 'a --model_dir, a checkpoint prefix, an exported module or official SimCLR weights'
 
 
 @dataclasses.dataclass(frozen=True)

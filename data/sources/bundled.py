@@ -5,7 +5,8 @@ from __future__ import annotations
 import pathlib
 
 from data.config import DataConfig
-from data.sources.source import Source, one_line
+from data.names import one_line
+from data.sources.source import Source
 from data.sources.tfds import source_of_builder
 from settings import UserError
 

@@ -44,9 +44,3 @@ class Source:
     examples: Callable[[str], tf.data.Dataset]
     decode: Callable[[tf.Tensor], tf.Tensor]
     share: Callable[[str, Worker], tf.data.Dataset | None] = no_share
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's message without line breaks, cut to `limit` characters."""
-    words = ' '.join(str(error).split()) or type(error).__name__
-    return words if len(words) <= limit else words[: limit - 3] + '...'

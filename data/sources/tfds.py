@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
-from data.sources.source import NO_LABEL, Source, one_line
+from data.names import find_builder, one_line
+from data.sources.source import NO_LABEL, Source
 from data.sources.splits import check_split, malformed_split
 from data.worker import Worker
 from settings import UserError
@@ -39,38 +38,12 @@ def open_tfds(config: DataConfig) -> Source:
     Raises:
         UserError: if the data set doesn't exist, cannot be had or has no images.
     """
-    data_dir = os.path.expanduser(config.data_dir) if config.data_dir else None
-    builder = _find_builder(config.dataset, data_dir)
+    builder = find_builder(config.dataset, config.data_dir)
     # Looked at first: a data set without images shouldn't be downloaded to find that out.
     find_image_feature(config.dataset, builder.info)
     if not builder.is_prepared():
         _prepare(config.dataset, builder)
     return source_of_builder(config.dataset, builder)
-
-
-def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        raise UserError(_unknown_name(name, data_dir)) from None
-    # TFDS reports unknown configurations and versions in several ways.
-    except (ValueError, AssertionError, KeyError, TypeError, ImportError, OSError) as error:
-        raise UserError(f'Cannot open data set {name!r}: {one_line(error)}') from error
-
-
-def _unknown_name(name: str, data_dir: str | None) -> str:
-    import tensorflow_datasets as tfds
-
-    from data.sources import SOURCES
-
-    known = [*SOURCES, *tfds.list_builders(with_community_datasets=False)]
-    close = difflib.get_close_matches(name.split('/')[0].split(':')[0].lower(), known, n=3)
-    found = f'nor a prepared data set in {data_dir or "the default data_dir of TFDS"}'
-    advice = f'Did you mean {", ".join(close)}?' if close else 'See the catalogue of TFDS.'
-    own = ', '.join(SOURCES)
-    return f'There is no data set {name!r}: neither {own}, nor a name in TFDS, {found}. {advice}'
 
 
 def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:

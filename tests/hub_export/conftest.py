@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from hub_export import export_module, publish
+from tests.support import no_checker
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
 
@@ -72,5 +73,5 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """`export` without the process that checks, which takes seconds."""
-    monkeypatch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
+    monkeypatch.setattr(publish, '_checker', no_checker)
     return export

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import signal
+import subprocess
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +13,9 @@ import tensorflow as tf
 
 from hub_export import ExportError, check, export_module, publish
 from tests.hub_export.conftest import SIZE, Exported, decode, export, lively_model, random_images
+from tests.support import no_checker
 from tf2.models.encoder import SimCLRModel
+from tf2.models.resnet import ResNet
 
 HEX = '0' * 32
 
@@ -31,7 +35,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(publish, '_save', save)
     monkeypatch.setattr(publish, 'plain_copy', lambda model, image_size: model)
-    monkeypatch.setattr(publish, '_check_in_fresh_process', lambda path, reference: None)
+    monkeypatch.setattr(publish, '_checker', no_checker)
 
 
 def older(root: pathlib.Path, *names: str) -> None:
@@ -77,7 +81,7 @@ def test_tidies_up_after_a_crash(tmp_path: pathlib.Path, fast: None, model: SimC
     assert names(tmp_path) == {'4', '6', '7', '.git'}
 
 
-@pytest.mark.parametrize('stage', ['_save', '_check_in_fresh_process', '_publish'])
+@pytest.mark.parametrize('stage', ['_save', '_checker', '_publish'])
 def test_a_failure_leaves_everything_as_it_was(
     tmp_path: pathlib.Path,
     fast: None,
@@ -95,6 +99,54 @@ def test_a_failure_leaves_everything_as_it_was(
         export(model, str(tmp_path), 5, keep=1)
     assert names(tmp_path) == {'4', '5'}
     assert (tmp_path / '5' / 'content').read_text() == 'old'
+
+
+def test_no_process_is_left_of_an_export_that_fails(
+    tmp_path: pathlib.Path, model: SimCLRModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    def fail(*args: object) -> None:
+        assert [process.poll() for process in started] == [None]
+        raise OSError('disk full')
+
+    monkeypatch.setattr(publish.subprocess, 'Popen', Recorded)
+    monkeypatch.setattr(publish, '_save', fail)
+    with pytest.raises(OSError, match='disk full'):
+        export(model, str(tmp_path), 1)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_checker_that_dies_publishes_nothing(
+    tmp_path: pathlib.Path, model: SimCLRModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish.sys, 'executable', '/bin/false')
+    with pytest.raises(ExportError, match='the checking process ended with 1'):
+        export(model, str(tmp_path), 1)
+    assert names(tmp_path) == set()
+
+
+def test_the_network_is_traced_once_a_mode(
+    tmp_path: pathlib.Path,
+    unchecked: Callable[..., str],
+    model: SimCLRModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes = []
+    trace = ResNet.call
+
+    def counted(self: ResNet, images: tf.Tensor, training: bool = False) -> dict:
+        modes.append(training)
+        return trace(self, images, training)
+
+    monkeypatch.setattr(ResNet, 'call', counted)
+    export(model, str(tmp_path), 1)
+    assert modes == [False, False, True]  # the first one builds the copy
 
 
 def test_a_failed_rename_brings_the_replaced_module_back(

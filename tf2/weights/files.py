@@ -12,9 +12,9 @@ import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from settings import UserError
+from tf2.config import WEIGHTS
 
 GRAPH_KEY = '_CHECKPOINTABLE_OBJECT_GRAPH'
-KINDS = 'a --model_dir, a checkpoint prefix, an exported module or official SimCLR weights'
 MEND = 'Copy it again, or choose another --checkpoint.'
 URL_SCHEMES = ('http://', 'https://')
 
@@ -68,7 +68,7 @@ def _prefix_in(folder: str) -> str:
             f'Choose one, such as --checkpoint={folder}/{prefixes[-1]}.'
         )
     found = f'only {_listed(names)}' if names else 'an empty folder'
-    raise UserError(f'--checkpoint={folder} should be {KINDS}; found {found}. Give another path.')
+    raise UserError(f'--checkpoint={folder} should be {WEIGHTS}; found {found}. Give another path.')
 
 
 def _newest(folder: str) -> str:
@@ -105,7 +105,7 @@ def _check_files(path: str, prefix: str) -> None:
             f'{folder or "."}, found {_listed(found) or "neither"}. {MEND}'
         )
     there = 'another kind of file' if tf.io.gfile.exists(path) else 'nothing there'
-    raise UserError(f'--checkpoint={path} should be {KINDS}; found {there}. Check the path.')
+    raise UserError(f'--checkpoint={path} should be {WEIGHTS}; found {there}. Check the path.')
 
 
 def _shards(prefix: str, names: list[str]) -> list[re.Match[str]]:

@@ -1,0 +1,36 @@
+"""What a command line names, looked for without TensorFlow, whose import takes seconds.
+
+Only what is plainly missing is refused here. Whoever opens a place then looks closely.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+
+from configuration import Config
+from data.names import check_name
+from settings import UserError
+from tf2.config import WEIGHTS
+
+
+def check_places(config: Config) -> None:
+    """Raises UserError if weights or data set that `config` names are not there at all."""
+    objective = config.objective
+    # A run that goes on needs its own checkpoints only.
+    begun = config.train.model_dir and not _is_missing(config.train.model_dir)
+    named = {'checkpoint': None if begun else objective.checkpoint, 'teacher': objective.teacher}
+    for flag, path in named.items():
+        if path and _is_missing(path):
+            raise UserError(
+                f'--{flag}={os.path.expanduser(path)} should be {WEIGHTS}; found nothing there. '
+                'Check the path.'
+            )
+    if config.data.dataset and config.run.mode != 'export':
+        check_name(config.data.dataset, config.data.data_dir)
+
+
+def _is_missing(path: str) -> bool:
+    """Whether no file or folder of this machine has a name that begins with `path`."""
+    local = '://' not in path
+    return local and not glob.glob(f'{glob.escape(os.path.expanduser(path).rstrip("/"))}*')

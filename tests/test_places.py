@@ -1,0 +1,77 @@
+"""What is plainly missing is refused at once; everything else is left to who opens it."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import configuration
+from data.names import OWN
+from data.sources import SOURCES
+from places import check_places
+from presets import PRESETS
+from settings import UserError
+
+TUNING = {'train_mode': 'finetune', 'preset': 'fashion_mnist_finetune'}
+
+
+def check(**given: object) -> None:
+    check_places(configuration.resolve(given, PRESETS))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--train_mode=finetune', '--checkpoint=none/here'], '--checkpoint=none/here should be'),
+        (['--train_mode=distill', '--teacher=none/here'], '--teacher=none/here should be a'),
+        (['--dataset=cifer10', '--data_dir=none'], 'Did you mean cifar10'),
+        (['--train_batch_size=many'], '--train_batch_size must be a whole number'),
+    ],
+)
+def test_errors_show_without_tensorflow(
+    tmp_path: pathlib.Path, arguments: list[str], message: str
+) -> None:
+    program = (
+        'import sys; sys.modules["tensorflow"] = None; sys.path.insert(0, sys.argv.pop(1)); '
+        'import run; sys.exit(run.main(sys.argv))'
+    )
+    root = str(pathlib.Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, '-c', program, root, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_begins_with_the_path_is_looked_at_later(tmp_path: pathlib.Path) -> None:
+    prefix = tmp_path / 'odd [name]' / 'ckpt-3'
+    prefix.parent.mkdir()
+    with pytest.raises(UserError, match='found nothing there'):
+        check(checkpoint=str(prefix), model_dir=str(tmp_path / 'new'), **TUNING)
+    pathlib.Path(f'{prefix}.index').write_text('')
+    check(checkpoint=str(prefix), model_dir=str(tmp_path / 'new'), **TUNING)
+
+
+@pytest.mark.parametrize('path', ['https://tfhub.dev/x', 'gs://bucket/x'])
+def test_what_is_elsewhere_is_looked_at_later(tmp_path: pathlib.Path, path: str) -> None:
+    check(checkpoint=path, model_dir=str(tmp_path / 'new'), **TUNING)
+
+
+def test_a_run_that_goes_on_needs_no_weights(tmp_path: pathlib.Path) -> None:
+    check(checkpoint=str(tmp_path / 'gone'), model_dir=str(tmp_path), **TUNING)
+
+
+def test_an_export_reads_no_images(tmp_path: pathlib.Path) -> None:
+    check(mode='export', dataset='cifer10', checkpoint=str(tmp_path), model_dir=str(tmp_path))
+
+
+def test_every_data_set_of_the_project_is_known_by_name() -> None:
+    assert set(OWN) == set(SOURCES)
