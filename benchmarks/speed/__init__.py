@@ -1,0 +1,1 @@
+"""How fast the program is, beside plain counterparts and what the machine can do at most."""
