@@ -15,6 +15,7 @@ the batches of a single process: to the last bit if a worker's rows make groups 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,8 +39,8 @@ _SMALL_IMAGE = 32  # pixels
 # (about 110 kB each in ImageNet) as many are held as 2 GB take.
 _BUFFER_SMALL_IMAGES = 65_536
 _BUFFER_LARGE_IMAGES = 16_384
-# Most images augmented at once: many, so that small ones don't spend their time in overhead; few
-# where images are large, so that they stay in the processor's cache.
+# Most images that are handed to a compiled function at once: many, so that small ones don't spend
+# their time in overhead; few where images are large, so that they don't fill the memory.
 _GROUP_SMALL_IMAGES = 256
 _GROUP_LARGE_IMAGES = 16
 _PREFETCHED_BATCHES = 2
@@ -140,16 +141,22 @@ def _training_steps(
     source: Source, recipe: Recipe, config: DataConfig
 ) -> tuple[Callable[..., Example], Callable[[Example], Batch]]:
     """What is done to one example at a time, and then to a group of them."""
-    halves = [_split_steps(view) for view in recipe]
+    firsts, lasts = zip(*map(_split_steps, recipe), strict=True)
 
     def first_steps(key: tf.Tensor, index: tf.Tensor, example: Example) -> Example:
         seeds = tuple(view_seed(key, index, view.seed) for view in recipe)
-        views = _open_views(source, example, seeds, [first for first, _ in halves], config)
+        views = _open_views(source, example, seeds, firsts, config)
         return {'views': views, 'seeds': seeds, 'label': example['label']}
 
+    # Views that differ in nothing but their seeds are compiled once.
+    compiled = functools.cache(functools.partial(_compile, config=config))
+
     def last_steps(group: Example) -> Batch:
-        parts = zip(group['views'], group['seeds'], halves, strict=True)
-        views = tuple(_augment(images, seeds, last, config) for images, seeds, (_, last) in parts)
+        parts = zip(group['views'], group['seeds'], lasts, strict=True)
+        views = tuple(
+            compiled(dataclasses.replace(last, seed=0))(images, seeds)
+            for images, seeds, last in parts
+        )
         return {'views': views, 'label': group['label']}
 
     return first_steps, last_steps
@@ -354,6 +361,24 @@ def _augment(image: tf.Tensor, seed: tf.Tensor, view: View, config: DataConfig) 
     for name in view.steps:
         image = AUGMENTATIONS[name].apply(image, seed, sized)
     return image
+
+
+def _compile(view: View, config: DataConfig) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """(images, seeds) → images: all steps, for one image of a group after the other.
+
+    An image stays in the processor's cache meanwhile, and small ones don't spend their time in
+    overhead.
+    """
+
+    @tf.function(jit_compile=True, autograph=False)
+    def each(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(
+            lambda pair: _augment(*pair, view, config),
+            (images, seeds),
+            fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32),
+        )
+
+    return each if view.steps else lambda images, seeds: images
 
 
 def _group_size(batch_size: int, limit: int) -> int:

@@ -14,13 +14,15 @@ import tensorflow as tf
 _MASK = 0xFFFFFFFF
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_BLOCKS = 5  # of four rounds
 
 
 _WORDS = tf.TensorSpec([None, 2], tf.int64)
 
 
-# A function of its own, traced once for the whole program: it's a hundred small operations. Not
-# inlined, or else each of a dozen uses is optimised anew whenever a pipeline starts.
+# A function of its own, traced once for the whole program: it's many small operations. Not
+# inlined, or else each of a dozen uses is optimised anew whenever a pipeline starts. The blocks are
+# a loop, because XLA takes half a minute over all of them in a row.
 @tf.function(
     input_signature=[_WORDS, _WORDS],
     autograph=False,
@@ -37,20 +39,26 @@ def threefry(key: tf.Tensor, counter: tf.Tensor) -> tf.Tensor:
         [n, 2] int64, words in [0, 2^32).
     """
     first, second = key[:, 0], key[:, 1]
-    schedule = (first, second, first ^ second ^ _PARITY)
-    x, y = (counter[:, 0] + first) & _MASK, (counter[:, 1] + second) & _MASK
-    for block in range(5):
-        for rotation in _ROTATIONS[block % 2]:
+    schedule = tf.stack([first, second, first ^ second ^ _PARITY])  # [3, n]
+    rotations = tf.constant(_ROTATIONS, tf.int64)
+
+    def rounds(block: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        bits = rotations[block % 2]
+        for turn in range(len(_ROTATIONS[0])):
             x = (x + y) & _MASK
-            y = _rotate_left(y, rotation) ^ x
+            y = _rotate_left(y, bits[turn]) ^ x
         x = (x + schedule[(block + 1) % 3]) & _MASK
-        y = (y + schedule[(block + 2) % 3] + block + 1) & _MASK
+        y = (y + schedule[(block + 2) % 3] + tf.cast(block + 1, tf.int64)) & _MASK
+        return block + 1, x, y
+
+    x, y = (counter[:, 0] + first) & _MASK, (counter[:, 1] + second) & _MASK
+    _, x, y = tf.while_loop(lambda block, *_: block < _BLOCKS, rounds, (0, x, y))
     return tf.stack([x, y], axis=-1)
 
 
-def _rotate_left(word: tf.Tensor, bits: int) -> tf.Tensor:
-    left = tf.bitwise.left_shift(word, tf.constant(bits, tf.int64)) & _MASK
-    return left | tf.bitwise.right_shift(word, tf.constant(32 - bits, tf.int64))
+def _rotate_left(word: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
+    left = tf.bitwise.left_shift(word, bits) & _MASK
+    return left | tf.bitwise.right_shift(word, 32 - bits)
 
 
 def uniform(seed: tf.Tensor, count: int, stream: str) -> tf.Tensor:

@@ -32,7 +32,7 @@ ALLOWED = {
     'tf2.evaluators': ('settings', 'tf2.evaluators', 'tf2.files'),
     'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config'),
     'presets': (),
-    'benchmarks': ('settings', 'run', 'hub_export', 'tf2', 'benchmarks'),
+    'benchmarks': ('settings', 'run', 'hub_export', 'data', 'tf2', 'benchmarks'),
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files'),
     'places': ('settings', 'configuration', 'data.names', 'tf2.config'),
     'pipeline': (

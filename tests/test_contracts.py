@@ -13,7 +13,7 @@ import configuration
 from data import pipeline
 from data.augmentations import AUGMENTATIONS
 from data.config import DataConfig
-from data.images import to_rgb
+from data.images import to_rgb, to_unit_range
 from data.recipes import RECIPES
 from data.sources import SOURCES, Source, open_source
 from presets import PRESETS
@@ -62,7 +62,7 @@ def test_every_source_gives_what_it_says(name: str, tmp_path: pathlib.Path) -> N
     assert set(orders[0]) <= {-1, *range(source.num_classes or 0)}
     raw = next(iter(source.examples('train')))
     assert (raw['label'].dtype, raw['label'].shape) == (tf.int32, [])
-    image = to_rgb(source.decode(raw['image']))
+    image = to_unit_range(to_rgb(source.decode(raw['image'])))
     assert image.dtype == tf.float32 and image.shape[-1] == 3
 
 

@@ -20,10 +20,10 @@ class Augmentation:
     """One entry of the registry.
 
     Attributes:
-        apply: (image, seed, config) → image. float32 RGB in [0, 1] in and out; `seed` is a pair
-            of integers and fixes every draw.
+        apply: (image, seed, config) → image. float32 RGB in [0, 1] in and out, but what crops also
+            takes integers as they are stored; `seed` is a pair of integers and fixes every draw.
         takes_batches: whether `apply` also takes [b, h, w, 3] images of one size with [b, 2]
-            seeds, and gives the same as one image at a time.
+            seeds, gives the same as one image at a time, and XLA compiles both.
     """
 
     apply: Callable[[tf.Tensor, tf.Tensor, DataConfig], tf.Tensor]

@@ -8,6 +8,7 @@ from data.randomness import uniform
 
 PROBABILITY = 0.5
 _SIGMA = (0.1, 2.0)
+_BLOCK = 56  # pixels blurred by one product: a quarter of the usual 224
 
 
 def random_blur(image: tf.Tensor, seed: tf.Tensor, *, kernel_size: int) -> tf.Tensor:
@@ -21,47 +22,75 @@ def random_blur(image: tf.Tensor, seed: tf.Tensor, *, kernel_size: int) -> tf.Te
     Returns:
         Tensor of `image`'s shape, float32 in [0, 1].
     """
+    draws = uniform(seed, 2, 'blur')  # [..., 2]
+    sigma = _SIGMA[0] + draws[..., 1] * (_SIGMA[1] - _SIGMA[0])
+    chosen = draws[..., 0] < PROBABILITY
     if image.shape.rank == 3:
-        return random_blur(image[tf.newaxis], seed[tf.newaxis], kernel_size=kernel_size)[0]
-    draws = uniform(seed, 2, 'blur')  # [b, 2]
-    sigma = _SIGMA[0] + draws[:, 1] * (_SIGMA[1] - _SIGMA[0])
-    # Only the chosen images are computed.
-    chosen = tf.where(draws[:, 0] < PROBABILITY)  # [blurred, 1]
-    blurred = gaussian_blur(
-        tf.gather_nd(image, chosen), tf.gather_nd(sigma, chosen), kernel_size=kernel_size
-    )
-    return tf.tensor_scatter_nd_update(image, chosen, blurred)
+        return tf.cond(
+            chosen,
+            lambda: gaussian_blur(image, sigma, kernel_size=kernel_size),
+            lambda: image,
+        )
+    # Where shapes must not depend on values, as on accelerators, all are computed.
+    blurred = gaussian_blur(image, sigma, kernel_size=kernel_size)
+    return tf.where(chosen[:, tf.newaxis, tf.newaxis, tf.newaxis], blurred, image)
 
 
 def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, *, kernel_size: int) -> tf.Tensor:
     """Convolves each image with its own Gaussian; beyond the border the images are 0.
 
     Args:
-        images: [b, h, w, c] float32 in [0, 1]; static h, w and c.
-        sigma: [b] float32, standard deviation in pixels.
+        images: [h, w, c] or [b, h, w, c] float32 in [0, 1]; static h, w and c.
+        sigma: scalar or [b] float32, standard deviation in pixels.
         kernel_size: the kernel reaches kernel_size // 2 pixels to each side.
 
     Returns:
-        [b, h, w, c] float32 in [0, 1].
+        Tensor of `images`' shape, float32 in [0, 1].
     """
-    _, height, width, channels = images.shape
+    height, width, channels = images.shape[-3:]
+    batch = [-1] * (images.shape.rank - 3)
     radius = kernel_size // 2
-    rows = tf.reshape(images, [-1, height, width * channels])
-    rows = tf.matmul(_blur_matrix(sigma, height, radius), rows)  # [b, h, w·c]
-    columns = tf.transpose(tf.reshape(rows, [-1, height, width, channels]), [0, 2, 1, 3])
-    columns = tf.reshape(columns, [-1, width, height * channels])
-    columns = tf.matmul(_blur_matrix(sigma, width, radius), columns)  # [b, w, h·c]
-    columns = tf.reshape(columns, [-1, width, height, channels])
-    return tf.clip_by_value(tf.transpose(columns, [0, 2, 1, 3]), 0.0, 1.0)
+    band = _band(sigma, radius)
+    # With the channels in the middle, rows and columns are both blurred by plain products.
+    swap = [*range(len(batch) + 1), len(batch) + 2, len(batch) + 1]
+    images = tf.reshape(tf.transpose(images, swap), [*batch, height, channels * width])
+    rows = [tf.matmul(weights, part) for weights, part in _blocks(images, -2, band, radius)]
+    images = tf.reshape(tf.concat(rows, axis=-2), [*batch, height * channels, width])
+    columns = [
+        tf.matmul(part, weights, transpose_b=True)
+        for weights, part in _blocks(images, -1, band, radius)
+    ]
+    images = tf.reshape(tf.concat(columns, axis=-1), [*batch, height, channels, width])
+    return tf.clip_by_value(tf.transpose(images, swap), 0.0, 1.0)
 
 
-def _blur_matrix(sigma: tf.Tensor, length: int, radius: int) -> tf.Tensor:
-    """[b, length, length]: a one-dimensional convolution with a normalised Gaussian as a matrix."""
-    sigma = sigma[:, tf.newaxis]
+def _band(sigma: tf.Tensor, radius: int) -> tf.Tensor:
+    """[..., _BLOCK, _BLOCK + 2 · radius]: a normalised Gaussian, one place further in each row."""
+    sigma = sigma[..., tf.newaxis]
     taps = tf.range(-radius, radius + 1, dtype=tf.float32)
-    norm = tf.reduce_sum(tf.exp(-(taps**2) / (2 * sigma**2)), axis=-1)  # [b]
-    place = tf.range(length, dtype=tf.float32)
-    distance = place[:, tf.newaxis] - place  # [length, length]
+    norm = tf.reduce_sum(tf.exp(-(taps**2) / (2 * sigma**2)), axis=-1)  # [...]
+    to = tf.range(_BLOCK, dtype=tf.float32)
+    of = tf.range(-radius, _BLOCK + radius, dtype=tf.float32)
+    distance = of - to[:, tf.newaxis]
     weights = tf.exp(-(distance**2) / (2 * sigma[..., tf.newaxis] ** 2))
     weights = tf.where(tf.abs(distance) <= radius, weights, 0.0)
-    return weights / norm[:, tf.newaxis, tf.newaxis]
+    return weights / norm[..., tf.newaxis, tf.newaxis]
+
+
+def _blocks(
+    images: tf.Tensor, axis: int, band: tf.Tensor, radius: int
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Weights, and the part of `images` that they make the next block along `axis` of.
+
+    One matrix for the whole length would hold zeros for the most part.
+    """
+    length = images.shape[axis]
+    paddings = [[0, 0] for _ in images.shape]
+    paddings[axis] = [radius, radius]
+    images, blocks = tf.pad(images, paddings), []
+    for start in range(0, length, _BLOCK):
+        size = min(_BLOCK, length - start)
+        end = start + size + 2 * radius
+        part = images[..., start:end, :] if axis == -2 else images[..., start:end]
+        blocks.append((band[..., :size, : size + 2 * radius], part))
+    return blocks

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
 import tensorflow as tf
 
 from data.randomness import uniform
@@ -10,6 +14,12 @@ JITTER_PROBABILITY = 0.8
 GREY_PROBABILITY = 0.2
 _OPERATIONS = 4
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as tf.image.rgb_to_grayscale
+_TINY = 1e-20  # in place of 0 as a divisor
+# For red, green and blue: centre, sign and offset in clip(offset + sign * |hue - centre|).
+_SHARES_OF_SPAN = ((3.0, 2.0, 4.0), (1.0, -1.0, -1.0), (-1.0, 2.0, 2.0))
+
+# (planes of the three channels, amount) → planes
+Operation: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def distort_color(
@@ -26,45 +36,79 @@ def distort_color(
     Returns:
         Tensor of `image`'s shape, float32 in [0, 1].
     """
-    if image.shape.rank == 3:
-        batch, seeds = image[tf.newaxis], seed[tf.newaxis]
-        return distort_color(batch, seeds, strength=strength, brightness=brightness)[0]
-    image = jitter(image, seed, strength=strength, brightness=brightness)
-    becomes_grey = uniform(seed, 1, 'grey') < GREY_PROBABILITY  # [b, 1]
-    return tf.where(becomes_grey[:, :, tf.newaxis, tf.newaxis], grey(image), image)
+    amounts = _draw_amounts(seed, strength, brightness)  # [..., 4]
+    order = tf.argsort(uniform(seed, _OPERATIONS, 'jitter order'), axis=-1)  # [..., 4]
+    jitters = uniform(seed, 1, 'jitter')[..., 0] < JITTER_PROBABILITY  # [...]
+    becomes_grey = uniform(seed, 1, 'grey')[..., 0] < GREY_PROBABILITY  # [...]
+    brighten = _brighten if brightness == 'multiply' else _lighten
+    operations = (brighten, _contrast, _saturate, _turn_hue)
+    distort = _distort_one if image.shape.rank == 3 else _distort_batch
+    return distort(image, operations, amounts, order, jitters, becomes_grey)
 
 
-def grey(image: tf.Tensor) -> tf.Tensor:
-    """The image's luma in all three channels; [..., 3] float32 → [..., 3] float32."""
-    luma = tf.reduce_sum(image * tf.constant(_LUMA), axis=-1, keepdims=True)
-    return tf.repeat(luma, 3, axis=-1)
+def _distort_one(
+    image: tf.Tensor,
+    operations: Sequence[Operation],
+    amounts: tf.Tensor,
+    order: tf.Tensor,
+    jitters: tf.Tensor,
+    becomes_grey: tf.Tensor,
+) -> tf.Tensor:
+    """One image, [h, w, 3]: at each turn, what its order says is done, and nothing else."""
+
+    def take_turn(turn: tf.Tensor, planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        chosen = order[turn]
+        branches = [
+            functools.partial(_apply, operation, planes, amounts[which])
+            for which, operation in enumerate(operations)
+        ]
+        return turn + 1, tf.switch_case(chosen, branches)
+
+    turns = tf.where(jitters, _OPERATIONS, 0)
+    # With whole planes of one channel, the processor works on many pixels at once.
+    planes = tf.transpose(image, [2, 0, 1])
+    _, planes = tf.while_loop(lambda turn, _: turn < turns, take_turn, (0, planes))
+    planes = tf.cond(becomes_grey, lambda: grey(planes), lambda: planes)
+    return tf.transpose(planes, [1, 2, 0])
 
 
-def jitter(images: tf.Tensor, seeds: tf.Tensor, *, strength: float, brightness: str) -> tf.Tensor:
-    """Brightness, contrast, saturation and hue, in an order that every image draws for itself.
+def _distort_batch(
+    images: tf.Tensor,
+    operations: Sequence[Operation],
+    amounts: tf.Tensor,
+    order: tf.Tensor,
+    jitters: tf.Tensor,
+    becomes_grey: tf.Tensor,
+) -> tf.Tensor:
+    """A batch, [b, h, w, 3]: at each turn everything is done, and each image keeps its own part.
 
-    Args:
-        images: [b, h, w, 3] float32 in [0, 1].
-        seeds: [b, 2] integers.
-        strength: as in `distort_color`.
-        brightness: as in `distort_color`.
-
-    Returns:
-        [b, h, w, 3] float32 in [0, 1].
+    On accelerators shapes must not depend on values, and arithmetic costs little.
     """
-    amounts = _draw_amounts(seeds, strength, brightness)  # [b, 4]
-    order = tf.argsort(uniform(seeds, _OPERATIONS, 'jitter order'), axis=-1)  # [b, 4]
-    left_alone = uniform(seeds, 1, 'jitter') >= JITTER_PROBABILITY  # [b, 1]
-    order = tf.where(left_alone, _OPERATIONS, order)
-    adjust_brightness = _brighten if brightness == 'multiply' else _lighten
-    operations = (adjust_brightness, _contrast, _saturate, _turn_hue)
-    for turn in range(_OPERATIONS):
-        images = _apply_chosen(images, amounts, order[:, turn], operations)
-    return images
+
+    def for_images(numbers: tf.Tensor) -> tf.Tensor:
+        return numbers[:, tf.newaxis, tf.newaxis]  # [b, 1, 1], to go with [3, b, h, w]
+
+    def take_turn(turn: tf.Tensor, planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        chosen, result = tf.gather(order, turn, axis=-1), planes
+        for which, operation in enumerate(operations):
+            adjusted = _apply(operation, planes, for_images(amounts[:, which]))
+            result = tf.where(for_images(jitters & (chosen == which)), adjusted, result)
+        return turn + 1, result
+
+    planes = tf.transpose(images, [3, 0, 1, 2])
+    _, planes = tf.while_loop(lambda turn, _: turn < _OPERATIONS, take_turn, (0, planes))
+    planes = tf.where(for_images(becomes_grey), grey(planes), planes)
+    return tf.ensure_shape(tf.transpose(planes, [1, 2, 3, 0]), images.shape)
+
+
+def grey(planes: tf.Tensor) -> tf.Tensor:
+    """The image's luma in all three channels; [3, ...] float32 → [3, ...] float32."""
+    red, green, blue = (weight * plane for weight, plane in zip(_LUMA, tf.unstack(planes)))
+    return tf.broadcast_to(red + green + blue, tf.shape(planes))
 
 
 def _draw_amounts(seeds: tf.Tensor, strength: float, brightness: str) -> tf.Tensor:
-    """[b, 4]: brightness factor (or summand), contrast and saturation factor, hue summand."""
+    """[..., 4]: brightness factor (or summand), contrast and saturation factor, hue summand."""
     wide = 0.8 * strength
     # A factor below 0 would turn the image into its negative.
     low = [max(0.0, 1 - wide), max(0.0, 1 - wide), max(0.0, 1 - wide), -0.2 * strength]
@@ -75,45 +119,54 @@ def _draw_amounts(seeds: tf.Tensor, strength: float, brightness: str) -> tf.Tens
     return tf.constant(low) + share * (tf.constant(high) - tf.constant(low))
 
 
-def _apply_chosen(images, amounts, chosen, operations) -> tf.Tensor:
-    """Applies `operations[chosen[i]]` to image i; where there is no such operation, nothing.
-
-    The batch is dealt out by operation, so that each image is worked on once per turn.
-    """
-    count = len(operations) + 1
-    shares = tf.dynamic_partition(images, chosen, count)
-    places = tf.dynamic_partition(tf.range(tf.shape(images)[0]), chosen, count)
-    for which, operation in enumerate(operations):
-        amount = tf.gather(amounts[:, which], places[which])[:, tf.newaxis, tf.newaxis, tf.newaxis]
-        shares[which] = tf.clip_by_value(operation(shares[which], amount), 0.0, 1.0)
-    return tf.ensure_shape(tf.dynamic_stitch(places, shares), images.shape)
+def _apply(operation: Operation, planes: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
+    return _clip(operation(planes, amount))
 
 
-def _brighten(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    return images * factor
+def _clip(planes: tf.Tensor) -> tf.Tensor:
+    return tf.clip_by_value(planes, 0.0, 1.0)
 
 
-def _lighten(images: tf.Tensor, summand: tf.Tensor) -> tf.Tensor:
-    return images + summand
+def _brighten(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    return planes * factor
 
 
-def _contrast(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    mean = tf.reduce_mean(images, axis=[1, 2], keepdims=True)  # [b, 1, 1, 3]
-    return mean + (images - mean) * factor
+def _lighten(planes: tf.Tensor, summand: tf.Tensor) -> tf.Tensor:
+    return planes + summand
 
 
-def _saturate(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+def _contrast(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    # Of each channel; first along rows, so that no sum is so long that rounding adds up.
+    mean = tf.reduce_mean(tf.reduce_mean(planes, axis=-1, keepdims=True), axis=-2, keepdims=True)
+    return mean + (planes - mean) * factor
+
+
+def _saturate(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     # Saturation in HSV is s = (max - min) / max. Scaling it moves each channel away from the
     # largest one, which stays; s is at most 1, so the smallest channel stops at 0.
-    largest = tf.reduce_max(images, axis=-1, keepdims=True)
-    smallest = tf.reduce_min(images, axis=-1, keepdims=True)
-    limit = tf.math.divide_no_nan(largest, largest - smallest)
-    # Where all channels are equal there is nothing to scale.
-    return largest - (largest - images) * tf.minimum(factor, limit)
+    largest, smallest = _extremes(planes)
+    limit = largest / tf.maximum(largest - smallest, _TINY)
+    return largest - (largest - planes) * tf.minimum(factor, limit)
 
 
-def _turn_hue(images: tf.Tensor, summand: tf.Tensor) -> tf.Tensor:
-    hue, saturation, value = tf.split(tf.image.rgb_to_hsv(images), 3, axis=-1)
-    return tf.image.hsv_to_rgb(
-        tf.concat([tf.math.floormod(hue + summand, 1.0), saturation, value], axis=-1)
-    )
+def _turn_hue(planes: tf.Tensor, summand: tf.Tensor) -> tf.Tensor:
+    red, green, blue = tf.unstack(planes)
+    largest, smallest = _extremes(planes)
+    span = largest - smallest
+    # In sixths of the circle: 0 at red, 2 at green, 4 at blue.
+    per_span = 1 / tf.maximum(span, _TINY)
+    past_red = tf.where(green == largest, 2 + (blue - red) * per_span, 4 + (red - green) * per_span)
+    hue = tf.where(red == largest, (green - blue) * per_span, past_red) + 6 * summand
+    hue -= 6 * tf.floor(hue / 6)
+    # A channel has the whole span within a sixth of its own hue, falls within the next, and is the
+    # smallest in the others. Red lies where the circle was cut open.
+    place = [-1] + [1] * (planes.shape.rank - 1)
+    centre, sign, offset = (tf.reshape(tf.constant(row), place) for row in _SHARES_OF_SPAN)
+    return smallest + span * _clip(offset + sign * tf.abs(hue - centre))
+
+
+def _extremes(planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The largest and the smallest channel of each pixel."""
+    red, green, blue = tf.unstack(planes)
+    largest = tf.maximum(tf.maximum(red, green), blue)
+    return largest, tf.minimum(tf.minimum(red, green), blue)

@@ -17,7 +17,8 @@ def eval_crop(image: tf.Tensor, *, size: int) -> tf.Tensor:
     object without a margin (SimCLR appendix B.9, arXiv:2002.05709).
 
     Args:
-        image: [h, w, 3] float32 in [0, 1].
+        image: [h, w, 3] float32 in [0, 1], or integers as they are stored: only the cut is
+            converted.
         size: height and width of the result, in pixels.
 
     Returns:

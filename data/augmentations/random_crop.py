@@ -17,7 +17,8 @@ def random_crop(image: tf.Tensor, seed: tf.Tensor, *, size: int, min_area: float
     area; where no such box is found within 100 attempts, it is the whole image.
 
     Args:
-        image: [h, w, 3] float32 in [0, 1].
+        image: [h, w, 3] float32 in [0, 1], or integers as they are stored: only the cut is
+            converted.
         seed: [2] int32.
         size: height and width of the result, in pixels.
         min_area: smallest share of the area. As in the published program, boxes below 10% are

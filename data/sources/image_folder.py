@@ -127,5 +127,7 @@ def _share(files: list[_File], classes: list[str], worker: Worker) -> tf.data.Da
 
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
-    # As float32 both 8-bit and 16-bit files keep their precision and arrive in [0, 1].
-    return tf.io.decode_image(encoded, dtype=tf.float32, expand_animations=False)
+    # As 16-bit integers both 8-bit and 16-bit files keep their precision. Values of 8 bits are
+    # multiplied by 257, so divided by 65,535 they are what they were divided by 255.
+    image = tf.io.decode_image(encoded, channels=3, dtype=tf.uint16, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])

@@ -143,8 +143,9 @@ def test_color_meets_the_published_distribution(golden, strength, brightness, ve
 
 
 def test_grey_meets_the_published_program(golden):
+    planes = tf.transpose(golden['blur0_image'], [2, 0, 1])
     np.testing.assert_allclose(
-        color.grey(tf.constant(golden['blur0_image'])), golden['gray_output'], atol=1e-6
+        tf.transpose(color.grey(planes), [1, 2, 0]), golden['gray_output'], atol=1e-6
     )
 
 
@@ -152,31 +153,31 @@ def test_grey_meets_the_published_program(golden):
 @given(st.floats(0, 2), st.floats(-0.5, 0.5), st.integers(0, 1000))
 def test_adjustments_equal_those_of_tf_image(factor, delta, seed):
     image = photo(4, 5, 3, seed=seed)
-    amount = tf.reshape(tf.constant([factor], tf.float32), [1, 1, 1, 1])
+    planes = tf.transpose(image, [2, 0, 1])
 
     def ours(operation, amount):
-        return tf.clip_by_value(operation(image[tf.newaxis], amount)[0], 0, 1)
+        return tf.transpose(color._apply(operation, planes, tf.constant(amount)), [1, 2, 0])
 
     expected = tf.clip_by_value(tf.image.adjust_contrast(image, factor), 0, 1)
-    np.testing.assert_allclose(ours(color._contrast, amount), expected, atol=2e-6)
+    np.testing.assert_allclose(ours(color._contrast, factor), expected, atol=2e-6)
     expected = tf.image.adjust_saturation(image, factor)
-    np.testing.assert_allclose(ours(color._saturate, amount), expected, atol=1e-5)
+    np.testing.assert_allclose(ours(color._saturate, factor), expected, atol=1e-5)
     expected = tf.image.adjust_hue(image, delta)
-    np.testing.assert_allclose(ours(color._turn_hue, 0 * amount + delta), expected, atol=1e-5)
+    np.testing.assert_allclose(ours(color._turn_hue, delta), expected, atol=1e-5)
 
 
-def test_hue_turns_as_colorsys_says():
-    red, green, blue = 0.8, 0.3, 0.1
-    hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
-    turned = color._turn_hue(tf.constant([[[[red, green, blue]]]]), tf.constant([[[[-0.3]]]]))
-    expected = colorsys.hsv_to_rgb((hue - 0.3) % 1, saturation, value)
-    np.testing.assert_allclose(turned[0, 0, 0], expected, atol=1e-6)
+@settings(max_examples=100, deadline=None)
+@given(st.tuples(*[st.floats(0, 1, width=32)] * 3), st.floats(-0.5, 0.5))
+def test_hue_turns_as_colorsys_says(pixel, delta):
+    hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
+    turned = color._turn_hue(tf.reshape(tf.constant(pixel), [3, 1, 1]), tf.constant(delta))
+    expected = colorsys.hsv_to_rgb((hue + delta) % 1, saturation, value)
+    np.testing.assert_allclose(turned[:, 0, 0], expected, atol=2e-6)
 
 
 def test_saturation_leaves_black_white_and_grey_alone():
-    image = tf.constant([[[[0.0] * 3, [0.4] * 3, [1.0] * 3]]])
-    factor = tf.constant([[[[1.8]]]])
-    np.testing.assert_allclose(color._saturate(image, factor), image, atol=1e-7)
+    planes = tf.constant([[[0.0, 0.4, 1.0]]] * 3)
+    np.testing.assert_allclose(color._saturate(planes, tf.constant(1.8)), planes, atol=1e-7)
 
 
 def test_every_order_of_the_jitter_comes_up():
@@ -216,7 +217,9 @@ def test_blur_equals_a_plain_loop_on_oblong_images():
     for row, column in np.ndindex(5, 9):
         window = padded[row : row + 2 * radius + 1, column : column + 2 * radius + 1]
         expected[row, column] = (kernel[..., np.newaxis] * window).sum(axis=(0, 1))
-    blurred = blur.gaussian_blur(image[np.newaxis], tf.constant([sigma]), kernel_size=7)
+    blurred = blur.gaussian_blur(
+        tf.constant(image[np.newaxis]), tf.constant([sigma]), kernel_size=7
+    )
     np.testing.assert_allclose(blurred[0], expected, atol=1e-6)
 
 
@@ -274,6 +277,15 @@ def test_a_batch_is_the_stack_of_its_images(name):
     apply = AUGMENTATIONS[name].apply
     batch = apply(images, seeds, config)
     single = [apply(image, seed, config) for image, seed in zip(images, seeds, strict=True)]
-    assert batch.shape == [20, 24, 24, 3]
-    np.testing.assert_allclose(batch, single, atol=1e-6)
+    # Compiled, one by one for the processor and at once for a device.
+    each = tf.function(
+        lambda: tf.map_fn(
+            lambda pair: apply(*pair, config), (images, seeds), fn_output_signature=tf.float32
+        ),
+        jit_compile=True,
+    )()
+    at_once = tf.function(lambda: apply(images, seeds, config), jit_compile=True)()
+    assert batch.shape == at_once.shape == [20, 24, 24, 3]
+    for other in (single, each, at_once):
+        np.testing.assert_allclose(batch, other, atol=2e-6)
     assert not np.array_equal(batch, images)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.augmentations import AUGMENTATIONS
 from data.augmentations.eval_crop import eval_crop
 from data.config import DataConfig
-from data.images import to_rgb
+from data.images import to_rgb, to_unit_range
 from data.pipeline import _group_size, eval_batches, train_batches
 from data.recipes import RECIPES, View, teacher_view
 from settings import UserError
@@ -121,7 +121,10 @@ def test_what_was_seen_is_not_decoded_again(memory_source, monkeypatch):
 def test_labels_stay_with_their_images(memory_source):
     """With the whole image as the crop and nothing else, the pixels tell the label."""
     source = memory_source(10, height=21, width=21)
-    images = [to_rgb(source.decode(raw['image'])).numpy() for raw in source.examples('train')]
+    images = [
+        to_unit_range(to_rgb(source.decode(raw['image']))).numpy()
+        for raw in source.examples('train')
+    ]
     config = DataConfig(image_size=21, crop_min_area=1.0)
     for batch in train(source, 5, config=config, recipe='finetune'):
         for label, view in zip(batch['label'], batch['views'][0], strict=True):
@@ -176,7 +179,7 @@ def test_evaluation_sees_every_example_once(memory_source, batch_size, batches):
     assert (views[~mask] == 0).all()
     for raw, view in zip(source.examples('test'), views, strict=False):
         np.testing.assert_allclose(
-            view, eval_crop(to_rgb(source.decode(raw['image'])), size=36), atol=1e-6
+            view, eval_crop(to_unit_range(to_rgb(source.decode(raw['image']))), size=36), atol=1e-6
         )
 
 

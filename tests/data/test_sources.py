@@ -6,7 +6,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data.config import DataConfig
-from data.images import to_rgb
+from data.images import to_rgb, to_unit_range
 from data.pipeline import eval_batches, train_batches
 from data.sources import SOURCES, open_source
 from data.sources import bundled as bundled_module
@@ -24,7 +24,9 @@ def check_message(error: pytest.ExceptionInfo) -> str:
 
 
 def rgb_of(source, split: str) -> list[np.ndarray]:
-    return [to_rgb(source.decode(raw['image'])).numpy() for raw in source.examples(split)]
+    return [
+        to_unit_range(to_rgb(source.decode(raw['image']))).numpy() for raw in source.examples(split)
+    ]
 
 
 # --- TFDS
@@ -153,7 +155,7 @@ def test_image_folder_reads_classes_splits_and_slices(tmp_path):
     assert [source.num_examples(split) for split in ('train', 'test', 'train+test')] == [5, 1, 6]
     seen = {}
     for raw in source.examples('train+test'):
-        image = to_rgb(source.decode(raw['image'])).numpy()
+        image = to_unit_range(to_rgb(source.decode(raw['image']))).numpy()
         number = round(float(image[0, 0, 0]) * 255 / 40)
         assert image.shape == (4, 3 + number, 3)
         seen[number] = int(raw['label'])
@@ -180,7 +182,7 @@ def test_image_folder_takes_every_kind_of_image(tmp_path):
     found = dict.fromkeys(source.class_names)
     for raw in source.examples('train'):
         name = source.class_names[int(raw['label'])]
-        found[name] = to_rgb(source.decode(raw['image'])).numpy()
+        found[name] = to_unit_range(to_rgb(source.decode(raw['image']))).numpy()
     expected = {
         'grey': np.repeat(rows['grey'], 3, axis=-1) / 255,
         'rgb': rows['rgb'] / 255,
