@@ -105,6 +105,9 @@ class Checkpoints:
         with writing(self._folder):
             for path in _unfinished(self._folder):
                 _remove(path)
+            # A checkpoint is whole a moment before what it was written from is gone.
+            for path in checkpoints_in(self._folder):
+                _remove_scratch(path)
 
     def _list_kept(self) -> list[str]:
         """Writes the file `checkpoint`, by which others find the newest one; returns the rest."""
@@ -149,7 +152,14 @@ def _unfinished(folder: str) -> list[str]:
 def _remove(path: str) -> None:
     """Removes the files of checkpoint `path`, its index first: without it there is none."""
     remove_if_there(f'{path}.index')
-    for file in tf.io.gfile.glob([f'{path}.data-*', f'{path}.index.*', f'{path}_temp']):
+    for file in tf.io.gfile.glob(f'{path}.data-*'):
+        remove_if_there(file)
+    _remove_scratch(path)
+
+
+def _remove_scratch(path: str) -> None:
+    """Removes what checkpoint `path` was, or was to be, written from."""
+    for file in tf.io.gfile.glob([f'{path}.index.*', f'{path}_temp']):
         remove_if_there(file)
 
 

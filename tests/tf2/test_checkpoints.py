@@ -174,6 +174,9 @@ def test_what_was_not_finished_is_no_checkpoint_and_is_removed(tmp_path: pathlib
     (tmp_path / f'ckpt-4{DATA}').write_bytes(b'half')
     (tmp_path / 'ckpt-5_temp').mkdir()
     (tmp_path / 'ckpt-5_temp' / 'part').write_bytes(b'half')
+    # Killed, or refused, between the index and the end of the write.
+    (tmp_path / 'ckpt-3_temp').mkdir()
+    (tmp_path / 'ckpt-3_temp' / 'part').write_bytes(b'whole')
     assert saved.latest == path
     assert checkpoints(tmp_path, dense())[0].resume() == path
     assert sorted(file.name for file in tmp_path.iterdir()) == [
