@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +14,7 @@ import configuration
 import hub_export
 from configuration import Config
 from data import pipeline
+from data.pipeline import Batch
 from data.worker import Worker
 from evaluate import Tracker
 from experiment import (
@@ -68,7 +69,7 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         scales = config.train.mixed_precision == 'float16'
         optimizer = builder.build(config.optimizer, schedule, decayed, scales_loss=scales)
         penalty = penalty_of(config, model)
-        trainer = Trainer(objective, optimizer, penalty, config.train)
+        trainer = Trainer(objective, optimizer, penalty, config.train, _finisher(experiment))
         saved = checkpoints.Checkpoints(
             model_dir,
             model,
@@ -234,6 +235,17 @@ def _batches(experiment: Experiment, start_step: int, worker: int, workers: int)
         start_step=start_step,
         extra=view_for_teacher(experiment),
         worker=Worker(worker, workers),
+        finished=not distribution.has_accelerators(experiment.strategy),
+    )
+
+
+def _finisher(experiment: Experiment) -> Callable[[Batch], Batch] | None:
+    """What accelerators do to their shares of batches; the host's processor does it earlier."""
+    if not distribution.has_accelerators(experiment.strategy):
+        return None
+    config = experiment.config
+    return pipeline.finisher(
+        config.data, recipe=config.objective.train_mode, extra=view_for_teacher(experiment)
     )
 
 

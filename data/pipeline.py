@@ -57,6 +57,7 @@ def train_batches(
     start_step: int = 0,
     extra: View | None = None,
     worker: Worker = Worker(),
+    finished: bool = True,
 ) -> tf.data.Dataset:
     """An endless stream of training batches; batches run across the ends of epochs.
 
@@ -76,6 +77,8 @@ def train_batches(
             decoded nor augmented.
         extra: one more view than the recipe's, the last one, of its own size; a teacher's.
         worker: which of several processes this is.
+        finished: whether views are complete. If not, `finisher` does on the device what can be
+            done to a whole batch, and batches also hold 'seeds': tuple of [b, 2] int32.
 
     Returns:
         Dataset of {'views': tuple of [b, image_size, image_size, 3] float32 in [0, 1],
@@ -97,10 +100,15 @@ def train_batches(
     dataset = _training_examples(
         source, config, split, batch_size, seed=seed, start_step=start_step, worker=worker
     )
-    limit = _GROUP_SMALL_IMAGES if _is_small(config) else _GROUP_LARGE_IMAGES
-    first, last = _training_steps(source, _with_extra(RECIPES[recipe], extra), config)
-    dataset = _map(dataset, first).batch(_group_size(len(rows), limit), drop_remainder=True)
-    dataset = _map(dataset, last).rebatch(len(rows), drop_remainder=True)
+    views = _with_extra(RECIPES[recipe], extra)
+    dataset = _map(dataset, _first_steps(source, views, config))
+    if finished:
+        limit = _GROUP_SMALL_IMAGES if _is_small(config) else _GROUP_LARGE_IMAGES
+        dataset = dataset.batch(_group_size(len(rows), limit), drop_remainder=True)
+        dataset = _map(dataset, _last_steps(views, functools.partial(_compile, config=config)))
+        dataset = dataset.rebatch(len(rows), drop_remainder=True)
+    else:
+        dataset = dataset.batch(len(rows), drop_remainder=True)
     if config.tf_data_service:
         # The numbers of the epochs are handed out, so no two of the service's workers make one.
         mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
@@ -137,29 +145,59 @@ def _training_examples(
     return _epochs(examples, count, buffer, seed, skip=skip, is_own=is_own)
 
 
-def _training_steps(
-    source: Source, recipe: Recipe, config: DataConfig
-) -> tuple[Callable[..., Example], Callable[[Example], Batch]]:
-    """What is done to one example at a time, and then to a group of them."""
-    firsts, lasts = zip(*map(_split_steps, recipe), strict=True)
+def finisher(
+    config: DataConfig, *, recipe: str, extra: View | None = None
+) -> Callable[[Batch], Batch]:
+    """Completes the batches of `train_batches(..., finished=False)`, on any device.
+
+    The views are those of the host up to rounding: each image has its own draws there and here.
+
+    Args:
+        config: as given to `train_batches`.
+        recipe: as given to `train_batches`.
+        extra: as given to `train_batches`.
+
+    Returns:
+        Batch with 'seeds' → batch without; XLA compiles it.
+    """
+
+    def at_once(view: View) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+        return functools.partial(_augment, view=view, config=config)
+
+    return _last_steps(_with_extra(RECIPES[recipe], extra), at_once)
+
+
+def _first_steps(source: Source, recipe: Recipe, config: DataConfig) -> Callable[..., Example]:
+    """What is done to one example at a time."""
+    firsts = [_split_steps(view)[0] for view in recipe]
 
     def first_steps(key: tf.Tensor, index: tf.Tensor, example: Example) -> Example:
         seeds = tuple(view_seed(key, index, view.seed) for view in recipe)
         views = _open_views(source, example, seeds, firsts, config)
         return {'views': views, 'seeds': seeds, 'label': example['label']}
 
-    # Views that differ in nothing but their seeds are compiled once.
-    compiled = functools.cache(functools.partial(_compile, config=config))
+    return first_steps
+
+
+def _last_steps(
+    recipe: Recipe, augment: Callable[[View], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
+) -> Callable[[Example], Batch]:
+    """What is done after `_first_steps`, to several examples; `augment` says how.
+
+    Args:
+        recipe: the views.
+        augment: view → (images, seeds) → images.
+    """
+    # Views that differ in nothing but their seeds are made, and compiled, by one function.
+    lasts = [dataclasses.replace(_split_steps(view)[1], seed=0) for view in recipe]
+    augmenters = {last: augment(last) for last in lasts}
 
     def last_steps(group: Example) -> Batch:
-        parts = zip(group['views'], group['seeds'], lasts, strict=True)
-        views = tuple(
-            compiled(dataclasses.replace(last, seed=0))(images, seeds)
-            for images, seeds, last in parts
-        )
+        parts = zip(lasts, group['views'], group['seeds'], strict=True)
+        views = tuple(augmenters[last](images, seeds) for last, images, seeds in parts)
         return {'views': views, 'label': group['label']}
 
-    return first_steps, last_steps
+    return last_steps
 
 
 def eval_batches(

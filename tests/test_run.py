@@ -415,6 +415,28 @@ def test_a_run_is_not_to_end_before_what_it_did(
 
 
 @pytest.mark.usefixtures('no_export')
+def test_a_device_that_finishes_the_views_learns_the_same(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished = []
+
+    def begin(*arguments: object, **options: object) -> tf.data.Dataset:
+        batches = train_batches(*arguments, **options)
+        unfinished.append('seeds' in batches.element_spec)
+        return batches
+
+    train_batches = train.pipeline.train_batches
+    monkeypatch.setattr(train.pipeline, 'train_batches', begin)
+    monkeypatch.setattr(train.distribution, 'has_accelerators', lambda strategy: True)
+    main('--mode=train', f'--model_dir={tmp_path}', *BUNDLED)
+    assert unfinished == [True]
+    expected, found = saved_values(finished[0], 3), saved_values(tmp_path, 3)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.usefixtures('no_export')
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:

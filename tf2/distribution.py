@@ -213,6 +213,14 @@ def is_tpu(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
+def has_accelerators(strategy: tf.distribute.Strategy) -> bool:
+    """Whether replicas run on devices of their own, GPUs or TPUs, beside the host's processor."""
+    return is_tpu(strategy) or any(
+        tf.DeviceSpec.from_string(name).device_type == 'GPU'
+        for name in strategy.extended.worker_devices
+    )
+
+
 def mean_over_replicas(value: tf.Tensor) -> tf.Tensor:
     """The mean of every replica's `value`, of any shape; to be called in a replica context."""
     context = tf.distribute.get_replica_context()

@@ -47,6 +47,7 @@ class Trainer:
         optimizer: whose `iterations` count the steps.
         penalty: L2 term added to the loss.
         config: lengths, intervals and seeds.
+        prepare: what is done on the device to each replica's share of a batch, before the loss.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Trainer:
         optimizer: builder.Optimizer,
         penalty: Penalty,
         config: TrainConfig,
+        prepare: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self._strategy = tf.distribute.get_strategy()
+        self._prepare = prepare
         self._objective, self._optimizer, self._penalty = objective, optimizer, penalty
         self._config = config
         self.metrics = ('total_loss', 'weight_decay', *objective.metrics)
@@ -87,6 +90,8 @@ class Trainer:
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
         variables = self._objective.trainable_variables
+        if self._prepare is not None:
+            batch = self._prepare(batch)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             terms = self._objective.compute(batch, training=True)

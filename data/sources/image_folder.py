@@ -127,7 +127,10 @@ def _share(files: list[_File], classes: list[str], worker: Worker) -> tf.data.Da
 
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:
-    # As 16-bit integers both 8-bit and 16-bit files keep their precision. Values of 8 bits are
-    # multiplied by 257, so divided by 65,535 they are what they were divided by 255.
+    # As 16-bit integers both 8-bit and 16-bit files keep their precision: 257 times an 8-bit value
+    # is to 65,535 what the value is to 255. TensorFlow multiplies those of JPEGs by 256.
     image = tf.io.decode_image(encoded, channels=3, dtype=tf.uint16, expand_animations=False)
+    image = tf.cond(
+        tf.io.is_jpeg(encoded), lambda: image + tf.bitwise.right_shift(image, 8), lambda: image
+    )
     return tf.ensure_shape(image, [None, None, 3])

@@ -13,7 +13,7 @@ from data.augmentations import AUGMENTATIONS
 from data.augmentations.eval_crop import eval_crop
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
-from data.pipeline import _group_size, eval_batches, train_batches
+from data.pipeline import _group_size, eval_batches, finisher, train_batches
 from data.recipes import RECIPES, View, teacher_view
 from settings import UserError
 
@@ -142,6 +142,23 @@ def test_the_batched_pipeline_equals_one_image_at_a_time(memory_source, monkeypa
         monkeypatch.setitem(AUGMENTATIONS, name, type(op)(op.apply, takes_batches=False))
     for one, other in zip(train(source, 3), batched, strict=True):
         np.testing.assert_allclose(one['views'], other['views'], atol=1e-5)
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_device_finishes_what_the_host_began(memory_source, compiled):
+    source, extra = memory_source(10), teacher_view('eval', 34)
+    arguments = {'split': 'train', 'recipe': 'pretrain', 'batch_size': 4, 'seed': 1, 'extra': extra}
+    whole = first(train_batches(source, CONFIG, **arguments), 3)
+    begun = train_batches(source, CONFIG, finished=False, **arguments)
+    finish = finisher(CONFIG, recipe='pretrain', extra=extra)
+    finish = tf.function(finish, jit_compile=compiled)
+    for batch, expected in zip(begun.take(3), whole, strict=True):
+        assert not np.array_equal(batch['views'][0], expected['views'][0])
+        finished = finish(batch)
+        assert set(finished) == {'views', 'label'}
+        tf.nest.map_structure(
+            lambda *pair: np.testing.assert_allclose(*pair, atol=2e-6), finished, expected
+        )
 
 
 def test_small_data_sets_are_refused(memory_source):

@@ -196,3 +196,10 @@ def test_gradients_flow_through_the_gather_to_every_replica() -> None:
             factor = sum(weights[loss][3 * replica + row] for loss in range(2))
             expected = 2 * shares[replica][row] * factor
             np.testing.assert_allclose(found[replica][row], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_accelerators_are_told_from_the_hosts_processor(replicas: int) -> None:
+    assert not distribution.has_accelerators(mirrored(replicas))
+    # A strategy may be made for a device that is not there.
+    assert distribution.has_accelerators(tf.distribute.OneDeviceStrategy('/gpu:0'))

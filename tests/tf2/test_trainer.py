@@ -149,6 +149,18 @@ def test_every_step_updates_the_weight_and_is_followed_by_after_update(compiled:
     assert objective.updates.numpy() == 3
 
 
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_batch_is_prepared_within_the_step(compiled: bool) -> None:
+    objective, options = Slope(), {'train_batch_size': 1, 'jit_compile': compiled}
+    optimizer = tf.keras.optimizers.legacy.SGD(0.25)
+
+    def double(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {'number': 2 * batch['number']}
+
+    fit(Trainer(objective, optimizer, Penalty(), TrainConfig(**options), double), 3)
+    assert objective.weight.numpy() == pytest.approx(1 - 0.25 * 2 * (1 + 2 + 3))
+
+
 def test_the_penalty_is_a_term_of_the_loss_of_its_own() -> None:
     objective = Slope()
     penalty = Penalty(0.5, [objective.weight])
