@@ -92,7 +92,7 @@ def product(precision: str) -> Call:
     """A square matrix product in the step's precision."""
     dtype = tf.float32 if precision == 'float32' else tf.as_dtype(precision)
     matrix = tf.cast(tf.random.stateless_normal([MATRIX, MATRIX], [0, 0]), dtype)
-    multiply = tf.function(lambda one: tf.matmul(one, one)[0, 0])
+    multiply = tf.function(lambda one: tf.matmul(one, one)[0, 0], autograph=False)
     return lambda: multiply(matrix).numpy()
 
 
