@@ -60,7 +60,7 @@ def compared(state: dict) -> dict:
     of which are sums that cancel out.
     """
     parts = ('checkpoint model/', 'checkpoint objective/')
-    return {n: v for n, v in state.items() if '_loss' in n or n.split(':')[1].startswith(parts)}
+    return {n: v for n, v in state.items() if '_loss' in n or n.split(':')[-1].startswith(parts)}
 
 
 def check_same(
