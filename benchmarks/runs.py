@@ -56,7 +56,9 @@ def context() -> multiprocessing.context.BaseContext:
     return chosen
 
 
-def program(arguments: Sequence[str], log: str, *, checked: bool) -> None:
+def program(
+    arguments: Sequence[str], log: str, *, checked: bool, pace: float | None = None
+) -> None:
     """Runs `run.py` in this process, with a net of one block a group.
 
     Args:
@@ -64,6 +66,7 @@ def program(arguments: Sequence[str], log: str, *, checked: bool) -> None:
         log: file that takes what is printed.
         checked: whether an exported module is checked by a process of its own, as it always is
             outside of these trials.
+        pace: seconds of a call of the training function, where it is not the usual one.
     """
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -76,6 +79,10 @@ def program(arguments: Sequence[str], log: str, *, checked: bool) -> None:
     from tf2.models import resnet
 
     resnet.BLOCKS_PER_GROUP[18] = (1, 1, 1, 1)
+    if pace is not None:
+        from tf2 import trainer
+
+        trainer.SECONDS_PER_CALL = pace
     if not checked:
         publish._checker = lambda: contextlib.nullcontext(lambda path, reference: None)
     sys.exit(run.main(['run.py', *arguments]))
@@ -90,6 +97,7 @@ class Run:
         checked: see `program`.
         cluster: TF_CONFIG; the process is then one of `python`, for servers of TensorFlow outlive
             what a fork can end.
+        pace: see `program`; with `cluster` only.
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class Run:
         *,
         checked: bool = False,
         cluster: Mapping[str, Any] | None = None,
+        pace: float | None = None,
     ) -> None:
         self.log, self.started = log, time.monotonic()
         log.write_text('')
@@ -110,7 +119,8 @@ class Run:
             )
             self._process.start()
             return
-        call = f'program({tuple(arguments)!r}, {str(log)!r}, checked={checked})'
+        options = f'checked={checked}, pace={pace}'
+        call = f'program({tuple(arguments)!r}, {str(log)!r}, {options})'
         self._process = subprocess.Popen(
             [sys.executable, '-c', f'from benchmarks.runs import program; {call}'],
             cwd=ROOT,
@@ -188,13 +198,16 @@ class Run:
         return shlex.split(line[1]) if line else []
 
 
-def start_workers(count: int, arguments: Sequence[str], place: pathlib.Path) -> list[Run]:
+def start_workers(
+    count: int, arguments: Sequence[str], place: pathlib.Path, paces: Sequence[float] = ()
+) -> list[Run]:
     """Starts the same command in `count` processes that train together, on this machine.
 
     Args:
         count: of processes; a single one knows of no others.
         arguments: of the command line.
         place: existing folder for what each of them prints, 'log of worker N'.
+        paces: of each process, see `program`.
     """
     hosts = [f'127.0.0.1:{_free_port()}' for _ in range(count)]
     return [
@@ -204,6 +217,7 @@ def start_workers(count: int, arguments: Sequence[str], place: pathlib.Path) -> 
             cluster={'cluster': {'worker': hosts}, 'task': {'type': 'worker', 'index': index}}
             if count > 1
             else None,
+            pace=paces[index] if paces else None,
         )
         for index in range(count)
     ]

@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import tensorflow as tf
 
@@ -23,6 +24,9 @@ from tf2.progress import Progress
 
 SECONDS_PER_CALL = 1.0  # so often the loop returns to Python, where `steps_per_loop` is not given
 MAX_STEPS_PER_CALL = 100
+
+Notes: TypeAlias = tf.Tensor | Sequence[float]
+NO_NOTES = (0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Trainer:
         if config.jit_compile:
             self._replica_step = tf.function(self.replica_step, jit_compile=True)
         self._steps_per_call = config.steps_per_loop or 1
+        self._wanted_steps = 1.0
         self.means = Means(self.metrics)
 
     @property
@@ -77,15 +82,16 @@ class Trainer:
 
     # AutoGraph has nothing to convert here, and takes seconds to find that out.
     @tf.autograph.experimental.do_not_convert
-    def replica_step(self, batch: Batch, stopping: tf.Tensor | float = 0.0) -> tf.Tensor:
+    def replica_step(self, batch: Batch, notes: Notes = NO_NOTES) -> tf.Tensor:
         """One update, as each replica runs it on its share of the batch.
 
         Args:
             batch: this replica's share.
-            stopping: float32 scalar, above 0 where a signal asks this process to stop.
+            notes: [2] float32 of this process: above 0 where a signal asks it to stop, and how
+                many updates it would take in a call.
 
         Returns:
-            `metrics` of this replica's share, then `stopping`: [len(metrics) + 1] float32.
+            `metrics` of this replica's share, then `notes`: [len(metrics) + 2] float32.
         """
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
@@ -104,30 +110,31 @@ class Trainer:
         gradients = builder.unscaled(self._optimizer, gradients)
         builder.apply(self._optimizer, gradients, variables)
         self._objective.after_update()
-        return tf.stack([*(terms[name] for name in self.metrics), stopping])
+        return tf.concat([tf.stack([terms[name] for name in self.metrics]), notes], 0)
 
     @tf.function
     def _run_steps(
-        self, iterator: Iterable[Batch], steps: tf.Tensor, stopping: tf.Tensor | float = 0.0
+        self, iterator: Iterable[Batch], steps: tf.Tensor, notes: Notes = NO_NOTES
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Runs up to `steps` updates.
 
-        Ends after one whose loss is not finite, and after one for which any process was `stopping`:
-        all processes after the same one, however many updates each meant to run.
+        Ends after one whose loss is not finite, and after one for which any process was to stop:
+        all processes after the same one. They must all ask for as many `steps`: messages between
+        them carry the number of the update within the call.
 
         Returns:
             Sums of `metrics` over the updates, means over replicas, float64; the number of updates;
-            above 0 where any process was stopping.
+            means of `notes` over updates and replicas, float64, equal on all processes.
         """
         # In float64 sums of float32 don't depend on how the updates are grouped into calls.
-        sums = tf.zeros([len(self.metrics) + 1], tf.float64)
+        sums = tf.zeros([len(self.metrics) + 2], tf.float64)
         done = tf.constant(0)
-        while done < steps and tf.math.is_finite(sums[0]) and sums[-1] == 0:
-            shares = self._strategy.run(self._replica_step, (next(iterator), stopping))
+        while done < steps and tf.math.is_finite(sums[0]) and sums[-2] == 0:
+            shares = self._strategy.run(self._replica_step, (next(iterator), notes))
             means = self._strategy.reduce(tf.distribute.ReduceOp.MEAN, shares, axis=None)
             sums += tf.cast(means, tf.float64)
             done += 1
-        return sums[:-1], done, sums[-1]
+        return sums[:-2], done, sums[-2:] / tf.cast(done, tf.float64)
 
     def fit(
         self,
@@ -209,14 +216,14 @@ class Trainer:
         """Runs up to `steps` updates; means of the metrics over them, and whether to stop."""
         first = self.step
         started = time.monotonic()
-        stopping = tf.constant(float(stop.number is not None))
+        notes = tf.constant([float(stop.number is not None), self._wanted_steps])
         with self._failing(checkpoints):
-            results = self._run_steps(iterator, tf.constant(steps), stopping)
-            sums, done, signals = (result.numpy().tolist() for result in results)
+            results = self._run_steps(iterator, tf.constant(steps), notes)
+            sums, done, (stopping, wanted) = (result.numpy().tolist() for result in results)
         if not math.isfinite(sums[0]):
             raise _diverged('loss is', first + done, checkpoints)
-        self._adapt(time.monotonic() - started, done)
-        return self.means.add(sums, done), signals > 0
+        self._adapt(time.monotonic() - started, done, wanted)
+        return self.means.add(sums, done), stopping > 0
 
     @contextlib.contextmanager
     def _failing(self, checkpoints: Checkpoints) -> Iterator[None]:
@@ -250,13 +257,22 @@ class Trainer:
         if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in variables):
             raise _diverged('weights are', self.step, checkpoints)
 
-    def _adapt(self, seconds: float, steps: int) -> None:
-        """Lets a call take about a second, so that overhead is small and the display lively."""
+    def _adapt(self, seconds: float, steps: int, wanted: float) -> None:
+        """Lets a call take about a second, so that overhead is small and the display lively.
+
+        Args:
+            seconds: that the last call took here.
+            steps: updates it did.
+            wanted: updates a call that all processes agreed on.
+        """
         if self._config.steps_per_loop:
             return
         fitting = int(SECONDS_PER_CALL * steps / max(seconds, 1e-3))
         # At most twice as many as before: the first calls are slow for reasons of their own.
-        self._steps_per_call = max(1, min(fitting, 2 * self._steps_per_call, MAX_STEPS_PER_CALL))
+        self._wanted_steps = float(
+            max(1, min(fitting, 2 * self._steps_per_call, MAX_STEPS_PER_CALL))
+        )
+        self._steps_per_call = max(1, round(wanted))
 
 
 def _diverged(what: str, step: int, checkpoints: Checkpoints) -> UserError:

@@ -179,11 +179,32 @@ def test_replicas_share_a_batch_and_report_the_mean() -> None:
         trainer = trainer_of(objective, rate=1.0)
     batch = tf.data.Dataset.from_tensors({'number': tf.constant([1.0, 4.0])})
     iterator = iter(strategy.experimental_distribute_dataset(batch))
-    sums, done, stopping = trainer._run_steps(iterator, tf.constant(1))
-    assert (int(done), float(stopping)) == (1, 0.0)
+    sums, done, notes = trainer._run_steps(iterator, tf.constant(1))
+    assert (int(done), notes.numpy().tolist()) == (1, [0.0, 1.0])
     np.testing.assert_allclose(sums, [2.5, 0.0, 2.5])
     assert objective.weight.numpy() == pytest.approx(1 - 2.5)
     assert objective.updates.numpy() == 1
+
+
+def test_all_processes_do_as_many_steps_in_a_call(
+    slope_trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process would like is averaged over all; what it measured itself decides nothing."""
+    trainer, asked = slope_trainer, []
+    trainer._config = TrainConfig(train_batch_size=1, train_summary_steps=100)
+    trainer._steps_per_call, trainer._wanted_steps = 1, 1.0
+    trainer._optimizer.iterations.assign(0)
+    run_steps = trainer._run_steps
+
+    def agreed(iterator: Any, steps: tf.Tensor, notes: tf.Tensor) -> Any:
+        asked.append((int(steps), notes.numpy().tolist()[1]))
+        sums, done, (stopping, _) = run_steps(iterator, steps, notes)
+        return sums, done, tf.stack([stopping, 2.6])
+
+    monkeypatch.setattr(trainer, '_run_steps', agreed)
+    fit(trainer, 10, 100)
+    assert [steps for steps, _ in asked] == [1, 3, 3, 3]
+    assert all(wanted >= 1 for _, wanted in asked)
 
 
 # --- checkpoints
