@@ -43,5 +43,4 @@ def _cpu_computes_bfloat16() -> bool:
 
 def gains_from_products(precision: str, strategy: tf.distribute.Strategy) -> bool:
     """Whether `SimCLRModel` is to get `filter_products`: in bfloat16 on CPUs."""
-    devices = strategy.extended.worker_devices
-    return precision == 'bfloat16' and all('CPU' in device for device in devices)
+    return precision == 'bfloat16' and not distribution.has_accelerators(strategy)
