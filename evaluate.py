@@ -56,7 +56,7 @@ def follow(given: Mapping[str, Any]) -> None:
     # The folder's settings are complete: presets and weights to start from had their say.
     settings = {k: v for k, v in recorded.items() if k not in configuration.PLACES}
     experiment = prepare(configuration.from_values({**settings, **given}), given)
-    with experiment.strategy.scope():
+    with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
         model = build_model_of(experiment)
         # Fine-tuning freezes parts of the model, which the regularisation loss leaves out.
         build_objective(experiment, model)

@@ -48,9 +48,15 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         stop: whether a signal has come.
 
     Raises:
-        UserError: when the loss is not finite, or files can't be read or written.
+        UserError: when the loss is not finite, files can't be read or written, or another worker
+            is gone.
         Interrupted: when a signal came.
     """
+    with distribution.together(experiment.strategy, experiment.config.train.model_dir):
+        _train(experiment, evaluate=evaluate, stop=stop)
+
+
+def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
     config, model_dir = experiment.config, experiment.config.train.model_dir
     writes = distribution.is_chief(experiment.strategy)
     stop.listen()

@@ -18,7 +18,7 @@ ALLOWED = {
     'tf2': ('settings', 'interruption', 'tf2'),
     'tf2.config': ('settings',),
     'tf2.files': ('settings',),
-    'tf2.distribution': ('settings', 'tf2.config'),
+    'tf2.distribution': ('settings', 'tf2.config', 'tf2.files'),
     'tf2.models': ('tf2.models', 'tf2.config'),
     'tf2.weights': ('settings', 'tf2.weights', 'tf2.models', 'tf2.config'),
     'tf2.objectives': (

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
 from settings import UserError
 from tf2.config import TrainConfig
+from tf2.files import checkpoints_in
 
 MAX_TASKS_PER_NODE = 1024
+# What TensorFlow raises where a worker that others wait for is gone.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
 GPU_MEMORY = 8192  # MB that the parts of a split GPU share
 
 
@@ -107,7 +117,7 @@ def _multi_worker_strategy() -> tf.distribute.Strategy:
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UserError(
             f'The workers {", ".join(workers)} should connect to each other; found: '
-            f'{_one_line(error)}. Check TF_CONFIG and that each of them was started once.'
+            f'{one_line(error)}. Check TF_CONFIG and that each of them was started once.'
         ) from error
 
 
@@ -127,7 +137,7 @@ def _cluster() -> tuple[tf.distribute.cluster_resolver.ClusterResolver, dict[str
         raise UserError(
             '--strategy=multi_worker expects TF_CONFIG, JSON such as {"cluster": {"worker": '
             '["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}, or a step of '
-            f'SLURM; found neither ({_one_line(error)}).'
+            f'SLURM; found neither ({one_line(error)}).'
         ) from error
 
 
@@ -198,14 +208,42 @@ def _tpu_strategy(config: TrainConfig) -> tf.distribute.Strategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError, RuntimeError, OSError, ImportError) as error:
         raise UserError(
-            f'No TPU could be reached at {address or "this machine"} ({_one_line(error)}). '
+            f'No TPU could be reached at {address or "this machine"} ({one_line(error)}). '
             'Check --tpu_name or --master, --tpu_zone and --gcp_project.'
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 
 
-def _one_line(error: BaseException) -> str:
-    return ' '.join(str(error).split())[:200] or type(error).__name__
+def one_line(error: BaseException) -> str:
+    """What went wrong, without the places in graph and code that TensorFlow lists before it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [
+        line for line in lines if line and not line.startswith(('Graph exec', 'Detected', 'File'))
+    ]
+    return ' '.join(said)[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def together(strategy: tf.distribute.Strategy, folder: str) -> Iterator[None]:
+    """Within it a worker that is gone is told in one line; it shows wherever workers communicate.
+
+    Args:
+        strategy: with one worker, errors stay what they are.
+        folder: of the run; its last checkpoint is named.
+
+    Raises:
+        UserError: when another worker is gone.
+    """
+    try:
+        yield
+    except LOST as error:
+        if not spans_workers(strategy):
+            raise
+        kept = next(reversed(checkpoints_in(folder)), 'none was written yet')
+        raise UserError(
+            f'All workers should go on together, but another one is gone: {one_line(error)}. Stop '
+            f'all of them, then give the same command to go on. The last checkpoint: {kept}.'
+        ) from error
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:

@@ -55,6 +55,8 @@ def writing(folder: str) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
+        if 'Collective ops' in str(error):
+            raise  # What is to be written comes from all workers, and one of them is gone.
         cause = ' '.join(str(error).split())[:300]
         raise UserError(
             f'{folder} should take what the run writes, but does not; what was written before is '

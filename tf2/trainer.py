@@ -162,7 +162,7 @@ class Trainer:
 
         Raises:
             UserError: when the loss, or a weight that would be saved, is not finite; when the
-                images can't be read, or what is written can't be; when another process is gone.
+                images can't be read, or what is written can't be.
             Interrupted: when a signal came.
         """
         iterator = iter(batches)
@@ -235,20 +235,7 @@ class Trainer:
         except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
             raise UserError(
                 f'The images should stay where they are, but one can no longer be read: '
-                f'{_one_line(error)}. Mend that, {advice}'
-            ) from error
-        except (
-            tf.errors.UnavailableError,
-            tf.errors.AbortedError,
-            tf.errors.CancelledError,
-            tf.errors.DeadlineExceededError,
-            tf.errors.InternalError,
-        ) as error:
-            if not distribution.spans_workers(self._strategy):
-                raise
-            raise UserError(
-                f'All workers should go on together, but another one is gone: {_one_line(error)}. '
-                f'Stop all of them, {advice}'
+                f'{distribution.one_line(error)}. Mend that, {advice}'
             ) from error
 
     def _check_weights(self, checkpoints: Checkpoints) -> None:
@@ -281,15 +268,6 @@ def _diverged(what: str, step: int, checkpoints: Checkpoints) -> UserError:
         f'The {what} not finite any more at step {step}. The last good checkpoint: {kept}. '
         'Try a lower --learning_rate, a longer --warmup_epochs or a higher --temperature.'
     )
-
-
-def _one_line(error: tf.errors.OpError) -> str:
-    """What went wrong, without the places in graph and code that TensorFlow lists before it."""
-    lines = [line.strip() for line in error.message.splitlines()]
-    said = [
-        line for line in lines if line and not line.startswith(('Graph exec', 'Detected', 'File'))
-    ]
-    return ' '.join(said)[:300]
 
 
 class Means(tf.Module):

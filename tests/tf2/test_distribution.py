@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -203,3 +204,21 @@ def test_accelerators_are_told_from_the_hosts_processor(replicas: int) -> None:
     assert not distribution.has_accelerators(mirrored(replicas))
     # A strategy may be made for a device that is not there.
     assert distribution.has_accelerators(tf.distribute.OneDeviceStrategy('/gpu:0'))
+
+
+@pytest.mark.parametrize('kept', [True, False])
+def test_a_worker_that_is_gone_is_told_in_one_line(
+    kept: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever runs when that is noticed; with one process the same error is another."""
+    error = tf.errors.UnavailableError(None, None, 'Graph execution error:\nSocket\nclosed')
+    if kept:
+        (tmp_path / 'ckpt-4.index').touch()
+    with pytest.raises(tf.errors.UnavailableError), distribution.together(mirrored(1), tmp_path):
+        raise error
+    monkeypatch.setattr(distribution, 'spans_workers', lambda strategy: True)
+    with pytest.raises(UserError) as refused, distribution.together(mirrored(1), str(tmp_path)):
+        raise error
+    last = f'{tmp_path}/ckpt-4' if kept else 'none was written yet'
+    assert 'another one is gone: Socket closed. Stop all of them' in str(refused.value)
+    assert str(refused.value).endswith(f'The last checkpoint: {last}.')

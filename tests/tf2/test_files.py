@@ -64,3 +64,9 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: pathlib.Path) -> 
         (tmp_path / name).write_text('')
     assert checkpoints_in(str(tmp_path)) == [str(tmp_path / 'ckpt-9'), str(tmp_path / 'ckpt-10')]
     assert checkpoints_in(str(tmp_path / 'nowhere')) == []
+
+
+def test_a_worker_that_is_gone_is_no_fault_of_the_files() -> None:
+    lost = tf.errors.UnavailableError(None, None, 'Collective ops is aborted by: Socket closed')
+    with pytest.raises(tf.errors.UnavailableError), writing('folder'):
+        raise lost

@@ -20,7 +20,7 @@ from data.sources import open_source
 from interruption import Interrupted, Stop
 from settings import UserError
 from tests.support import mirrored
-from tf2 import distribution, schedules
+from tf2 import schedules
 from tf2.checkpoints import Checkpoints
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from tf2.models.encoder import SimCLRModel, build_model
@@ -347,21 +347,6 @@ def test_images_that_vanish_cost_one_line(
         trainer.fit(numbers(), 9, checkpoints=kept, checkpoint_steps=2, write=lambda *_: None)
     assert 'a.jpg' in str(refused.value) and '\n' not in str(refused.value)
     assert 'The last checkpoint: ckpt-4.' in str(refused.value)
-
-
-def test_what_only_a_worker_lost_can_mean_is_no_message_for_one_process(
-    slope_trainer: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
-        raise tf.errors.UnavailableError(None, None, 'Socket closed')
-
-    slope_trainer._optimizer.iterations.assign(0)
-    monkeypatch.setattr(slope_trainer, '_run_steps', fail)
-    with pytest.raises(tf.errors.UnavailableError):
-        fit(slope_trainer, 3)
-    monkeypatch.setattr(distribution, 'spans_workers', lambda strategy: True)
-    with pytest.raises(UserError, match=r'another one is gone: Socket closed\. Stop all of them'):
-        fit(slope_trainer, 3)
 
 
 # --- resuming a real model
