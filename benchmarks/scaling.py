@@ -194,7 +194,10 @@ def trace(network: Network, batch: int, *, global_bn: bool = True) -> Graph:
         lost = len(graph.get_operations())
         tape.gradient(loss, model.trainable_variables)
         operations = graph.get_operations()
-        return Graph(model, operations[built:lost], operations[lost:])
+    # Within such a graph Keras turns the whole class into one of version 1; making a model outside
+    # of it turns it back, for models that were there before.
+    SimCLRModel(network.model, size, None)
+    return Graph(model, operations[built:lost], operations[lost:])
 
 
 def costs(network: Network, *, global_bn: bool = True) -> Costs:

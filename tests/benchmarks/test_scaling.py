@@ -12,6 +12,7 @@ from benchmarks.scaling import Costs, Devices, Graph, Network
 from tests.support import GOLDEN
 from tf2.config import ModelConfig
 from tf2.models import resnet
+from tf2.models.encoder import SimCLRModel, build_model
 
 SMALL = Network(ModelConfig(18, 0.25), 32, 'float32')
 DEVICES = Devices(count=4, peak_flops=1e12, utilisation=0.5, bandwidth=1e9, memory=16e9)
@@ -150,3 +151,10 @@ def test_every_figure_of_the_estimate_is_printed(
     with pytest.raises(SystemExit):
         scaling.arguments(['--train_batch_size=100', '--devices=32'])
     assert 'must be a multiple of --devices' in capsys.readouterr().err
+
+
+def test_models_that_were_there_before_go_on_working(shallow: None) -> None:
+    """A model made in a graph of TensorFlow 1 makes Keras change the class of all."""
+    model = build_model(SimCLRModel(SMALL.model, SMALL.image_size, None))
+    scaling.trace(SMALL, 2)
+    assert model(tf.zeros([1, 32, 32, 3]))['final_avg_pool'].shape == [1, 128]
