@@ -343,6 +343,8 @@ class Trials:
         killed, other = time.monotonic(), workers[1 - victim]
         status = other.wait(BOUND)
         noticed = _since(killed)
+        if status == 0:  # all was done when the kill came
+            return self.kill_worker()
         problems = (
             [f'the other worker still ran after {BOUND:.0f} s']
             if status is None
