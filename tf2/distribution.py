@@ -162,13 +162,20 @@ def wait_for_all(strategy: tf.distribute.Strategy) -> None:
 
 def distribute(
     strategy: tf.distribute.Strategy, batches: Callable[[int, int], tf.data.Dataset]
-) -> tf.distribute.DistributedDataset:
+) -> tf.distribute.DistributedDataset | tf.data.Dataset:
     """Gives each replica its share of every global batch.
 
     Args:
         strategy: what the replicas belong to.
         batches: (worker, workers) -> that worker's rows of each global batch.
     """
+    if _is_one_cpu(strategy):
+        # Batches are where they are needed. tf.distribute's iterator would copy them. Its end, and
+        # that of any iterator that is tuned, now and then waits for half the time it was in use,
+        # up to a minute: the tuning thread sleeps on if it looks before it counts as cancelled.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return batches(0, 1).with_options(options)
 
     def share(context: tf.distribute.InputContext) -> tf.data.Dataset:
         workers = context.num_input_pipelines
@@ -180,6 +187,11 @@ def distribute(
         return dataset.rebatch(rows // replicas, drop_remainder=True)
 
     return strategy.distribute_datasets_from_function(share)
+
+
+def _is_one_cpu(strategy: tf.distribute.Strategy) -> bool:
+    one = isinstance(strategy, tf.distribute.OneDeviceStrategy)
+    return one and ':CPU:' in strategy.extended.worker_devices[0]
 
 
 def _tpu_strategy(config: TrainConfig) -> tf.distribute.Strategy:

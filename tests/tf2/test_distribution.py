@@ -196,3 +196,18 @@ def test_gradients_flow_through_the_gather_to_every_replica() -> None:
             factor = sum(weights[loss][3 * replica + row] for loss in range(2))
             expected = 2 * shares[replica][row] * factor
             np.testing.assert_allclose(found[replica][row], expected, rtol=1e-5)
+
+
+def test_one_cpu_gets_the_batches_as_they_are() -> None:
+    strategy = tf.distribute.OneDeviceStrategy('/cpu:0')
+    asked = []
+
+    def batches(worker: int, workers: int) -> tf.data.Dataset:
+        asked.append((worker, workers))
+        return tf.data.Dataset.range(6).batch(2)
+
+    dataset = distribution.distribute(strategy, batches)
+    assert [batch.tolist() for batch in dataset.as_numpy_iterator()] == [[0, 1], [2, 3], [4, 5]]
+    assert asked == [(0, 1)]
+    # A tuned iterator may wait for its tuning thread when it ends, up to a minute.
+    assert dataset.options().autotune.enabled is False
