@@ -5,6 +5,7 @@ Only what is plainly missing is refused here. Whoever opens a place then looks c
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 
@@ -17,6 +18,8 @@ from tf2.config import WEIGHTS
 def check_places(config: Config) -> None:
     """Raises UserError if weights or data set that `config` names are not there at all."""
     objective = config.objective
+    if config.run.mode == 'pipeline':  # its stages read each other, and it refuses what is given
+        objective = dataclasses.replace(objective, checkpoint=None)
     # A run that goes on needs its own checkpoints only.
     begun = config.train.model_dir and not _is_missing(config.train.model_dir)
     named = {'checkpoint': None if begun else objective.checkpoint, 'teacher': objective.teacher}

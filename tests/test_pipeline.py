@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import pathlib
+import re
 import shutil
 import signal
 
@@ -74,7 +75,7 @@ def results(model_dir: pathlib.Path) -> dict[str, dict]:
 def table(shown: str) -> list[str]:
     """The rows of the table, without the time that each stage took."""
     lines = shown[shown.rindex('\nStage  ') :].splitlines()
-    return [line.rsplit(maxsplit=2)[0] for line in lines[2:6]]
+    return [re.sub(r'( +\d+ (h|min|s))+$', '', line) for line in lines[2:6]]
 
 
 def test_every_stage_leaves_its_run_and_the_end_is_a_table_and_a_report(

@@ -172,13 +172,21 @@ def wait_for_all(strategy: tf.distribute.Strategy) -> None:
 
 def distribute(
     strategy: tf.distribute.Strategy, batches: Callable[[int, int], tf.data.Dataset]
-) -> tf.distribute.DistributedDataset:
+) -> tf.distribute.DistributedDataset | tf.data.Dataset:
     """Gives each replica its share of every global batch.
 
     Args:
         strategy: what the replicas belong to.
         batches: (worker, workers) -> that worker's rows of each global batch.
     """
+    one_device = isinstance(strategy, tf.distribute.OneDeviceStrategy)
+    if one_device and not has_accelerators(strategy):
+        # Batches are where they are needed. tf.distribute's iterator would copy them. Its end, and
+        # that of any iterator that is tuned, now and then waits for half the time it was in use,
+        # up to a minute: the tuning thread sleeps on if it looks before it counts as cancelled.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return batches(0, 1).with_options(options)
 
     def share(context: tf.distribute.InputContext) -> tf.data.Dataset:
         workers = context.num_input_pipelines

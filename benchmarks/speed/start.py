@@ -131,10 +131,12 @@ def rows(runs: Sequence[Mapping[str, float]]) -> str:
         cells = [
             spread([run[f'{part}_{kind}'] for run in runs]) for kind in ('seconds', 'cpu_seconds')
         ]
-        if all('plain_keras_seconds' in run for run in runs):
-            cells.append(
-                spread([run[f'{part}_seconds'] / run['plain_keras_seconds'] for run in runs])
-            )
+        shares = [
+            run[f'{part}_seconds'] / run['plain_keras_seconds']
+            for run in runs
+            if 'plain_keras_seconds' in run
+        ]
+        cells.append(spread(shares) if shares else 'not timed')
         lines.append(f'| {name} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 

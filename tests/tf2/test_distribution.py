@@ -222,3 +222,18 @@ def test_a_worker_that_is_gone_is_told_in_one_line(
     last = f'{tmp_path}/ckpt-4' if kept else 'none was written yet'
     assert 'another one is gone: Socket closed. Stop all of them' in str(refused.value)
     assert str(refused.value).endswith(f'The last checkpoint: {last}.')
+
+
+def test_one_cpu_gets_the_batches_as_they_are() -> None:
+    strategy = tf.distribute.OneDeviceStrategy('/cpu:0')
+    asked = []
+
+    def batches(worker: int, workers: int) -> tf.data.Dataset:
+        asked.append((worker, workers))
+        return tf.data.Dataset.range(6).batch(2)
+
+    dataset = distribution.distribute(strategy, batches)
+    assert [batch.tolist() for batch in dataset.as_numpy_iterator()] == [[0, 1], [2, 3], [4, 5]]
+    assert asked == [(0, 1)]
+    # A tuned iterator may wait for its tuning thread when it ends, up to a minute.
+    assert dataset.options().autotune.enabled is False
