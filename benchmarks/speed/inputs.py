@@ -10,7 +10,8 @@ median of the turns. Images are source images, of which two views each are made.
   224            JPEGs of 375 x 500 pixels and about 90 kB, made of smooth random fields with grain;
                  views of 224 pixels with all augmentations but blur, or with `blur`
   28             grey PNGs of 28 x 28 pixels, views of the same size
-  decode_peak    full decoding of those JPEGs and nothing else, on one thread and on all cores
+  decode         full decoding of those JPEGs and nothing else, on one thread and, `peak`, on all
+                 cores
 
 Beside images per second there are images per second of processor time: where other programs run on
 the machine too, these are steadier.
@@ -202,8 +203,8 @@ def streams(images: int, batch_size: int, view: int = VIEW) -> dict[str, tf.data
     )
     size = SMALL[0]
     return {
-        'decode_peak_1_thread': decoding(large, batch_size, 1),
-        'decode_peak_all_cores': decoding(large, batch_size, None),
+        'decode_1_thread': decoding(large, batch_size, 1),
+        'decode_peak': decoding(large, batch_size, None),
         f'ours_{view}': ours(source, view, batch_size, blur=False),
         f'plain_{view}': plain(large, 3, view, batch_size, blur=False),
         f'ours_{view}_blur': ours(source, view, batch_size, blur=True),
@@ -254,7 +255,7 @@ def rows(runs: Sequence[Mapping[str, float]]) -> str:
     for name in (key.removesuffix(_WALL) for key in runs[0] if key.endswith(_WALL)):
         cells = [name.replace('_', ' ')]
         # Small images are no JPEGs.
-        peak = '' if str(SMALL[0]) in name.split('_') else 'decode_peak_all_cores'
+        peak = '' if str(SMALL[0]) in name.split('_') else 'decode_peak'
         for unit in (_WALL, _PROCESSOR):
             cells.append(spread([run[name + unit] for run in runs]))
             cells += [_ratio(runs, name, other, unit) for other in (_plain_of(name), peak)]
