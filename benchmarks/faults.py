@@ -26,6 +26,7 @@ from benchmarks.runs import BUNDLED, ROOT, SMALL, Run, State
 
 DOCUMENT = ROOT / 'docs' / 'reliability.md'
 MARKS = ('<!-- table: python -m benchmarks.faults -->', '<!-- end of the table -->')
+ATTEMPTS = 3  # at a signal in time, for a run that ends before it comes
 BOUND = 60.0  # seconds within which a worker is to notice that another one is gone
 TOLERANCE = 1e-3  # of sums over workers, whose order is not the program's
 PRETRAIN = (
@@ -195,25 +196,32 @@ class Trials:
 
     def signal(self, kind: str, number: signal.Signals) -> Outcome:
         """Sends one signal; goes on with the command that was printed."""
-        place, began = self.place(), time.monotonic()
-        whole = self.reference(kind)[1]
-        run = self.start(kind, place)
+        began, whole = time.monotonic(), self.reference(kind)[1]
+        for _ in range(ATTEMPTS):
+            run, waited = self._send_at_any_moment(kind, number, whole)
+            if run.status != 0:  # else it was faster than the undisturbed one
+                break
+        problems = run.problems(128 + number) + self.reader.damage(self.model_dir(run))
+        command = run.to_go_on()
+        if not command:
+            problems.append('no command to go on')
+        problems += self.ended(Run(command, run.log), kind)
+        note = f'stopped after {waited:.1f} s'
+        return Outcome(f'{number.name}, status {128 + number}', kind, _since(began), problems, note)
+
+    def _send_at_any_moment(
+        self, kind: str, number: signal.Signals, whole: float
+    ) -> tuple[Run, float]:
+        """The run that got the signal, ended, and the seconds it took for that."""
+        run = self.start(kind, self.place())
         run.wait_for('\n')
         ends = run.started + self.random.uniform(0, 0.95 * whole)
         while run.status is None and time.monotonic() < ends:
             time.sleep(0.001)
         run.send(number)
         sent = time.monotonic()
-        if run.wait() == 0:  # it was faster than the undisturbed one
-            return self.signal(kind, number)
-        waited = time.monotonic() - sent
-        problems = run.problems(128 + number) + self.reader.damage(self.model_dir(run))
-        command = run.to_go_on()
-        if not command:
-            problems.append('no command to go on')
-        problems += self.ended(Run(command, place / 'log'), kind)
-        note = f'stopped after {waited:.1f} s'
-        return Outcome(f'{number.name}, status {128 + number}', kind, _since(began), problems, note)
+        run.wait()
+        return run, _since(sent)
 
     def damage(self, kind: str, target: str) -> Outcome:
         """Kills a run after its second checkpoint; cuts or changes a file of the newest one."""

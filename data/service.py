@@ -131,20 +131,28 @@ def main(arguments: Sequence[str]) -> int:
     worker.add_argument('--dispatcher', required=True, help='grpc://host:port')
     worker.add_argument('--port', type=int, default=0, help='to listen at; 0: any free one')
     given = parser.parse_args(arguments)
-    # Before any thread starts, so that none is interrupted by what `sigwait` waits for.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDED_BY)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    try:
+        _serve(given)
+    except UserError as error:
+        parser.error(str(error))
+    return 0
+
+
+def _serve(given: argparse.Namespace) -> None:
+    """Runs a server until one of the signals that end it."""
+    # Before any thread starts, so that none is interrupted by what `sigwait` waits for.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDED_BY)
     try:
         if given.kind == 'dispatcher':
             server, words = start_dispatcher(given.port)
         else:
             server, words = start_worker(given.dispatcher, given.port)
-    except UserError as error:
-        parser.error(str(error))
-    print(words, flush=True)
-    signal.sigwait(_ENDED_BY)
-    del server
-    return 0
+        print(words, flush=True)
+        signal.sigwait(_ENDED_BY)
+        del server
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 if __name__ == '__main__':

@@ -198,6 +198,8 @@ def test_a_port_that_is_taken_is_refused(capsys):
             service.main(['dispatcher', f'--port={number}'])
     assert status.value.code == 2
     assert f'--port must be a free port; cannot listen at {number}' in capsys.readouterr().err
+    # A process that went on deaf to these would pass that on to every process it starts.
+    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_an_address_where_nothing_answers_is_refused(capsys):
