@@ -40,9 +40,10 @@ _SMALL_IMAGE = 32  # pixels
 _BUFFER_SMALL_IMAGES = 65_536
 _BUFFER_LARGE_IMAGES = 16_384
 # Most images that are handed to a compiled function at once: many, so that small ones don't spend
-# their time in overhead; few where images are large, so that they don't fill the memory.
+# their time in overhead; fewer where images are large, so that they don't fill the memory. A batch
+# that is one group is not copied again.
 _GROUP_SMALL_IMAGES = 256
-_GROUP_LARGE_IMAGES = 16
+_GROUP_LARGE_IMAGES = 64
 _PREFETCHED_BATCHES = 2
 
 

@@ -8,7 +8,8 @@ median of the turns. Images are source images, of which two views each are made.
   ours, plain    the program's own pipeline, and a simple one in this file, which takes one image
                  after the other through tf.image, with the same distributions
   224            JPEGs of 375 x 500 pixels and about 90 kB, made of smooth random fields with grain;
-                 views of 224 pixels with all augmentations but blur, or with `blur`
+                 views of 224 pixels with all augmentations but blur, or with `blur`; `cropped` is
+                 what the host does where an accelerator finishes the views
   28             grey PNGs of 28 x 28 pixels, views of the same size
   decode         full decoding of those JPEGs and nothing else, on one thread and, `peak`, on all
                  cores
@@ -97,11 +98,18 @@ def _decode(image: tf.Tensor, channels: int) -> tf.Tensor:
 # --- streams
 
 
-def ours(source: Source, size: int, batch_size: int, *, blur: bool) -> tf.data.Dataset:
+def ours(
+    source: Source, size: int, batch_size: int, *, blur: bool, finished: bool = True
+) -> tf.data.Dataset:
     """The program's own batches."""
-    config = DataConfig(image_size=size, use_blur=blur)
     return train_batches(
-        source, config, split='train', recipe='pretrain', batch_size=batch_size, seed=1
+        source,
+        DataConfig(image_size=size, use_blur=blur),
+        split='train',
+        recipe='pretrain',
+        batch_size=batch_size,
+        seed=1,
+        finished=finished,
     )
 
 
@@ -205,6 +213,7 @@ def streams(images: int, batch_size: int, view: int = VIEW) -> dict[str, tf.data
     return {
         'decode_1_thread': decoding(large, batch_size, 1),
         'decode_peak': decoding(large, batch_size, None),
+        f'ours_{view}_cropped': ours(source, view, batch_size, blur=False, finished=False),
         f'ours_{view}': ours(source, view, batch_size, blur=False),
         f'plain_{view}': plain(large, 3, view, batch_size, blur=False),
         f'ours_{view}_blur': ours(source, view, batch_size, blur=True),
@@ -260,11 +269,42 @@ def rows(runs: Sequence[Mapping[str, float]]) -> str:
             cells.append(spread([run[name + unit] for run in runs]))
             cells += [_ratio(runs, name, other, unit) for other in (_plain_of(name), peak)]
         lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, '', *_profile(runs)])
+
+
+def _profile(runs: Sequence[Mapping[str, float]]) -> list[str]:
+    """Lines of a Markdown table: where the processor time of a large image goes."""
+    view = next(key for key in runs[0] if key.endswith('_cropped' + _WALL)).split('_')[1]
+
+    whole = f'ours_{view}'
+    stages = {
+        'decoding': ('decode_peak', None),
+        'reading in random order, two boxes, two bicubic crops': (
+            f'{whole}_cropped',
+            'decode_peak',
+        ),
+        'flip and colour of both views': (whole, f'{whole}_cropped'),
+        'blur of half of the views': (f'{whole}_blur', whole),
+    }
+    lines = [
+        f'| of one image to two views of {view} px | processor milliseconds |',
+        '| --- | --- |',
+    ]
+    for what, (until, before) in stages.items():
+        times = [_milliseconds(run, until) - _milliseconds(run, before) for run in runs]
+        lines.append(f'| {what} | {spread(times)} |')
+    return lines
+
+
+def _milliseconds(run: Mapping[str, float], name: str | None) -> float:
+    """Of processor time an image, where `name` is a stream."""
+    return 1000 / run[name + _PROCESSOR] if name else 0.0
 
 
 def _plain_of(name: str) -> str:
-    return name.replace('ours', 'plain') if name.startswith('ours') else ''
+    """The plain stream that does the same, if there is one."""
+    finished = name.startswith('ours') and not name.endswith('cropped')
+    return name.replace('ours', 'plain') if finished else ''
 
 
 def _ratio(runs: Sequence[Mapping[str, float]], name: str, other: str, unit: str) -> str:

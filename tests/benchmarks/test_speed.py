@@ -56,15 +56,39 @@ def test_every_goal_has_its_row() -> None:
         'usage_dataset_seconds': 1.0,
     }
     loss = {'ours_8192_megabytes': 370.0, 'ours_8192_seconds': 1.0, 'plain_8192_seconds': 2.0}
-    found = {'steps': [steps_run(1, 1, 0.74, 1)], 'start': [start], 'loss': [loss]}
+    inputs = {
+        f'{name}_images_per_second': rate
+        for name, rate in (
+            ('decode_1_thread', 1000.0),
+            ('decode_peak', 2000.0),
+            ('plain_224', 658.0),
+            ('ours_224', 800.0),
+            ('ours_224_cropped', 1000.0),
+            ('ours_224_blur', 500.0),
+        )
+    }
+    found = {
+        'steps': [steps_run(1, 1, 0.74, 1)],
+        'inputs': [inputs],
+        'start': [start],
+        'loss': [loss],
+    }
     lines = speed.table_of(speed.goals(found)).splitlines()
-    assert len(lines) == 2 + 5 + 5 + 2
+    assert len(lines) == 2 + 5 + 6 + 5 + 2
     reached = {line.split(' | ')[0].strip('| '): line.split(' | ')[-1] for line in lines}
     assert reached['a wrong flag, seconds'] == '**no** |'
     assert reached['--help, seconds'] == 'yes |'
     memory = 'memory of the loss of 8,192, times the published program'
     assert reached[memory] == 'yes |'
-    ratio = 400 / 431
+    without_blur = 'JPEGs to 224 px without blur, times the published pipeline without blur, by '
+    values = {
+        goal.what.removeprefix(without_blur): goal.values
+        for goal in speed.goals(found)
+        if goal.what.startswith(without_blur)
+    }
+    assert values['decoding'] == pytest.approx([800 / 2000 * 2 * 931 / 574])
+    assert values['a plain pipeline'] == pytest.approx([800 / 574])
+    ratio = 1000 / 931
     line = next(line for line in lines if 'a run of one step' in line)
     assert f'| {ratio:.2f} ({ratio:.2f} to {ratio:.2f}) | **no** |' in line
 

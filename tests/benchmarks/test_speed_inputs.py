@@ -18,11 +18,11 @@ def test_it_runs_and_prints_one_object(capsys, monkeypatch):
     )
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert status == 0
-    assert len(found) == 16
+    assert len(found) == 18
     for name in ('ours_40', 'plain_40_blur', 'ours_28', 'decode_1_thread'):
         assert found[f'{name}_images_per_second'] > 0
         assert found[f'{name}_images_per_processor_second'] > 0
-    assert inputs.rows([found]).count('\n') == 9
+    assert inputs.rows([found]).count('\n') == 10 + 1 + 6
 
 
 def test_images_are_as_large_as_photographs():
@@ -50,17 +50,27 @@ def test_rows_hold_medians_ranges_and_ratios_of_the_same_run():
                 ('plain_224', 300.0),
                 ('ours_28', 5000.0),
                 ('plain_28', 500.0),
+                ('ours_224_cropped', 800.0),
+                ('ours_224_blur', 400.0),
+                ('plain_224_blur', 200.0),
             )
             for unit in ('', '_processor')
         }
         for share in (1.0, 0.5, 2.0)
     ]
     runs[0]['ours_224_images_per_second'] = 450.0
-    table = {line.split('|')[1].strip(): line for line in inputs.rows(runs).splitlines()[2:]}
+    lines = [line for line in inputs.rows(runs).splitlines() if line]
+    table = {line.split('|')[1].strip(): line for line in lines}
     cells = [cell.strip() for cell in table['ours 224'].split('|')[2:-1]]
     assert cells[0] == '450 (300 to 1,200)'
     assert cells[1] == '2.00 (1.50 to 2.00)'
     assert cells[2] == '0.60 (0.45 to 0.60)'
     assert cells[3] == '600 (300 to 1,200)'
     assert [cell.strip() for cell in table['ours 28'].split('|')[2:-1]][2] == ''
-    assert table['plain 224'].split('|')[3].strip() == ''
+    assert (
+        table['plain 224'].split('|')[3].strip() == table['ours 224 cropped'].split('|')[3].strip()
+    )
+    profile = {name: line.split('|')[2].strip() for name, line in table.items()}
+    assert profile['decoding'] == '1.00 (0.50 to 2.00)'
+    assert profile['flip and colour of both views'] == '0.42 (0.21 to 0.83)'
+    assert profile['blur of half of the views'] == '0.83 (0.42 to 1.67)'
