@@ -104,10 +104,7 @@ def train_batches(
     views = _with_extra(RECIPES[recipe], extra)
     dataset = _map(dataset, _first_steps(source, views, config))
     if finished:
-        limit = _GROUP_SMALL_IMAGES if _is_small(config) else _GROUP_LARGE_IMAGES
-        dataset = dataset.batch(_group_size(len(rows), limit), drop_remainder=True)
-        dataset = _map(dataset, _last_steps(views, functools.partial(_compile, config=config)))
-        dataset = dataset.rebatch(len(rows), drop_remainder=True)
+        dataset = _finish_in_groups(dataset, views, config, len(rows))
     else:
         dataset = dataset.batch(len(rows), drop_remainder=True)
     if config.tf_data_service:
@@ -117,6 +114,16 @@ def train_batches(
             tf.data.experimental.service.distribute(mode, config.tf_data_service)
         )
     return dataset.prefetch(_PREFETCHED_BATCHES)
+
+
+def _finish_in_groups(
+    dataset: tf.data.Dataset, views: Recipe, config: DataConfig, batch_size: int
+) -> tf.data.Dataset:
+    """Batches of what `_first_steps` gave, with the steps after it done on the host."""
+    limit = _GROUP_SMALL_IMAGES if _is_small(config) else _GROUP_LARGE_IMAGES
+    dataset = dataset.batch(_group_size(batch_size, limit), drop_remainder=True)
+    dataset = _map(dataset, _last_steps(views, functools.partial(_compile, config=config)))
+    return dataset.rebatch(batch_size, drop_remainder=True)
 
 
 def _training_examples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -22,6 +23,25 @@ _SHARES_OF_SPAN = ((3.0, 2.0, 4.0), (1.0, -1.0, -1.0), (-1.0, 2.0, 2.0))
 Operation: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """What is done to an image, or, with a first axis [b], to each image of a batch.
+
+    Attributes:
+        operations: the four that there are.
+        amounts: [..., 4] float32, of each operation.
+        order: [..., 4] int32, which operation comes at which turn.
+        jitters: [...] bool, whether they are done at all.
+        becomes_grey: [...] bool.
+    """
+
+    operations: Sequence[Operation]
+    amounts: tf.Tensor
+    order: tf.Tensor
+    jitters: tf.Tensor
+    becomes_grey: tf.Tensor
+
+
 def distort_color(
     image: tf.Tensor, seed: tf.Tensor, *, strength: float, brightness: str = 'multiply'
 ) -> tf.Tensor:
@@ -36,50 +56,36 @@ def distort_color(
     Returns:
         Tensor of `image`'s shape, float32 in [0, 1].
     """
-    amounts = _draw_amounts(seed, strength, brightness)  # [..., 4]
-    order = tf.argsort(uniform(seed, _OPERATIONS, 'jitter order'), axis=-1)  # [..., 4]
-    jitters = uniform(seed, 1, 'jitter')[..., 0] < JITTER_PROBABILITY  # [...]
-    becomes_grey = uniform(seed, 1, 'grey')[..., 0] < GREY_PROBABILITY  # [...]
     brighten = _brighten if brightness == 'multiply' else _lighten
-    operations = (brighten, _contrast, _saturate, _turn_hue)
-    distort = _distort_one if image.shape.rank == 3 else _distort_batch
-    return distort(image, operations, amounts, order, jitters, becomes_grey)
+    drawn = _Drawn(
+        operations=(brighten, _contrast, _saturate, _turn_hue),
+        amounts=_draw_amounts(seed, strength, brightness),
+        order=tf.argsort(uniform(seed, _OPERATIONS, 'jitter order'), axis=-1),
+        jitters=uniform(seed, 1, 'jitter')[..., 0] < JITTER_PROBABILITY,
+        becomes_grey=uniform(seed, 1, 'grey')[..., 0] < GREY_PROBABILITY,
+    )
+    return (_distort_one if image.shape.rank == 3 else _distort_batch)(image, drawn)
 
 
-def _distort_one(
-    image: tf.Tensor,
-    operations: Sequence[Operation],
-    amounts: tf.Tensor,
-    order: tf.Tensor,
-    jitters: tf.Tensor,
-    becomes_grey: tf.Tensor,
-) -> tf.Tensor:
+def _distort_one(image: tf.Tensor, drawn: _Drawn) -> tf.Tensor:
     """One image, [h, w, 3]: at each turn, what its order says is done, and nothing else."""
 
     def take_turn(turn: tf.Tensor, planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        chosen = order[turn]
         branches = [
-            functools.partial(_apply, operation, planes, amounts[which])
-            for which, operation in enumerate(operations)
+            functools.partial(_apply, operation, planes, drawn.amounts[which])
+            for which, operation in enumerate(drawn.operations)
         ]
-        return turn + 1, tf.switch_case(chosen, branches)
+        return turn + 1, tf.switch_case(drawn.order[turn], branches)
 
-    turns = tf.where(jitters, _OPERATIONS, 0)
+    turns = tf.where(drawn.jitters, _OPERATIONS, 0)
     # With whole planes of one channel, the processor works on many pixels at once.
     planes = tf.transpose(image, [2, 0, 1])
     _, planes = tf.while_loop(lambda turn, _: turn < turns, take_turn, (0, planes))
-    planes = tf.cond(becomes_grey, lambda: grey(planes), lambda: planes)
+    planes = tf.cond(drawn.becomes_grey, lambda: grey(planes), lambda: planes)
     return tf.transpose(planes, [1, 2, 0])
 
 
-def _distort_batch(
-    images: tf.Tensor,
-    operations: Sequence[Operation],
-    amounts: tf.Tensor,
-    order: tf.Tensor,
-    jitters: tf.Tensor,
-    becomes_grey: tf.Tensor,
-) -> tf.Tensor:
+def _distort_batch(images: tf.Tensor, drawn: _Drawn) -> tf.Tensor:
     """A batch, [b, h, w, 3]: at each turn everything is done, and each image keeps its own part.
 
     On accelerators shapes must not depend on values, and arithmetic costs little.
@@ -89,15 +95,15 @@ def _distort_batch(
         return numbers[:, tf.newaxis, tf.newaxis]  # [b, 1, 1], to go with [3, b, h, w]
 
     def take_turn(turn: tf.Tensor, planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        chosen, result = tf.gather(order, turn, axis=-1), planes
-        for which, operation in enumerate(operations):
-            adjusted = _apply(operation, planes, for_images(amounts[:, which]))
-            result = tf.where(for_images(jitters & (chosen == which)), adjusted, result)
+        chosen, result = tf.gather(drawn.order, turn, axis=-1), planes
+        for which, operation in enumerate(drawn.operations):
+            adjusted = _apply(operation, planes, for_images(drawn.amounts[:, which]))
+            result = tf.where(for_images(drawn.jitters & (chosen == which)), adjusted, result)
         return turn + 1, result
 
     planes = tf.transpose(images, [3, 0, 1, 2])
     _, planes = tf.while_loop(lambda turn, _: turn < _OPERATIONS, take_turn, (0, planes))
-    planes = tf.where(for_images(becomes_grey), grey(planes), planes)
+    planes = tf.where(for_images(drawn.becomes_grey), grey(planes), planes)
     return tf.ensure_shape(tf.transpose(planes, [1, 2, 3, 0]), images.shape)
 
 
