@@ -220,7 +220,10 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
         **{name: values[name] for name in names},
         'small stem': values['image_size'] <= SMALL_IMAGE,
         'optimizer': values['optimizer'],
-        'loss scaling': values['mixed_precision'] == 'float16',
+        # Only float16 comes with variables, those of the loss scaling.
+        'mixed_precision': 'float16'
+        if values['mixed_precision'] == 'float16'
+        else 'bfloat16 or float32',
         'num_classes': values['num_classes'],
         'train_mode': values['train_mode'],
         **{name: values[name] for name in (tuned if values['train_mode'] != 'pretrain' else kept)},

@@ -96,9 +96,10 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     if config.data.tf_data_service and not evaluates:
         check_answers(config.data.tf_data_service)
     source, subset, train_examples = open_data(config)
-    config = _with_precision(config, strategy)
-    check_devices(config, strategy)
-    teacher = _open_teacher(config, strategy)
+    with distribution.together(strategy, model_dir):
+        config = _with_precision(config, strategy)
+        check_devices(config, strategy)
+        teacher = _open_teacher(config, strategy)
     num_classes = _num_classes(config, source, teacher)
     configuration.check_same_architecture(model_dir, config, num_classes)
     experiment = Experiment(
@@ -262,7 +263,7 @@ def _check_evaluation(
 
 
 def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
-    """Raises UserError if batches don't split over the replicas, or a step can't be compiled."""
+    """Raises UserError if batches don't split over the replicas, or they can't do what is asked."""
     batches = {'eval_batch_size': config.train.eval_batch_size}
     if config.run.mode != 'eval':
         batches['train_batch_size'] = config.train.train_batch_size
@@ -272,6 +273,11 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
         raise UserError(
             f'--jit_compile works on one device or a TPU; found {replicas} devices, between which '
             'a compiled step cannot communicate. Leave it out.'
+        )
+    if config.train.mixed_precision == 'float16' and distribution.is_tpu(strategy):
+        raise UserError(
+            '--mixed_precision=float16 works on GPUs and CPUs; found a TPU, for which Keras scales '
+            'no loss. Use --mixed_precision=bfloat16.'
         )
 
 

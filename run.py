@@ -174,11 +174,11 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
         given: the flags that were given.
         stop: whether a signal has come.
     """
-    check_places(config)
     choose_keras_2()
     # None of TensorFlow's start-up notes about CPU features and GPU plug-ins: a user can't act on
     # them, and what goes wrong comes as an exception.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    check_places(config)
     with _without_collections():
         # Imported here: TensorFlow takes seconds, and most errors of usage are to show at once.
         import evaluate

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -179,20 +180,21 @@ class Trials:
 
     def _wait_for_moment(self, run: Run, pattern: str | None, whole: float) -> bool:
         if pattern is None:
-            ends = run.started + self.random.uniform(0, whole)
-            while run.status is None and time.monotonic() < ends:
-                time.sleep(0.001)
+            self._wait_for_any_moment(run, whole)
             return False
         folder = self.model_dir(run)
         before = set(folder.glob('ckpt-*.index'))
         for _ in range(self.random.randint(0, 2)):  # not always the first write
-            while run.status is None and set(folder.glob('ckpt-*.index')) <= before:
-                time.sleep(0.002)
+            run.wait_until(lambda: not before.issuperset(folder.glob('ckpt-*.index')))
             before |= set(folder.glob('ckpt-*.index'))
         caught = run.wait_for_file(folder, pattern)
         longest = 0.002 if pattern.startswith('ckpt') else 1.0  # about as long as the write takes
         time.sleep(self.random.uniform(0, longest))
         return caught
+
+    def _wait_for_any_moment(self, run: Run, whole: float) -> None:
+        ends = run.started + self.random.uniform(0, whole)
+        run.wait_until(lambda: time.monotonic() >= ends)
 
     def signal(self, kind: str, number: signal.Signals) -> Outcome:
         """Sends one signal; goes on with the command that was printed."""
@@ -215,9 +217,7 @@ class Trials:
         """The run that got the signal, ended, and the seconds it took for that."""
         run = self.start(kind, self.place())
         run.wait_for('\n')
-        ends = run.started + self.random.uniform(0, 0.95 * whole)
-        while run.status is None and time.monotonic() < ends:
-            time.sleep(0.001)
+        self._wait_for_any_moment(run, 0.95 * whole)
         run.send(number)
         sent = time.monotonic()
         run.wait()
@@ -228,8 +228,7 @@ class Trials:
         place, began = self.place(), time.monotonic()
         run = self.start(kind, place)
         folder = self.model_dir(run)
-        while run.status is None and len(list(folder.glob('ckpt-*.index'))) < 2:
-            time.sleep(0.002)
+        run.wait_until(lambda: len(list(folder.glob('ckpt-*.index'))) >= 2)
         run.wait_for_file(folder, 'checkpoint')
         run.send(signal.SIGKILL)
         run.wait()
@@ -325,7 +324,7 @@ class Trials:
         problems += self.ended(self.start(kind, place), kind)
         return Outcome('data folder gone', kind, _since(began), problems)
 
-    def _workers(self, place: pathlib.Path) -> list[Run]:
+    def _workers(self, place: pathlib.Path) -> contextlib.AbstractContextManager[list[Run]]:
         """Two workers on this machine."""
         place.mkdir(exist_ok=True)
         arguments = [
@@ -335,33 +334,21 @@ class Trials:
             '--checkpoint_steps=10',
             f'--model_dir={place / "run"}',
         ]
-        return runs.start_workers(2, arguments, place)
+        return runs.workers(2, arguments, place)
 
     def kill_worker(self) -> Outcome:
         """Kills one of two workers while both train; starts both again once the other ended."""
         kind = 'pretrain, two workers'
         expected, training = self._workers_reference(kind)
-        place, began = self.place(), time.monotonic()
-        workers = self._workers(place)
-        victim = self.random.randrange(2)
-        for worker in workers:
-            worker.wait_for('Pretraining ResNet')
-        time.sleep(self.random.uniform(0, 0.9 * training))
-        workers[victim].send(signal.SIGKILL)
-        killed, other = time.monotonic(), workers[1 - victim]
-        status = other.wait(BOUND)
-        noticed = _since(killed)
-        if status == 0:  # all was done when the kill came
-            return self.kill_worker()
-        problems = (
-            [f'the other worker still ran after {BOUND:.0f} s']
-            if status is None
-            else other.problems(2)
-        )
-        (place / 'log of the other').write_text(other.shown)
+        began = time.monotonic()
+        for _ in range(ATTEMPTS):
+            place = self.place()
+            status, noticed, problems = self._kill_one_of_two(place, training)
+            if status != 0:  # else all was done when the kill came
+                break
         problems += self.reader.damage(place / 'run')
-        workers = self._workers(place)
-        problems += [problem for worker in workers for problem in worker.problems(0)]
+        with self._workers(place) as workers:
+            problems += [problem for worker in workers for problem in worker.problems(0)]
         note = f'the other ended after {noticed:.1f} s'
         if not problems:
             problems += self.unequal(place / 'run', expected, TOLERANCE)
@@ -369,13 +356,31 @@ class Trials:
             note += ', bit for bit' if exactly else f', within {TOLERANCE:g}'
         return Outcome('one of two workers killed', kind, _since(began), problems, note)
 
+    def _kill_one_of_two(
+        self, place: pathlib.Path, training: float
+    ) -> tuple[int | None, float, list[str]]:
+        """The other's exit status, the seconds until it ended, and what was wrong with that."""
+        victim = self.random.randrange(2)
+        with self._workers(place) as workers:
+            for worker in workers:
+                worker.wait_for('Pretraining ResNet')
+            time.sleep(self.random.uniform(0, 0.9 * training))
+            workers[victim].send(signal.SIGKILL)
+            killed, other = time.monotonic(), workers[1 - victim]
+            status = other.wait(BOUND)
+            noticed = _since(killed)
+            (place / 'log of the other').write_text(other.shown)
+        if status is None:
+            return status, noticed, [f'the other worker still ran after {BOUND:.0f} s']
+        return status, noticed, other.problems(2)
+
     def _workers_reference(self, kind: str) -> tuple[State, float]:
         """What two undisturbed workers end with, and the seconds they trained."""
         if kind not in self._references:
-            workers = self._workers(self.folder / f'reference {kind}')
-            workers[0].wait_for('Pretraining ResNet')
-            began = time.monotonic()
-            problems = [problem for worker in workers for problem in worker.problems(0)]
+            with self._workers(self.folder / f'reference {kind}') as workers:
+                workers[0].wait_for('Pretraining ResNet')
+                began = time.monotonic()
+                problems = [problem for worker in workers for problem in worker.problems(0)]
             if problems:
                 shown = '\n'.join(worker.shown for worker in workers)
                 raise RuntimeError(f'The undisturbed workers failed: {problems}\n{shown}')

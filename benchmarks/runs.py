@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -166,20 +166,22 @@ class Run:
                 time.sleep(0.005)
         return found
 
-    def wait_for(self, text: str, seconds: float = LONGEST) -> bool:
+    def wait_until(self, condition: Callable[[], bool], pause: float = 0.001) -> bool:
+        """Whether `condition` became true before the run ended, or seems to hang."""
+        ends = time.monotonic() + LONGEST
+        while self.status is None and time.monotonic() < ends:
+            if condition():
+                return True
+            time.sleep(pause)
+        return condition()
+
+    def wait_for(self, text: str) -> bool:
         """Whether `text` was printed before the run ended."""
-        ends = time.monotonic() + seconds
-        while text not in self.shown and self.status is None and time.monotonic() < ends:
-            time.sleep(0.01)
-        return text in self.shown
+        return self.wait_until(lambda: text in self.shown, 0.01)
 
     def wait_for_file(self, folder: pathlib.Path, pattern: str) -> bool:
         """Whether a file or folder below `folder` came to match before the run ended."""
-        while self.status is None:
-            if any(folder.glob(pattern)):
-                return True
-            time.sleep(0.0005)
-        return False
+        return self.wait_until(lambda: any(folder.glob(pattern)), 0.0005)
 
     def problems(self, status: int) -> list[str]:
         """What is wrong with how it ended, or should have with `status`."""
@@ -198,10 +200,13 @@ class Run:
         return shlex.split(line[1]) if line else []
 
 
-def start_workers(
+@contextlib.contextmanager
+def workers(
     count: int, arguments: Sequence[str], place: pathlib.Path, paces: Sequence[float] = ()
-) -> list[Run]:
-    """Starts the same command in `count` processes that train together, on this machine.
+) -> Iterator[list[Run]]:
+    """The same command in `count` processes that train together, on this machine.
+
+    None of them is left at the end.
 
     Args:
         count: of processes; a single one knows of no others.
@@ -210,17 +215,16 @@ def start_workers(
         paces: of each process, see `program`.
     """
     hosts = [f'127.0.0.1:{_free_port()}' for _ in range(count)]
-    return [
-        Run(
-            arguments,
-            place / f'log of worker {index}',
-            cluster={'cluster': {'worker': hosts}, 'task': {'type': 'worker', 'index': index}}
-            if count > 1
-            else None,
-            pace=paces[index] if paces else None,
-        )
-        for index in range(count)
-    ]
+    started: list[Run] = []
+    try:
+        for index in range(count):
+            task = {'cluster': {'worker': hosts}, 'task': {'type': 'worker', 'index': index}}
+            log, pace = place / f'log of worker {index}', paces[index] if paces else None
+            started.append(Run(arguments, log, cluster=task if count > 1 else None, pace=pace))
+        yield started
+    finally:
+        for run in started:
+            run.wait(0.0)
 
 
 def _free_port() -> int:

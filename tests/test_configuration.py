@@ -149,6 +149,11 @@ def folder_with_checkpoint(tmp_path: pathlib.Path) -> str:
         (['--optimizer=adam'], 'optimizer lars', 'optimizer adam'),
         (['--num_proj_layers=2'], 'num_proj_layers 3', 'num_proj_layers 2'),
         (['--memory_size=1024'], 'memory_size 0', 'memory_size 1024'),
+        (
+            ['--mixed_precision=float16'],
+            'mixed_precision bfloat16 or float32',
+            'mixed_precision float16',
+        ),
     ],
 )
 def test_another_architecture_is_refused_and_both_are_shown(

@@ -27,8 +27,9 @@ import train
 from hub_export import publish
 from interruption import Interrupted
 from presets import PRESETS
+from settings import UserError
 from tests.support import mirrored, no_checker
-from tf2 import precision
+from tf2 import distribution, precision
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
 
@@ -248,6 +249,13 @@ def test_the_precision_that_auto_chose_is_recorded_and_kept(
     (folder / 'run' / 'ckpt-1.index').touch()
     assert precision_of('avx512f') == 'bfloat16'
     assert precision_of('avx512f', mixed_precision='float32') == 'float32'
+
+
+def test_a_tpu_has_no_loss_scaling(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, 'is_tpu', lambda strategy: True)
+    config = configuration.resolve({'mixed_precision': 'float16', 'model_dir': 'run'}, PRESETS)
+    with pytest.raises(UserError, match='found a TPU.* Use --mixed_precision=bfloat16'):
+        experiment.prepare(config, {})
 
 
 def program(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -38,9 +38,10 @@ def train(
     workers: int, flags: Sequence[str], place: pathlib.Path, paces: Sequence[float] = ()
 ) -> pathlib.Path:
     """The folder of what so many processes trained together."""
-    started = runs.start_workers(workers, [*flags, f'--model_dir={place / "run"}'], place, paces)
-    for run in started:
-        assert run.problems(0) == [], run.shown
+    arguments = [*flags, f'--model_dir={place / "run"}']
+    with runs.workers(workers, arguments, place, paces) as started:
+        for run in started:
+            assert run.problems(0) == [], run.shown
     # Only one of them wrote, and all knew what it measured.
     exports = [run.shown.count('Exported: ') for run in started]
     assert exports == [4 if flags is PIPELINE else 1, *[0] * (workers - 1)]

@@ -158,16 +158,20 @@ def spans_workers(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def wait_for_all(strategy: tf.distribute.Strategy) -> None:
-    """Returns when every worker has come to this point."""
+def all_agree(strategy: tf.distribute.Strategy, agrees: bool) -> bool:
+    """Whether all workers do; returns when every one of them has come to this point."""
 
     @tf.function
-    def meet() -> tf.Tensor:
-        ones = strategy.run(lambda: tf.constant(1.0))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
+    def share_of_votes() -> tf.Tensor:
+        votes = strategy.run(lambda: tf.constant(float(agrees)))
+        return strategy.reduce(tf.distribute.ReduceOp.MEAN, votes, axis=None)
 
-    if spans_workers(strategy):
-        meet()
+    return bool(share_of_votes().numpy() == 1) if spans_workers(strategy) else agrees
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns when every worker has come to this point."""
+    all_agree(strategy, True)
 
 
 def distribute(

@@ -17,15 +17,16 @@ def choose(setting: str, strategy: tf.distribute.Strategy) -> str:
     """The precision to compute in: 'float32', 'bfloat16' or 'float16'.
 
     Args:
-        setting: `mixed_precision`; 'auto' takes bfloat16 where the devices have instructions for
-            it, as far as they tell.
+        setting: `mixed_precision`; 'auto' takes bfloat16 where the devices, those of all workers,
+            have instructions for it, as far as they tell.
         strategy: knows the devices.
     """
     if setting != 'auto':
         return setting
     gpus = tf.config.list_physical_devices('GPU')
     computes = all(map(_gpu_computes_bfloat16, gpus)) if gpus else _cpu_computes_bfloat16()
-    return 'bfloat16' if distribution.is_tpu(strategy) or computes else 'float32'
+    computes = distribution.is_tpu(strategy) or distribution.all_agree(strategy, computes)
+    return 'bfloat16' if computes else 'float32'
 
 
 def _gpu_computes_bfloat16(gpu: tf.config.PhysicalDevice) -> bool:

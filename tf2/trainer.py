@@ -184,6 +184,9 @@ class Trainer:
                     if stopping or self._due(checkpoint_steps, total_steps):
                         self._check_weights(checkpoints)
                         checkpoints.save(self.step)
+                        # A signal may have come since the last step: all stop behind that one.
+                        heard = stop.number is not None
+                        stopping |= not distribution.all_agree(self._strategy, not heard)
                         if on_checkpoint is not None and not stopping:
                             with stop.allowed():
                                 on_checkpoint(self.step)

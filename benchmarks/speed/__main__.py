@@ -29,6 +29,7 @@ from settings import choose_keras_2
 from tf2.files import write_text
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results.md'
+LIMITS = pathlib.Path(__file__).with_name('limits.md')  # what was found out about goals not reached
 PARTS = {
     'steps': 'Training step',
     'peers': 'The same step by other programs',
@@ -82,20 +83,17 @@ class Goal:
 
 def goals(found: Mapping[str, Runs]) -> list[Goal]:
     """What the parts that were run tell about the goals."""
+    decodes = [run['decode_1_thread_images_per_second'] for run in found.get('inputs', ())]
     judges = {
         'steps': _goals_of_steps,
         'inputs': _goals_of_inputs,
-        'start': _goals_of_start,
+        'start': lambda runs: _goals_of_start(runs, decodes),
         'loss': _goals_of_loss,
     }
-    decodes = [run['decode_1_thread_images_per_second'] for run in found.get('inputs', ())]
-    made = []
-    for part, judge in judges.items():
-        made += judge(found[part], decodes) if part in found else []
-    return made
+    return [goal for part in judges if part in found for goal in judges[part](found[part])]
 
 
-def _goals_of_steps(runs: Runs, decodes: Sequence[float]) -> list[Goal]:
+def _goals_of_steps(runs: Runs) -> list[Goal]:
     single, half = (
         [run[f'{CASE}, {precision}: own_images_per_second'] for run in runs]
         for precision in ('float32', 'bfloat16')
@@ -119,7 +117,7 @@ def _goals_of_steps(runs: Runs, decodes: Sequence[float]) -> list[Goal]:
     ]
 
 
-def _goals_of_inputs(runs: Runs, decodes: Sequence[float]) -> list[Goal]:
+def _goals_of_inputs(runs: Runs) -> list[Goal]:
     published = {
         'decoding': [PUBLISHED_INPUT_SHARE * run['decode_peak_images_per_second'] for run in runs],
         'a plain pipeline': [
@@ -160,13 +158,17 @@ def _goals_of_start(runs: Runs, decodes: Sequence[float]) -> list[Goal]:
     return [Goal('a run of one step, times the published program', False, 0.6, ratios), *made]
 
 
-def _goals_of_loss(runs: Runs, decodes: Sequence[float]) -> list[Goal]:
+def _goals_of_loss(runs: Runs) -> list[Goal]:
     memory = [run['ours_8192_megabytes'] / PUBLISHED_LOSS_MEGABYTES for run in runs]
-    pairs = [run['ours_8192_seconds'] / run['plain_8192_seconds'] for run in runs]
-    return [
-        Goal('memory of the loss of 8,192, times the published program', False, 0.5, memory),
-        Goal('time of the loss of 8,192, times the plain formulation', False, 1.0, pairs),
+    made = [Goal('memory of the loss of 8,192, times the published program', False, 0.5, memory)]
+    # The plain one is left out where there is too little memory for it.
+    pairs = [
+        run['ours_8192_seconds'] / run['plain_8192_seconds']
+        for run in runs
+        if 'plain_8192_seconds' in run
     ]
+    what = 'time of the loss of 8,192, times the plain formulation'
+    return [*made, Goal(what, False, 1.0, pairs)] if pairs else made
 
 
 def table_of(made: Sequence[Goal]) -> str:
@@ -217,6 +219,7 @@ def document(found: Mapping[str, Runs], seconds: float) -> str:
         '22.5 s where one core decodes 931 JPEGs/s; its loss of 8,192 images held 3.7 GB. Ratios '
         'to it go by these shares, of what was measured in the same run as ours.\n',
         table_of(goals(found)),
+        f'\n{LIMITS.read_text()}',
     ]
     for part, runs in found.items():
         module = importlib.import_module(f'benchmarks.speed.{part}')

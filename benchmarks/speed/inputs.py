@@ -232,7 +232,7 @@ def rates(dataset: tf.data.Dataset, batch_size: int, seconds: float) -> tuple[fl
     for _ in range(WARM_UP):
         next(iterator)
     started, worked, images = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - started < seconds:
+    while not images or time.perf_counter() - started < seconds:
         next(iterator)
         images += batch_size
     return images / (time.perf_counter() - started), images / (time.process_time() - worked)

@@ -28,6 +28,7 @@ choose_keras_2()
 
 import tensorflow as tf
 
+from benchmarks.speed.spread import spread
 from tf2.objectives.nt_xent import nt_xent
 
 SIZES = (256, 1024, 4096, 8192, 16384)
@@ -111,31 +112,26 @@ def measure_apart(name: str, size: int, repeats: int) -> dict[str, float]:
 
 
 def rows(runs: Sequence[Mapping[str, float]]) -> str:
-    """A Markdown table of what several runs gave: median (lowest–highest)."""
+    """A Markdown table of what several runs gave: median (lowest to highest)."""
 
-    def cell(name: str, digits: int, divisor: str = '') -> str:
+    def cell(name: str, divisor: str = '', times: float = 1.0) -> str:
         values = [
-            run[name] / run.get(divisor, 1.0)
+            times * run[name] / run.get(divisor, 1.0)
             for run in runs
             if name in run and (not divisor or divisor in run)
         ]
-        if not values:
-            return '–'
-        middle, low, high = (
-            f'{value:.{digits}f}' for value in (statistics.median(values), min(values), max(values))
-        )
-        return middle if len(values) == 1 else f'{middle} ({low}–{high})'
+        return spread(values) if values else '–'
 
     def line(size: int) -> str:
         cells = [f'{size:,}']
-        for what, digits in (('seconds', 4), ('processor_seconds', 4), ('megabytes', 0)):
+        for what, times in (('seconds', 1000), ('processor_seconds', 1000), ('megabytes', 1)):
             ours, plain = (f'{name}_{size}_{what}' for name in ('ours', 'plain'))
-            cells += [cell(plain, digits), cell(ours, digits), cell(ours, 2, plain)]
+            cells += [cell(plain, times=times), cell(ours, times=times), cell(ours, plain)]
         return f'| {" | ".join(cells)} |'
 
     sizes = sorted({int(name.split('_')[1]) for run in runs for name in run})
     heads = ['global batch']
-    for what in ('s', 'processor s', 'MB'):
+    for what in ('ms', 'processor ms', 'MB'):
         heads += [f'plain, {what}', f'ours, {what}', 'ratio']
     return '\n'.join([f'| {" | ".join(heads)} |', '| --- ' * len(heads) + '|', *map(line, sizes)])
 

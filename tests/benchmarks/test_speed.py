@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import steps
+from benchmarks.speed import start, steps
 from benchmarks.speed.spread import spread
 
 CASE = speed.CASE
@@ -48,7 +48,7 @@ def test_goals_compare_with_what_the_published_program_would_reach() -> None:
 
 
 def test_every_goal_has_its_row() -> None:
-    start = {
+    started = {
         'run_seconds': 22.5,
         'help_seconds': 0.1,
         'usage_flag_seconds': 3.5,
@@ -70,7 +70,7 @@ def test_every_goal_has_its_row() -> None:
     found = {
         'steps': [steps_run(1, 1, 0.74, 1)],
         'inputs': [inputs],
-        'start': [start],
+        'start': [started],
         'loss': [loss],
     }
     lines = speed.table_of(speed.goals(found)).splitlines()
@@ -91,6 +91,21 @@ def test_every_goal_has_its_row() -> None:
     ratio = 1000 / 931
     line = next(line for line in lines if 'a run of one step' in line)
     assert f'| {ratio:.2f} ({ratio:.2f} to {ratio:.2f}) | **no** |' in line
+
+
+def test_a_plain_loss_that_was_left_out_is_no_goal() -> None:
+    (goal,) = speed.goals({'loss': [{'ours_8192_megabytes': 1850.0, 'ours_8192_seconds': 1.0}]})
+    assert goal.met and goal.values == [0.5]
+
+
+def test_the_document_has_goals_their_limits_and_a_table_of_each_part() -> None:
+    figures = {f'{part}_{kind}': 1.0 for part in start.PARTS for kind in ('seconds', 'cpu_seconds')}
+    text = speed.document({'steps': [steps_run(1, 1, 0.74, 1)], 'start': [figures]}, 90.0)
+    headings = [line for line in text.splitlines() if line.startswith('## ')]
+    assert headings[0] == '## Goals'
+    assert headings[-2:] == ['## Training step', '## Start']
+    assert '1 runs in 2 minutes' in text and speed.LIMITS.read_text() in text
+    assert '| --help, seconds | at most 3 | 1.00 (1.00 to 1.00) | yes |' in text
 
 
 def test_the_table_of_steps_has_a_row_for_each_case() -> None:

@@ -23,7 +23,7 @@ def test_every_part_is_timed(capsys: pytest.CaptureFixture[str], parts: list[str
     found = json.loads(lines[-1])
     names = {f'{part}_{kind}' for part in parts for kind in ('seconds', 'cpu_seconds')}
     assert found.keys() == names
-    assert all(0 < value < 600 for value in found.values())
+    assert all(value > 0 for value in found.values())
     assert len(lines) == 2 + len(parts) + 1
 
 

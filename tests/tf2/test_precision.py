@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.support import mirrored, run_on_replicas
 from tests.tf2.test_compiled_step import MODEL
-from tf2 import precision
+from tf2 import distribution, precision
 from tf2.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
@@ -54,6 +54,17 @@ def test_gpus_compute_in_bfloat16_from_ampere_on(
         lambda gpu: {'compute_capability': gpu} if gpu else {},
     )
     assert precision.choose('auto', mirrored(1)) == expected
+
+
+def test_workers_compute_in_bfloat16_if_all_of_them_can(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / 'cpuinfo').write_text('flags : avx512_bf16\n')
+    monkeypatch.setattr(precision, 'CPU_INFO', tmp_path / 'cpuinfo')
+    votes = []
+    monkeypatch.setattr(distribution, 'all_agree', lambda _, agrees: bool(votes.append(agrees)))
+    assert precision.choose('auto', mirrored(1)) == 'float32'
+    assert votes == [True]
 
 
 def test_products_are_for_bfloat16_on_cpus() -> None:

@@ -20,7 +20,7 @@ from data.sources import open_source
 from interruption import Interrupted, Stop
 from settings import UserError
 from tests.support import mirrored
-from tf2 import schedules
+from tf2 import distribution, schedules
 from tf2.checkpoints import Checkpoints
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from tf2.models.encoder import SimCLRModel, build_model
@@ -284,6 +284,23 @@ def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(per_call: int) 
     assert kept.steps == [10, noticed + 1]
     assert trainer.step == noticed + 1
     assert seen == [10]
+
+
+def test_a_signal_to_another_process_while_a_checkpoint_is_written_ends_this_one_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distribution, 'all_agree', lambda strategy, agrees: False)
+    trainer, kept, seen = trainer_of(Slope()), Recorded(), []
+    with pytest.raises(Interrupted, match='SIGTERM'):
+        trainer.fit(
+            numbers(),
+            40,
+            checkpoints=kept,
+            checkpoint_steps=10,
+            write=lambda *_: None,
+            on_checkpoint=seen.append,
+        )
+    assert (kept.steps, seen) == ([10], [])
 
 
 def test_metrics_of_an_interrupted_run_are_those_of_an_undisturbed_one(

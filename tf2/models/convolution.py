@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# Maps of up to 8 x 8 places. On a CPU with AVX512-BF16 products took 0.3 to 0.9 of the time of the
-# convolution's own gradient up to here, and more above (benchmarks/results.md).
+# Maps of up to 8 x 8 places. On a CPU with AVX512-BF16 products were faster than the convolution's
+# own gradient up to here, and slower above.
 SMALL_MAP = 64
 
 Gradients = tuple[tf.Tensor, tf.Tensor]
