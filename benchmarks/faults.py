@@ -185,7 +185,7 @@ class Trials:
         folder = self.model_dir(run)
         before = set(folder.glob('ckpt-*.index'))
         for _ in range(self.random.randint(0, 2)):  # not always the first write
-            run.wait_until(lambda: not before.issuperset(folder.glob('ckpt-*.index')))
+            run.wait_until(lambda old=before: not old.issuperset(folder.glob('ckpt-*.index')))
             before |= set(folder.glob('ckpt-*.index'))
         caught = run.wait_for_file(folder, pattern)
         longest = 0.002 if pattern.startswith('ckpt') else 1.0  # about as long as the write takes

@@ -10,11 +10,15 @@ program's steps, before anything else was run.
 from __future__ import annotations
 
 import argparse
+import collections
 import json
+import pathlib
+import re
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -136,6 +140,35 @@ def measure(case: argparse.Namespace) -> dict[str, float]:
     return found
 
 
+def profile(call: Call) -> dict[str, float]:
+    """Kind of operation -> milliseconds, over all threads, that a call spends in it; most first."""
+    from tensorflow.core.profiler.protobuf import xplane_pb2
+
+    space, found = xplane_pb2.XSpace(), collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            call()
+        (file,) = pathlib.Path(folder).rglob('*.xplane.pb')
+        space.ParseFromString(file.read_bytes())
+    for plane in space.planes:
+        for event in (event for line in plane.lines for event in line.events):
+            # 'name of the operation:its kind'; the rest are TensorFlow's own functions.
+            match = re.fullmatch(r'[^:]+:([A-Z_]\w+)', plane.event_metadata[event.metadata_id].name)
+            if match and not match[1].startswith('__'):
+                found[match[1]] += event.duration_ps / 1e9
+    return dict(found.most_common())
+
+
+def profile_rows(found: Mapping[str, float]) -> str:
+    """A Markdown table of the kinds that take at least a hundredth of the time, and of the rest."""
+    whole = sum(found.values())
+    kept = {kind: spent for kind, spent in found.items() if spent >= whole / 100}
+    lines = ['| operation | ms, over all threads | share |', '| --- | --- | --- |']
+    for kind, spent in {**kept, 'all others': whole - sum(kept.values())}.items():
+        lines.append(f'| {kind} | {spent:,.0f} | {100 * spent / whole:.1f}% |')
+    return '\n'.join(lines)
+
+
 def measure_apart(case: Sequence[object], given: argparse.Namespace) -> dict[str, float]:
     """Figures of one case, each name after the case's, from a process of its own."""
     numbers = zip(('depth', 'width', 'size', 'batch', 'precision'), case)
@@ -188,12 +221,23 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=1, help='of each kind in a round')
     parser.add_argument('--single', action='store_true', help='this case, in this process')
+    parser.add_argument(
+        '--profile',
+        action='store_true',
+        help="where this case's time goes, by TensorFlow's profiler",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table of all cases, or of one, and the figures as JSON in the last line."""
     given = parsed(arguments)
+    if given.profile:
+        step = own_step(given)
+        step()
+        step()
+        print(profile_rows(profile(step)))
+        return
     if given.single:
         print(json.dumps(measure(given)))
         return

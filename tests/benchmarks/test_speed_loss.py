@@ -57,5 +57,7 @@ def test_rows_are_medians_with_their_spread_and_ratios_run_by_run() -> None:
         '2,000 (1,000 to 3,000)',
         '0.50 (0.25 to 0.75)',
     ]
-    assert small.endswith('| – | – | – | 40.0 (40.0 to 40.0) | 10.0 (10.0 to 10.0) | 0.25 (0.25 to 0.25) |')
+    assert small.endswith(
+        '| – | – | – | 40.0 (40.0 to 40.0) | 10.0 (10.0 to 10.0) | 0.25 (0.25 to 0.25) |'
+    )
     assert large == '| 1,024' + ' | –' * 7 + ' | 70.4 (70.4 to 70.4) | – |'
