@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -416,6 +417,8 @@ def _compile(view: View, config: DataConfig) -> Callable[[tf.Tensor, tf.Tensor],
     overhead.
     """
 
+    _compile_unseen()
+
     @tf.function(jit_compile=True, autograph=False)
     def each(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
@@ -425,6 +428,19 @@ def _compile(view: View, config: DataConfig) -> Callable[[tf.Tensor, tf.Tensor],
         )
 
     return each if view.steps else lambda images, seeds: images
+
+
+@functools.cache
+def _compile_unseen() -> None:
+    """Compiles something: with the first of all, XLA logs two lines, whatever the log level is."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, 'w') as nowhere, tf.device('CPU:0'):
+            os.dup2(nowhere.fileno(), 2)
+            tf.function(lambda: tf.constant(0), jit_compile=True, autograph=False)()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _group_size(batch_size: int, limit: int) -> int:

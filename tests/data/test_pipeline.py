@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import collections
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -118,6 +122,31 @@ def test_what_was_seen_is_not_decoded_again(memory_source, monkeypatch):
     (batch,) = train(source, 1, start_step=1009)
     # Two are decoded at once. How far the pipeline is ahead by now is not known.
     assert set(batch['label']) <= set(decoded[:8])
+
+
+def test_nothing_is_said_about_the_compiled_part() -> None:
+    """XLA would, once in a process; so this takes one of its own."""
+    program = (
+        'from data.config import DataConfig\n'
+        'from data.pipeline import train_batches\n'
+        'from data.sources import open_source\n'
+        'config = DataConfig(image_size=8)\n'
+        'source = open_source(config)\n'
+        'made = train_batches(\n'
+        '    source, config, split="train[:8]", recipe="pretrain", batch_size=4, seed=1\n'
+        ')\n'
+        'print(next(iter(made))["views"][0].shape)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == '(4, 8, 8, 3)\n'
+    assert 'XLA' not in done.stderr
 
 
 def test_labels_stay_with_their_images(memory_source):
