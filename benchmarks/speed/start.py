@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
+from benchmarks.speed.case import add_case
 from benchmarks.speed.spread import spread
 from settings import choose_keras_2
 
@@ -144,10 +145,7 @@ def rows(runs: Sequence[Mapping[str, float]]) -> str:
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--depth', type=int, default=18)
-    parser.add_argument('--width', type=float, default=1)
-    parser.add_argument('--size', type=int, default=32, help='of the images, in pixels')
-    parser.add_argument('--batch', type=int, default=64)
+    add_case(parser)
     parser.add_argument(
         '--parts', nargs='+', choices=PARTS, default=list(PARTS), help='what to time'
     )

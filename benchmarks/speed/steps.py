@@ -30,6 +30,7 @@ import tensorflow as tf
 
 from benchmarks.scaling import Network, flops, trace
 from benchmarks.speed import plain_keras
+from benchmarks.speed.case import add_case
 from benchmarks.speed.spread import spread
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from tf2.models.encoder import SimCLRModel, build_model
@@ -213,10 +214,7 @@ def rows(runs: Sequence[Mapping[str, float]]) -> str:
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--depth', type=int, default=18)
-    parser.add_argument('--width', type=float, default=1)
-    parser.add_argument('--size', type=int, default=32, help='of the images, in pixels')
-    parser.add_argument('--batch', type=int, default=64)
+    add_case(parser)
     parser.add_argument('--precision', default='float32', choices=('float32', 'bfloat16'))
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=1, help='of each kind in a round')
