@@ -101,18 +101,15 @@ def count(variables: list[tf.Variable]) -> int:
 
 
 @pytest.mark.parametrize('row', COUNTS, ids=lambda row: '-'.join(map(str, list(row.values())[:3])))
-def test_parameter_counts(row: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Shapes are what is counted: zeros take a fraction of the time of random numbers.
-    for initializer in ('VarianceScaling', 'RandomNormal'):
-        monkeypatch.setattr(
-            tf.keras.initializers, initializer, lambda *_, **__: tf.keras.initializers.Zeros()
-        )
+def test_parameter_counts(row: dict) -> None:
     config = ModelConfig(
         resnet_depth=row['resnet_depth'],
         width_multiplier=row['width_multiplier'],
         sk_ratio=float(row['sk_ratio']),
     )
-    model = build_model(SimCLRModel(config, 224, 1000))
+    # Shapes are what is counted: in a graph that never runs, no variable gets values.
+    with tf.Graph().as_default():
+        model = build_model(SimCLRModel(config, 224, 1000))
     assert count(model.backbone.trainable_variables) == row['backbone_trainable_parameters']
     assert count(model.backbone.variables) == row['backbone_variables_total']
     head = row['projection_head_trainable_parameters']
