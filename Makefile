@@ -58,7 +58,7 @@ demo: $(VENV)/installed  ## pretrain, evaluate and export on the images that com
 test: $(VENV)/installed-test  ## run the tests (ARGS='-k name': some; STACK=tf221: on TensorFlow 2.21)
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
-bench: $(VENV)/installed  ## measure the speed of everything (three quarters of an hour) and write benchmarks/results.md
+bench: $(VENV)/installed  ## measure the speed of everything (50 minutes) and write benchmarks/results.md
 	$(VENV)/bin/python -m benchmarks.speed $(ARGS)
 
 lint: $(VENV)/installed-test  ## check style and formatting

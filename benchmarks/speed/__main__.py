@@ -3,7 +3,7 @@
     make bench
     make bench ARGS='--runs=1 --parts steps loss'
 
-All of it takes about three quarters of an hour on two slow cores, which should have nothing else
+All of it takes about 50 minutes on two cores, which should have nothing else
 to do. A run goes through all parts once, so that slow spells of the machine are spread over them.
 """
 

@@ -119,7 +119,9 @@ def test_a_profile_tells_where_the_time_goes(capsys: pytest.CaptureFixture) -> N
     steps.main(['--width=0.125', '--size=8', '--batch=2', '--profile'])
     lines = capsys.readouterr().out.splitlines()[2:]
     cells = {line.split(' | ')[0].strip('| '): line.split(' | ')[2].strip('| %') for line in lines}
-    assert {'_MklNativeConv2DBackpropFilter', '_MklNativeConv2D'} <= cells.keys()
+    # On some processors the operations are oneDNN's, and have names of their own.
+    kinds = {kind.removeprefix('_MklNative') for kind in cells}
+    assert {'Conv2DBackpropFilter', 'Conv2D'} <= kinds
     assert sum(map(float, cells.values())) == pytest.approx(100, abs=2)
 
 

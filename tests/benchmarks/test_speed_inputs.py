@@ -67,9 +67,8 @@ def test_rows_hold_medians_ranges_and_ratios_of_the_same_run():
     assert cells[2] == '0.60 (0.45 to 0.60)'
     assert cells[3] == '600 (300 to 1,200)'
     assert [cell.strip() for cell in table['ours 28'].split('|')[2:-1]][2] == ''
-    assert (
-        table['plain 224'].split('|')[3].strip() == table['ours 224 cropped'].split('|')[3].strip()
-    )
+    for alone in ('plain 224', 'ours 224 cropped'):
+        assert table[alone].split('|')[3].strip() == ''
     profile = {name: line.split('|')[2].strip() for name, line in table.items()}
     assert profile['decoding'] == '1.00 (0.50 to 2.00)'
     assert profile['flip and colour of both views'] == '0.42 (0.21 to 0.83)'

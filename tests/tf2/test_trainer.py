@@ -265,9 +265,8 @@ class Signalled(Stop):
         pass
 
 
-@pytest.mark.parametrize('per_call', [1, 4])
-def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(per_call: int) -> None:
-    trainer = trainer_of(Slope(), steps_per_loop=per_call)
+def interrupted(trainer: Trainer, stop: Stop | None = None) -> tuple[list[int], list[int]]:
+    """Steps of the checkpoints of a run of 40 that is stopped, and of those that were evaluated."""
     kept, seen = Recorded(), []
     with pytest.raises(Interrupted, match='SIGTERM'):
         trainer.fit(
@@ -277,11 +276,18 @@ def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(per_call: int) 
             checkpoint_steps=10,
             write=lambda *_: None,
             on_checkpoint=seen.append,
-            stop=Signalled(trainer, 11),
+            stop=stop,
         )
+    return kept.steps, seen
+
+
+@pytest.mark.parametrize('per_call', [1, 4])
+def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(per_call: int) -> None:
+    trainer = trainer_of(Slope(), steps_per_loop=per_call)
+    kept, seen = interrupted(trainer, Signalled(trainer, 11))
     # It came during the call that ended with this step; one more step tells all processes.
     noticed = 11 if per_call == 1 else 14
-    assert kept.steps == [10, noticed + 1]
+    assert kept == [10, noticed + 1]
     assert trainer.step == noticed + 1
     assert seen == [10]
 
@@ -290,17 +296,8 @@ def test_a_signal_to_another_process_while_a_checkpoint_is_written_ends_this_one
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(distribution, 'all_agree', lambda strategy, agrees: False)
-    trainer, kept, seen = trainer_of(Slope()), Recorded(), []
-    with pytest.raises(Interrupted, match='SIGTERM'):
-        trainer.fit(
-            numbers(),
-            40,
-            checkpoints=kept,
-            checkpoint_steps=10,
-            write=lambda *_: None,
-            on_checkpoint=seen.append,
-        )
-    assert (kept.steps, seen) == ([10], [])
+    kept, seen = interrupted(trainer_of(Slope()))
+    assert (kept, seen) == ([10], [])
 
 
 def test_metrics_of_an_interrupted_run_are_those_of_an_undisturbed_one(
