@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -19,8 +21,25 @@ from tf2.objectives.base import Objective
 _OF_FILES = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
 
 
+RECORD_KEY = 'record/.ATTRIBUTES/py_state'
+
+
 class DamagedError(UserError):
     """A checkpoint that was cut off or changed."""
+
+
+class _Record(tf.train.experimental.PythonState):
+    """What a checkpoint says in words, a JSON object, beside its variables."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def serialize(self) -> str:
+        return json.dumps(self.values)
+
+    def deserialize(self, string_value: bytes) -> None:
+        self.values.clear()
+        self.values.update(json.loads(string_value))
 
 
 class Checkpoints:
@@ -36,6 +55,10 @@ class Checkpoints:
         optimizer: built, so that its variables exist.
         keep: how many of the newest to keep; 0 keeps all.
         progress: further state of the training loop.
+
+    Attributes:
+        record: saved with every checkpoint and restored by `resume`: values that JSON takes, by
+            name. Empty where the checkpoint is of a release that had none.
     """
 
     def __init__(
@@ -49,11 +72,19 @@ class Checkpoints:
     ) -> None:
         self._folder, self._keep = model_dir, keep
         self._writes = distribution.is_chief(tf.distribute.get_strategy())
-        self._checkpoint = tf.train.Checkpoint(
-            model=model, objective=objective, optimizer=optimizer, progress=progress or tf.Module()
-        )
+        parts = {
+            'model': model,
+            'objective': objective,
+            'optimizer': optimizer,
+            'progress': progress or tf.Module(),
+        }
+        record = _Record()
+        self.record = record.values
+        self._checkpoint = tf.train.Checkpoint(**parts, record=record)
+        self._without_record = tf.train.Checkpoint(**parts)
         # Made when it is first asked for; tf.train.Checkpoint.restore looks for it in each file.
-        self._checkpoint.save_counter.assign(0)
+        for checkpoint in (self._checkpoint, self._without_record):
+            checkpoint.save_counter.assign(0)
 
     @property
     def latest(self) -> str | None:
@@ -75,7 +106,8 @@ class Checkpoints:
         failures: dict[str, Exception] = {}
         for path in reversed(checkpoints_in(self._folder)):
             try:
-                _restore(self._checkpoint, path)
+                has_record = recorded_in(path) is not None
+                _restore(self._checkpoint if has_record else self._without_record, path)
             except UserError as error:
                 failures[path] = error
             else:
@@ -181,10 +213,28 @@ def load_model(path: str, model: SimCLRModel) -> int:
     return step_of(path)
 
 
+def recorded_in(path: str) -> dict[str, Any] | None:
+    """`Checkpoints.record` of the checkpoint `path`; None where it is of an older release.
+
+    Raises:
+        DamagedError: if the checkpoint can't be read.
+    """
+    with _reading(path):
+        reader = tf.train.load_checkpoint(path)
+        return json.loads(reader.get_tensor(RECORD_KEY)) if reader.has_tensor(RECORD_KEY) else None
+
+
 def _restore(checkpoint: tf.train.Checkpoint, path: str) -> Any:
     """Restores every variable of `checkpoint` from `path`, or raises UserError."""
-    try:
+    with _reading(path):
         return checkpoint.read(path).assert_existing_objects_matched()
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turns what TensorFlow raises when it reads checkpoint `path` into a UserError."""
+    try:
+        yield
     except (AssertionError, ValueError) as error:
         raise UserError(
             f'{path} must hold the model, objective and optimizer that the flags describe, but '

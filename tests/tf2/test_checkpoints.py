@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from settings import UserError
-from tf2.checkpoints import Checkpoints, load_model
+from tf2.checkpoints import Checkpoints, load_model, recorded_in
 from tf2.files import step_of
 
 
@@ -239,3 +239,25 @@ def test_the_oldest_go_and_a_moved_folder_still_tells_the_newest(
     assert [step_of(path) for path in paths] == left
     found = sorted(int(file.stem[5:]) for file in (tmp_path / 'b').glob('ckpt-*.index'))
     assert found == left
+
+
+def test_a_record_goes_along_with_each_checkpoint(tmp_path: pathlib.Path) -> None:
+    saved, _ = checkpoints(tmp_path, dense())
+    saved.record.update(class_names=['café', 'b'], examples_seen=7)
+    path = saved.save(3)
+    again, _ = checkpoints(tmp_path, dense(seed=1))
+    again.record['left'] = 'over'
+    assert again.resume() == path
+    assert again.record == recorded_in(path) == {'class_names': ['café', 'b'], 'examples_seen': 7}
+
+
+def test_a_checkpoint_without_a_record_is_resumed(tmp_path: pathlib.Path) -> None:
+    model = dense()
+    optimizer = optimizer_of(model)
+    older = tf.train.Checkpoint(
+        model=model, objective=tf.Module(), optimizer=optimizer, progress=tf.Module()
+    )
+    older.save_counter.assign(0)
+    path = older.write(str(tmp_path / 'ckpt-3'))
+    saved, _ = checkpoints(tmp_path, dense(seed=1))
+    assert saved.resume() == path and saved.record == {} and recorded_in(path) is None
