@@ -26,12 +26,21 @@ class RunConfig:
         '--checkpoint, of any format, into a TF-Hub module below --model_dir; "pipeline" runs all '
         'stages, one after the other.',
         choices=('train', 'eval', 'train_then_eval', 'export', 'pipeline'),
+        modes=('eval', 'export'),
+        resume='free',
     )
     preset: str | None = option(
-        None, 'Named bundle of flags, see below. A flag that is given wins.'
+        None,
+        'Named bundle of flags, see below. A flag that is given wins.',
+        modes=('export',),
+        resume='free',
     )
     verbosity: int = option(
-        0, '1 also lists variables by name when weights are loaded.', at_least=0
+        0,
+        '1 also lists variables by name when weights are loaded.',
+        at_least=0,
+        modes=('eval', 'export'),
+        resume='free',
     )
 
     def __post_init__(self) -> None:

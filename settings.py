@@ -23,6 +23,11 @@ class UserError(Exception):
     """
 
 
+TRAINING = ('pretrain', 'finetune', 'distill')  # the stages, values of --train_mode
+LARGEST_INTEGER = 2**31 - 1  # fits TensorFlow's int32
+LARGEST_FLOAT = 1e6
+
+
 def option(
     default: Any,
     help: str,
@@ -31,6 +36,11 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
+    below: float | None = None,
+    stages: Iterable[str] = TRAINING,
+    modes: Iterable[str] = (),
+    requires: typing.Mapping[str, Iterable[Any]] = types.MappingProxyType({}),
+    resume: str = 'refuse',
 ) -> Any:
     """Declares one setting of a frozen dataclass.
 
@@ -39,14 +49,37 @@ def option(
         help: one sentence for `--help`.
         choices: the only permitted values, in the order `--help` lists them.
         at_least: smallest permitted number.
-        at_most: largest permitted number.
+        at_most: largest permitted number. Every number has one: `LARGEST_INTEGER` or
+            `LARGEST_FLOAT` by default.
         above: exclusive lower bound.
+        below: exclusive upper bound.
+        stages: values of --train_mode whose training reads the setting. A flag that is given to
+            another one is refused.
+        modes: which of --mode=eval and --mode=export read it too. They refuse other flags, eval
+            only where they differ from what the run has recorded.
+        requires: setting -> values, without which this one is not read; no values stand for all
+            that are neither None, 0 nor False.
+        resume: what happens where a run goes on with another value.
+            'free': nothing; the setting says where a run executes, what it shows or keeps.
+            'continue': it is taken, said and recorded.
+            'refuse': it would change the result, so --allow_changes has to name it; then it is
+            said and recorded.
+            'fixed': it is refused, for checkpoints hold nothing else.
 
     Returns:
-        A dataclass field whose metadata `check_options` and `run.py` read.
+        A dataclass field whose metadata `check_options`, `configuration` and `run.py` read.
     """
-    limits = {'at_least': at_least, 'at_most': at_most, 'above': above}
-    metadata = {'help': help, 'choices': tuple(choices) if choices else None, 'limits': limits}
+    if at_most is None and below is None and not isinstance(default, bool):
+        at_most = {int: LARGEST_INTEGER, float: LARGEST_FLOAT}.get(type(default))
+    metadata = {
+        'help': help,
+        'choices': tuple(choices) if choices else None,
+        'limits': {'at_least': at_least, 'at_most': at_most, 'above': above, 'below': below},
+        'stages': tuple(stages),
+        'modes': tuple(modes),
+        'requires': {name: tuple(values) for name, values in requires.items()},
+        'resume': resume,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -82,6 +115,7 @@ def _check_value(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> N
         ('at least', limits['at_least'], lambda bound: value >= bound),
         ('at most', limits['at_most'], lambda bound: value <= bound),
         ('greater than', limits['above'], lambda bound: value > bound),
+        ('less than', limits['below'], lambda bound: value < bound),
     )
     for words, bound, holds in rules:
         if bound is not None and not holds(bound):

@@ -17,31 +17,52 @@ class DataConfig:
         'Data set: "bundled" (the small one that ships with the project), "image_folder" (class '
         'folders below --data_dir), or any TensorFlow Datasets name. Unset: bundled, with '
         '--preset=demo.',
+        modes=('eval',),
     )
-    data_dir: str | None = option(None, 'Folder in which the data set is, or is to be prepared.')
+    data_dir: str | None = option(
+        None,
+        'Folder in which the data set is, or is to be prepared.',
+        modes=('eval',),
+        resume='free',
+    )
     train_split: str = option('train', 'Split to train on; TFDS slices such as train[:10%] work.')
-    eval_split: str = option('validation', 'Split to evaluate on.')
+    eval_split: str = option(
+        'validation', 'Split to evaluate on.', modes=('eval',), resume='continue'
+    )
     cache_dataset: bool = option(
-        False, 'Keep the encoded training examples in memory after they were read once.'
+        False,
+        'Keep the encoded training examples in memory after they were read once.',
+        resume='free',
     )
     tf_data_service: str | None = option(
         None,
         'Address of a tf.data service, grpc://host:port, whose workers make the training batches '
         '(python -m data.service starts them). Each works at an epoch of its own, so batches of '
         'several epochs mix and their order is not repeatable. Unset: this process makes them.',
+        resume='free',
     )
     image_size: int = option(
-        224, 'Height and width of the images the encoder sees, in pixels.', at_least=1
+        224,
+        'Height and width of the images the encoder sees, in pixels.',
+        at_least=1,
+        modes=('export',),
     )
     color_jitter_strength: float = option(
-        1.0, 'Strength s of the colour distortion; 0 turns it off.', at_least=0
+        1.0,
+        'Strength s of the colour distortion; 0 turns it off.',
+        at_least=0,
+        stages=('pretrain',),
+        at_most=10,
     )
     color_jitter_brightness: str = option(
         'multiply',
         'Brightness jitter: SimCLRv2 multiplies by a random factor, SimCLRv1 adds a random delta.',
         choices=('multiply', 'add'),
+        stages=('pretrain',),
     )
-    use_blur: bool = option(True, 'Blur half of the pretraining views with a random Gaussian.')
+    use_blur: bool = option(
+        True, 'Blur half of the pretraining views with a random Gaussian.', stages=('pretrain',)
+    )
     crop_min_area: float = option(
         0.08,
         'Smallest share of the image area a random crop may have (boxes below 1.25 times it are '
@@ -56,11 +77,13 @@ class DataConfig:
         'with labels.',
         above=0,
         at_most=1,
+        stages=('finetune', 'distill'),
     )
     labels_per_class: int = option(
         0,
         'Number of training labels to use of every class, likewise; 0 uses them all.',
         at_least=0,
+        stages=('finetune', 'distill'),
     )
 
     def __post_init__(self) -> None:

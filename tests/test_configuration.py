@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import tensorflow as tf
 import configuration
 import run
 from presets import PRESETS
-from settings import UserError, option_type
+from settings import TRAINING, UserError, option_type
 from tests.support import GOLDEN
 
 PUBLISHED = json.loads((GOLDEN / 'flags.json').read_text())
@@ -206,9 +207,27 @@ BOUNDS = [
 
 @pytest.mark.parametrize(('section', 'name', 'words', 'bound'), BOUNDS)
 def test_numbers_stop_at_their_bounds(section: type, name: str, words: str, bound: float) -> None:
-    beyond = {'at_least': bound - 1, 'at_most': bound + 1, 'above': bound}[words]
-    with pytest.raises(UserError, match=f'--{name} must be .*; found {beyond}'):
-        section(**{name: option_type(section, name)(beyond)})
+    ends = {'at_least': bound - 1, 'at_most': bound + 1, 'above': bound, 'below': bound}
+    beyond = ends[words]
+    value = option_type(section, name)(beyond)
+    with pytest.raises(UserError, match=f'--{name} must be .*; found {re.escape(str(value))}'):
+        section(**{name: value})
+
+
+def test_every_number_has_an_upper_bound() -> None:
+    for _, section, field in configuration.all_options():
+        limits, choices = field.metadata['limits'], field.metadata['choices']
+        if option_type(section, field.name) in (int, float) and not choices:
+            assert limits['at_most'] is not None or limits['below'] is not None, field.name
+
+
+def test_every_setting_says_who_reads_it_and_what_a_run_that_goes_on_does_with_it() -> None:
+    options = {field.name: field.metadata for _, _, field in configuration.all_options()}
+    for name, metadata in options.items():
+        assert set(metadata['stages']) <= set(TRAINING), name
+        assert set(metadata['modes']) <= {'eval', 'export'}, name
+        assert set(metadata['requires']) <= set(options), name
+        assert metadata['resume'] in ('free', 'continue', 'refuse', 'fixed'), name
 
 
 @pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])

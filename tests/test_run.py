@@ -107,7 +107,7 @@ def refused(
             ['--memory_size=512', '--train_mode=finetune', '--train_batch_size=256'],
             'is for pretraining; found --train_mode=finetune',
         ),
-        (['--momentum_encoder_decay=1.5'], r'must be at most 1; found 1\.5'),
+        (['--momentum_encoder_decay=1.5'], r'must be less than 1; found 1\.5'),
         (['--momentum_encoder_decay=-0.5'], r'must be at least 0; found -0\.5'),
         (['--export_momentum_encoder'], 'needs a training run .*; found --memory_size=0'),
         (

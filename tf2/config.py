@@ -16,11 +16,16 @@ WEIGHTS = 'a --model_dir, a checkpoint prefix, an exported module or official Si
 class ModelConfig:
     """The encoder and its heads (SimCLRv2 section 2, arXiv:2006.10029)."""
 
-    resnet_depth: int = option(50, 'Depth of the ResNet encoder.', choices=RESNET_DEPTHS)
+    resnet_depth: int = option(
+        50, 'Depth of the ResNet encoder.', choices=RESNET_DEPTHS, modes=('export',), resume='fixed'
+    )
     width_multiplier: int | float = option(
         1,
         'Factor on every channel count of the ResNet; fractions such as 0.25 are allowed.',
         above=0,
+        at_most=10_000,
+        modes=('export',),
+        resume='fixed',
     )
     sk_ratio: float = option(
         0.0,
@@ -28,26 +33,50 @@ class ModelConfig:
         'them off.',
         at_least=0,
         at_most=1,
+        modes=('export',),
+        resume='fixed',
     )
     se_ratio: float = option(
-        0.0, 'Squeeze-and-excitation: bottleneck ratio; 0 turns it off.', at_least=0, at_most=1
+        0.0,
+        'Squeeze-and-excitation: bottleneck ratio; 0 turns it off.',
+        at_least=0,
+        at_most=1,
+        modes=('export',),
+        resume='fixed',
     )
     proj_head_mode: str = option(
-        'nonlinear', 'Kind of projection head.', choices=('none', 'linear', 'nonlinear')
+        'nonlinear',
+        'Kind of projection head.',
+        choices=('none', 'linear', 'nonlinear'),
+        modes=('export',),
+        resume='fixed',
     )
-    proj_out_dim: int = option(128, 'Width of the projection.', at_least=1)
+    proj_out_dim: int = option(
+        128, 'Width of the projection.', at_least=1, modes=('export',), resume='fixed'
+    )
     num_proj_layers: int = option(
-        3, 'Number of layers of the nonlinear projection head.', at_least=1
+        3,
+        'Number of layers of the nonlinear projection head.',
+        at_least=1,
+        modes=('export',),
+        resume='fixed',
     )
     ft_proj_selector: int = option(
         0,
         'Which projection head layer feeds the classifier: 0 is the encoder '
         'output, k the output of layer k after its ReLU, -1 the projection itself.',
         at_least=-1,
+        modes=('export',),
     )
-    global_bn: bool = option(True, 'Batch normalisation statistics over all replicas.')
+    global_bn: bool = option(
+        True, 'Batch normalisation statistics over all replicas.', modes=('export',)
+    )
     batch_norm_decay: float = option(
-        0.9, 'Momentum of the moving batch normalisation statistics.', at_least=0, at_most=1
+        0.9,
+        'Momentum of the moving batch normalisation statistics.',
+        at_least=0,
+        below=1,
+        modes=('export',),
     )
 
     def __post_init__(self) -> None:
@@ -75,12 +104,16 @@ class ObjectiveConfig:
     """What is trained and by which loss (SimCLR section 2.1, arXiv:2002.05709)."""
 
     train_mode: str = option(
-        'pretrain', 'Stage of the training.', choices=('pretrain', 'finetune', 'distill')
+        'pretrain',
+        'Stage of the training.',
+        choices=('pretrain', 'finetune', 'distill'),
+        resume='fixed',
     )
     checkpoint: str | None = option(
         None,
         'Weights to start from, where --model_dir has none: a --model_dir, a checkpoint, an '
         'exported module, or published weights as TF1 or TF2 checkpoint or TF2 SavedModel.',
+        modes=('export',),
     )
     fine_tune_after_block: int = option(
         -1,
@@ -88,55 +121,75 @@ class ObjectiveConfig:
         'classifier only.',
         at_least=-1,
         at_most=4,
+        stages=('finetune', 'distill'),
+        resume='fixed',
     )
     zero_init_logits_layer: bool = option(
-        False, 'Fine-tuning and distillation: start the classifier at zero.'
+        False,
+        'Fine-tuning and distillation: start the classifier at zero.',
+        stages=('finetune', 'distill'),
     )
     teacher: str | None = option(
         None,
         'Distillation: the network to learn from. Anything --checkpoint takes, if it has a '
         'classifier, or a SavedModel or TF-Hub handle that returns logits.',
+        stages=('distill',),
+        modes=('eval',),
     )
     teacher_view: str = option(
         'student',
         'Distillation: what the teacher sees, the same augmented view as the student or the view '
         'of evaluation.',
         choices=('student', 'eval'),
+        stages=('distill',),
     )
     distill_alpha: float = option(
         1.0,
         'Distillation: weight of the teacher; 1 - alpha is that of the labels. 1 needs none.',
         at_least=0,
         at_most=1,
+        stages=('distill',),
     )
     distill_temperature: float = option(
         1.0,
         "Distillation: temperature of both softmaxes; SimCLRv2 takes 0.1 for a teacher's own "
         'architecture, 1 for a smaller one.',
         above=0,
+        at_most=1000,
+        stages=('distill',),
     )
     distill_temperature_squared: bool = option(
         True,
         'Distillation: multiply its term by the squared temperature, as the published program '
         'does; the paper writes it without.',
+        stages=('distill',),
     )
-    temperature: float = option(0.1, 'Temperature of the NT-Xent softmax.', above=0)
-    hidden_norm: bool = option(True, 'Scale projections to length 1 before NT-Xent.')
+    temperature: float = option(
+        0.1, 'Temperature of the NT-Xent softmax.', above=0, at_most=1000, stages=('pretrain',)
+    )
+    hidden_norm: bool = option(
+        True, 'Scale projections to length 1 before NT-Xent.', stages=('pretrain',)
+    )
     memory_size: int = option(
         0,
         'Pretraining: projections of earlier images that are negatives too, from a momentum '
         'encoder; a multiple of --train_batch_size. 0 turns it off; SimCLRv2 takes 65536.',
         at_least=0,
+        stages=('pretrain',),
+        resume='fixed',
     )
     momentum_encoder_decay: float = option(
         0.999,
         'Share of its weights that the momentum encoder of --memory_size keeps at each step.',
         at_least=0,
-        at_most=1,
+        below=1,
+        stages=('pretrain',),
+        requires={'memory_size': ()},
     )
     lineareval_while_pretraining: bool = option(
         True,
         'While pretraining, also train a linear classifier that sends no gradient to the encoder.',
+        stages=('pretrain',),
     )
 
     def __post_init__(self) -> None:
@@ -173,9 +226,14 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """Update rule and learning rate schedule (SimCLR section 2.2, arXiv:2002.05709)."""
 
-    optimizer: str = option('lars', 'Update rule.', choices=('momentum', 'adam', 'lars', 'lamb'))
+    optimizer: str = option(
+        'lars', 'Update rule.', choices=('momentum', 'adam', 'lars', 'lamb'), resume='fixed'
+    )
     learning_rate: float = option(
-        0.3, 'Base learning rate, before it is scaled by the batch size.', at_least=0
+        0.3,
+        'Base learning rate, before it is scaled by the batch size.',
+        at_least=0,
+        at_most=10_000,
     )
     learning_rate_scaling: str = option(
         'linear',
@@ -183,15 +241,21 @@ class OptimizerConfig:
         choices=('linear', 'sqrt'),
     )
     warmup_epochs: float = option(
-        10.0, 'Epochs of linear warm-up before the cosine decay.', at_least=0
+        10.0, 'Epochs of linear warm-up before the cosine decay.', at_least=0, at_most=1_000_000
     )
     weight_decay: float = option(
         1e-6,
         'Weight decay: of kernels with lars and lamb, of kernels and biases with the others.',
         at_least=0,
+        at_most=10,
+        modes=('export',),
     )
     momentum: float = option(
-        0.9, 'Momentum of LARS and of the momentum optimizer.', at_least=0, at_most=1
+        0.9,
+        'Momentum of LARS and of the momentum optimizer.',
+        at_least=0,
+        below=1,
+        requires={'optimizer': ('momentum', 'lars')},
     )
 
     def __post_init__(self) -> None:
@@ -205,34 +269,70 @@ class TrainConfig:
     model_dir: str | None = option(
         None,
         'Folder for checkpoints, results, exports and TensorBoard. Unset: a new one under runs/.',
+        modes=('eval', 'export'),
+        resume='free',
     )
-    train_batch_size: int = option(512, 'Global training batch, over all replicas.', at_least=1)
-    train_epochs: int = option(100, 'Epochs to train for.', at_least=1)
+    train_batch_size: int = option(
+        512, 'Global training batch, over all replicas.', at_least=1, resume='continue'
+    )
+    train_epochs: int = option(
+        100, 'Epochs to train for.', at_least=1, at_most=1_000_000, resume='continue'
+    )
     train_steps: int = option(
-        0, 'Steps to train for; overrides --train_epochs when above 0.', at_least=0
+        0,
+        'Steps to train for; overrides --train_epochs when above 0.',
+        at_least=0,
+        at_most=1_000_000_000,
+        resume='continue',
     )
-    eval_batch_size: int = option(256, 'Global evaluation batch.', at_least=1)
-    eval_steps: int = option(0, 'Evaluation batches; 0 means the whole split.', at_least=0)
+    eval_batch_size: int = option(
+        256, 'Global evaluation batch.', at_least=1, modes=('eval',), resume='continue'
+    )
+    eval_steps: int = option(
+        0,
+        'Evaluation batches; 0 means the whole split.',
+        at_least=0,
+        modes=('eval',),
+        resume='continue',
+    )
     eval_name: str | None = option(
-        None, 'Name of this evaluation: its TensorBoard events go to a folder of that name.'
+        None,
+        'Name of this evaluation: its TensorBoard events go to a folder of that name.',
+        modes=('eval',),
+        resume='free',
     )
-    checkpoint_epochs: int = option(1, 'Epochs between checkpoints.', at_least=1)
+    checkpoint_epochs: int = option(1, 'Epochs between checkpoints.', at_least=1, resume='free')
     checkpoint_steps: int = option(
-        0, 'Steps between checkpoints; overrides --checkpoint_epochs when above 0.', at_least=0
+        0,
+        'Steps between checkpoints; overrides --checkpoint_epochs when above 0.',
+        at_least=0,
+        resume='free',
     )
-    keep_checkpoint_max: int = option(5, 'Number of checkpoints to keep; 0 keeps all.', at_least=0)
+    keep_checkpoint_max: int = option(
+        5, 'Number of checkpoints to keep; 0 keeps all.', at_least=0, resume='free'
+    )
     keep_hub_module_max: int = option(
-        1, 'Number of exported modules to keep; 0 keeps all.', at_least=0
+        1,
+        'Number of exported modules to keep; 0 keeps all.',
+        at_least=0,
+        modes=('export',),
+        resume='free',
     )
     export_momentum_encoder: bool = option(
         False,
         'With --memory_size: export the momentum encoder too, to momentum_saved_model/N.',
+        stages=('pretrain',),
+        requires={'memory_size': ()},
+        resume='free',
     )
     train_summary_steps: int = option(
-        100, 'Steps between scalars in TensorBoard and lines in the log.', at_least=1
+        100, 'Steps between scalars in TensorBoard and lines in the log.', at_least=1, resume='free'
     )
     steps_per_loop: int = option(
-        0, 'Steps in one call of the compiled training function; 0 chooses.', at_least=0
+        0,
+        'Steps in one call of the compiled training function; 0 chooses.',
+        at_least=0,
+        resume='free',
     )
     seed: int = option(
         0,
@@ -247,38 +347,67 @@ class TrainConfig:
         'capability 8.0 on, CPUs with AVX512-BF16 or AMX), else float32; what a run started with '
         'is recorded, and kept when it goes on. float16 scales the loss.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
+        modes=('eval',),
     )
-    jit_compile: bool = option(False, 'Compile the training step with XLA.')
+    jit_compile: bool = option(False, 'Compile the training step with XLA.', resume='free')
     strategy: str = option(
         'auto',
         'How replicas are spread (tf.distribute). auto: a TPU if --tpu_name, --master or an '
         'attached one is there, multi_worker if TF_CONFIG or a step of SLURM says so, mirrored if '
         'there are several GPUs, else one device.',
         choices=('auto', 'one_device', 'mirrored', 'multi_worker', 'tpu'),
+        modes=('eval',),
+        resume='free',
     )
     logical_devices: int = option(
         0,
         'Split the CPU, or the only GPU, into so many devices, to try out several replicas; 0 does '
         'not.',
         at_least=0,
+        modes=('eval',),
+        resume='free',
     )
     deterministic: bool = option(
         False,
         'Only operations whose results repeat bit for bit. Slower; the same run without it '
         'agrees within rounding.',
+        modes=('eval',),
+        resume='free',
     )
     use_tpu: bool | None = option(
-        None, 'With --strategy=auto: true takes a TPU, false none, unset one that is there.'
+        None,
+        'With --strategy=auto: true takes a TPU, false none, unset one that is there.',
+        modes=('eval',),
+        resume='free',
     )
-    tpu_name: str | None = option(None, 'Name of the Cloud TPU.')
-    tpu_zone: str | None = option(None, 'Zone of the Cloud TPU.')
-    gcp_project: str | None = option(None, 'Google Cloud project of the Cloud TPU.')
-    master: str | None = option(None, 'Address of the TPU worker, instead of --tpu_name.')
+    tpu_name: str | None = option(None, 'Name of the Cloud TPU.', modes=('eval',), resume='free')
+    tpu_zone: str | None = option(
+        None, 'Zone of the Cloud TPU.', modes=('eval',), requires={'tpu_name': ()}, resume='free'
+    )
+    gcp_project: str | None = option(
+        None,
+        'Google Cloud project of the Cloud TPU.',
+        modes=('eval',),
+        requires={'tpu_name': ()},
+        resume='free',
+    )
+    master: str | None = option(
+        None, 'Address of the TPU worker, instead of --tpu_name.', modes=('eval',), resume='free'
+    )
     knn_neighbors: int = option(
-        0, 'Evaluate with k nearest neighbours, this many of them; 0 turns it off.', at_least=0
+        0,
+        'Evaluate with k nearest neighbours, this many of them; 0 turns it off.',
+        at_least=0,
+        modes=('eval',),
+        resume='continue',
     )
     knn_examples: int = option(
-        20000, 'Training examples among which nearest neighbours are searched.', at_least=1
+        20000,
+        'Training examples among which nearest neighbours are searched.',
+        at_least=1,
+        modes=('eval',),
+        requires={'knn_neighbors': ()},
+        resume='continue',
     )
 
     def __post_init__(self) -> None:
