@@ -1,0 +1,80 @@
+"""Folders that an earlier release wrote: they go on, are evaluated, and are loaded.
+
+`tests/golden/older_run` was written by the release that had neither class names nor examples seen
+in its checkpoints: 8 steps of a ResNet-18 with 2 to 16 channels on 64 of the bundled images.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import run
+from hub_export import publish
+from tests.support import GOLDEN, no_checker
+from tf2.weights import open_weights
+
+FOLDER = GOLDEN / 'older_run'
+
+
+def copy(target: pathlib.Path, *steps: int) -> pathlib.Path:
+    """The folder as it was when the checkpoints of `steps` were its last ones."""
+    target.mkdir()
+    newest = f'model_checkpoint_path: "ckpt-{max(steps)}"\n'
+    (target / 'checkpoint').write_text(newest)
+    shutil.copy(FOLDER / 'flags.json', target)
+    for step in steps:
+        for file in FOLDER.glob(f'ckpt-{step}.*'):
+            shutil.copy(file, target)
+    return target
+
+
+def values(prefix: pathlib.Path) -> dict[str, np.ndarray]:
+    """What a checkpoint holds, but for what only newer ones do."""
+    reader = tf.train.load_checkpoint(str(prefix))
+    known = tf.train.load_checkpoint(str(FOLDER / 'ckpt-8')).get_variable_to_shape_map()
+    numbers = (key for key in known if not key.startswith('_CHECKPOINTABLE'))
+    return {key: reader.get_tensor(key) for key in numbers}
+
+
+@pytest.mark.smoke
+def test_a_run_goes_on_as_it_would_have(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(publish, '_checker', no_checker)
+    folder = copy(tmp_path / 'run', 4)
+    flags = json.loads((FOLDER / 'flags.json').read_text())
+    names = (
+        *('train_split', 'eval_split', 'resnet_depth', 'width_multiplier', 'num_proj_layers'),
+        *('proj_out_dim', 'image_size', 'train_batch_size', 'eval_batch_size', 'train_steps'),
+        *('checkpoint_steps', 'warmup_epochs', 'knn_neighbors', 'mixed_precision', 'dataset'),
+    )
+    given = [f'--{name}={flags[name]}' for name in names]
+    assert run.main(['run.py', '--mode=train_then_eval', *given, f'--model_dir={folder}']) == 0
+    assert 'going on from' in capsys.readouterr().out
+    found, expected = values(folder / 'ckpt-8'), values(FOLDER / 'ckpt-8')
+    for key in expected:
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-3, atol=1e-4, err_msg=key)
+
+
+def test_a_run_is_evaluated_to_the_same_result(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = copy(tmp_path / 'run', 8)
+    assert run.main(['run.py', '--mode=eval', f'--model_dir={folder}']) == 0
+    result = json.loads((folder / 'result.json').read_text())
+    expected = json.loads((FOLDER / 'result.json').read_text())
+    assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize('place', ['', 'ckpt-4', 'module'])
+def test_its_weights_are_opened(place: str) -> None:
+    weights = open_weights(str(FOLDER / place))
+    assert weights.architecture['width_multiplier'] == 0.03125
+    assert (weights.num_classes, weights.image_size, weights.head_layers) == (10, 8, 2)
