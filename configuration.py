@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from data.config import DataConfig
-from settings import UserError, check_options, option
+from settings import UserError, check_option, check_options, option
 from tf2.config import SMALL_IMAGE, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 
 FLAGS_FILE = 'flags.json'
@@ -76,6 +76,16 @@ def all_options() -> Iterator[tuple[str, type, dataclasses.Field]]:
             yield name, section, field
 
 
+OPTIONS: dict[str, Mapping[str, Any]] = {
+    field.name: field.metadata for _, _, field in all_options()
+}
+DEFAULTS = {name: metadata['default'] for name, metadata in OPTIONS.items()}
+LABELS = ('label_fraction', 'labels_per_class')
+# They change which images a pretraining would see, or which weights it would train.
+_TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
+STAGE_NAMES = {'pretrain': 'pretraining', 'finetune': 'fine-tuning', 'distill': 'distillation'}
+
+
 def from_values(values: Mapping[str, Any]) -> Config:
     """The configuration with `values`, setting name -> value, over the defaults.
 
@@ -88,41 +98,41 @@ def from_values(values: Mapping[str, Any]) -> Config:
         sections[name] = section(**{key: values[key] for key in names & values.keys()})
     config = Config(**sections)
     _check_stage(config)
-    _check_memory(config)
+    _check_negatives(config)
     return config
 
 
 def _check_stage(config: Config) -> None:
-    """Raises UserError for a choice of labels in a stage that uses none."""
-    chooses = config.data.label_fraction < 1 or config.data.labels_per_class > 0
-    if not chooses or config.run.mode in ('export', 'pipeline'):
+    """Raises UserError for what would be wrong in a stage that does not read it, a preset's too."""
+    mode, stage = config.run.mode, config.objective.train_mode
+    if mode in ('export', 'pipeline'):
         return
-    if config.objective.train_mode == 'pretrain':
+    values = to_values(config)
+    chosen = [name for name in _TUNING if values[name] != DEFAULTS[name]]
+    if chosen and stage == 'pretrain':
+        raise UserError(why_unread(chosen[0], values))
+    labels = [name for name in chosen if name in LABELS]
+    if labels and stage == 'distill' and config.objective.distill_alpha == 1:
         raise UserError(
-            '--label_fraction and --labels_per_class choose labels for fine-tuning; pretraining '
-            'uses all images. Leave them out, or use --train_mode=finetune.'
-        )
-    if config.objective.train_mode == 'distill' and config.objective.distill_alpha == 1:
-        raise UserError(
-            '--label_fraction and --labels_per_class choose labels, and --distill_alpha=1 uses '
-            'none. Leave them out, or give a smaller --distill_alpha.'
+            f'--{labels[0]} chooses labels, and --distill_alpha=1 uses none. Leave it out, or give '
+            'a smaller --distill_alpha.'
         )
 
 
-def _check_memory(config: Config) -> None:
-    """Raises UserError for a memory that batches do not fill evenly, and for an export without."""
+def _check_negatives(config: Config) -> None:
+    """Raises UserError for a loss without negatives, or a memory that batches don't fill evenly."""
     size, batch = config.objective.memory_size, config.train.train_batch_size
-    exports = config.run.mode == 'export'
-    if size % batch and not exports:
+    if config.run.mode in ('export', 'eval') or config.objective.train_mode != 'pretrain':
+        return
+    if size % batch:
         raise UserError(
             f'--memory_size must be a multiple of --train_batch_size, {batch}; found {size}. Try '
             f'{size // batch * batch or batch}, or 0 for no memory.'
         )
-    if config.train.export_momentum_encoder and (exports or not size):
-        found = '--mode=export, which reads the model alone' if exports else '--memory_size=0'
+    if batch == 1 and not size:
         raise UserError(
-            '--export_momentum_encoder needs a training run with a momentum encoder, which '
-            f'--memory_size gives it; found {found}. Leave it out, or train with --memory_size.'
+            '--train_batch_size must be at least 2 while pretraining, where the other images of a '
+            'batch are the negatives; found 1. Give a larger one.'
         )
 
 
@@ -150,22 +160,85 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     """
     if given.get('mode') == 'eval':
         # The folder's own settings complete these, and only then can they be compared.
+        for name, value in given.items():
+            check_option(name, value, OPTIONS[name])
         return Config(run=RunConfig(mode='eval'))
     needs_data = given.get('mode') != 'export'
-    if needs_data and given.get('dataset') is None and given.get('preset') is None:
-        given = {**given, 'preset': 'demo'}
     name = given.get('preset')
-    if name is None:
-        return from_values(given)
-    if name not in presets:
+    if needs_data and given.get('dataset') is None and name is None:
+        name = 'demo'
+    if name is not None and name not in presets:
         raise UserError(f'--preset must be one of {", ".join(presets)}; found {name!r}.')
-    return from_values({**_unless_given(presets[name].flags, given), **given})
+    flags = presets[name].flags if name else {}
+    config = from_values({**_unless_given(flags, given), **given, 'preset': name})
+    if config.run.mode != 'pipeline':  # its stages read different flags
+        check_read(given, to_values(config))
+    return config
+
+
+def for_evaluation(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
+    """The configuration with which --mode=eval evaluates a run.
+
+    Args:
+        recorded: what the run wrote, see `read_flags`.
+        given: the flags that were given. They take the place of what was recorded, where they
+            don't change what the run is.
+
+    Raises:
+        UserError: if they do, or a value is out of bounds or contradicts another.
+    """
+    trained = {**DEFAULTS, **{name: recorded[name] for name in OPTIONS if name in recorded}}
+    for name, value in given.items():
+        if 'eval' not in OPTIONS[name]['modes'] and value != trained[name]:
+            raise UserError(
+                f'--mode=eval evaluates the run as it was trained, with {name} {trained[name]}; '
+                f'found --{name}={value}. Leave it out.'
+            )
+    # Where it was trained, and how it was shown, says nothing about this process.
+    kept = {
+        name: value
+        for name, value in trained.items()
+        if OPTIONS[name]['resume'] != 'free' or name in ('data_dir', 'eval_name')
+    }
+    config = from_values({**kept, **given})
+    check_read(given, to_values(config))
+    return config
+
+
+def check_read(given: Iterable[str], values: Mapping[str, Any]) -> None:
+    """Raises UserError if one of the flags `given` is not read by a run with settings `values`."""
+    for name in given:
+        reason = why_unread(name, values)
+        if reason:
+            raise UserError(reason)
+
+
+def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
+    """Why a run with the settings `values` does not read `name`, for the user; None if it does."""
+    metadata, mode, stage = OPTIONS[name], values['mode'], values['train_mode']
+    if mode == 'export' and mode not in metadata['modes']:
+        return (
+            f'--{name} is for training; found --mode=export, which does not read it. Leave it out.'
+        )
+    if mode != 'export' and stage not in metadata['stages']:
+        stages = metadata['stages']
+        return (
+            f'--{name} is for {" and ".join(STAGE_NAMES[stage] for stage in stages)}; found '
+            f'--train_mode={stage}. Leave it out, or use --train_mode={stages[0]}.'
+        )
+    for other, wanted in metadata['requires'].items():
+        if not (values[other] in wanted if wanted else values[other]):
+            listed = f'={" or ".join(map(str, wanted))}' if wanted else ''
+            return (
+                f'--{name} is read with --{other}{listed} only; found --{other}={values[other]}. '
+                'Leave it out, or give both.'
+            )
+    return None
 
 
 def _unless_given(flags: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A preset's flags that something given doesn't take the place of."""
-    labels = ('label_fraction', 'labels_per_class')
-    dropped = labels if any(name in given for name in labels) else ()
+    dropped = LABELS if any(name in given for name in LABELS) else ()
     if given.get('checkpoint'):  # tells these itself
         dropped += ('resnet_depth', 'width_multiplier', 'sk_ratio', 'se_ratio')
     return {name: value for name, value in flags.items() if name not in dropped}
@@ -209,33 +282,25 @@ def read_json(path: str) -> dict[str, Any] | None:
         ) from error
 
 
-# Where a run takes place and how it keeps house; what it computes is the same.
-PLACES = (
-    *('strategy', 'logical_devices', 'use_tpu', 'tpu_name', 'tpu_zone', 'gcp_project', 'master'),
-    *('tf_data_service', 'cache_dataset', 'steps_per_loop', 'verbosity'),
-)
-
-
 def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides whether a checkpoint fits a run, from `read_flags` or `to_values`."""
-    # Statistics are of one shape however they are taken.
-    free = {'ft_proj_selector', 'global_bn', 'batch_norm_decay'}
-    # Fine-tuning reads one layer of the head and has optimizer slots for what is not frozen.
-    tuned = ('ft_proj_selector', 'fine_tune_after_block')
-    # Pretraining may have a queue and a momentum encoder.
-    kept = ('memory_size',)
-    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in free]
+    stage = values['train_mode']
+    fixed = {
+        name: values[name]
+        for name, metadata in OPTIONS.items()
+        if metadata['resume'] == 'fixed' and stage in metadata['stages']
+    }
+    # Fine-tuning reads one layer of the head; pretraining's classifier may read any.
+    tuned = {} if stage == 'pretrain' else {'ft_proj_selector': values['ft_proj_selector']}
     return {
-        **{name: values[name] for name in names},
+        **fixed,
+        **tuned,
         'small stem': values['image_size'] <= SMALL_IMAGE,
-        'optimizer': values['optimizer'],
         # Only float16 comes with variables, those of the loss scaling.
         'mixed_precision': 'float16'
         if values['mixed_precision'] == 'float16'
         else 'bfloat16 or float32',
         'num_classes': values['num_classes'],
-        'train_mode': values['train_mode'],
-        **{name: values[name] for name in (tuned if values['train_mode'] != 'pretrain' else kept)},
     }
 
 

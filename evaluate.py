@@ -54,8 +54,7 @@ def follow(given: Mapping[str, Any]) -> None:
         )
     recorded = _wait_for_flags(model_dir)
     # The folder's settings are complete: presets and weights to start from had their say.
-    settings = {k: v for k, v in recorded.items() if k not in configuration.PLACES}
-    experiment = prepare(configuration.from_values({**settings, **given}), given)
+    experiment = prepare(configuration.for_evaluation(recorded, given), given)
     with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
         model = build_model_of(experiment)
         # Fine-tuning freezes parts of the model, which the regularisation loss leaves out.

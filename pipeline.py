@@ -18,7 +18,7 @@ import configuration
 import experiment
 import report
 import train
-from configuration import PIPELINE_FILE, Config
+from configuration import DEFAULTS, LABELS, OPTIONS, PIPELINE_FILE, Config
 from interruption import Stop
 from presets import PRESETS
 from settings import UserError
@@ -42,21 +42,11 @@ _READS = {
     'student': {'teacher': 'self_distill'},
 }
 _OF_THE_PIPELINE = ('train_mode', 'checkpoint', 'teacher', 'eval_name')
-_LABELS = ('label_fraction', 'labels_per_class')
-# Flags that other stages refuse, and the only one they are for.
-_ONLY = {
-    'memory_size': 'pretrain',
-    'momentum_encoder_decay': 'pretrain',
-    'export_momentum_encoder': 'pretrain',
-    'fine_tune_after_block': 'finetune',
-    'zero_init_logits_layer': 'finetune',
-}
-# What may differ between two starts of one pipeline: places, devices, and what is kept or shown.
-_FREE = (
-    *configuration.PLACES,
-    *('model_dir', 'data_dir', 'checkpoint', 'teacher'),
-    *('keep_checkpoint_max', 'keep_hub_module_max', 'train_summary_steps'),
-)
+# Networks of distillations have these as their presets say: one starts from scratch, with nothing
+# to freeze, the other from the classifier of its teacher.
+_OF_FINE_TUNING = ('fine_tune_after_block', 'zero_init_logits_layer')
+# Folders of other stages, which move with the pipeline's.
+_FOLDERS = ('checkpoint', 'teacher')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +128,24 @@ def _stages(model_dir: str, preset: str | None, given: Mapping[str, Any]) -> Ite
         )
     _refuse(given)
     chosen = dict(zip(STAGES, (preset, *PRESETS[preset].stages), strict=True))
+    _refuse_unread(chosen, given)
     for name in STAGES:
         flags = _flags_of(name, chosen, model_dir, given)
         yield Stage(name, flags, configuration.resolve(flags, PRESETS))
+
+
+def _refuse_unread(presets: Mapping[str, str], given: Mapping[str, Any]) -> None:
+    """Raises UserError for a given flag that none of the stages reads."""
+    for flag in given:
+        reasons = [_why_unread(flag, PRESETS[preset].flags, given) for preset in presets.values()]
+        if all(reasons):
+            raise UserError(reasons[0])
+
+
+def _why_unread(flag: str, preset: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """Why the stage of a preset does not read `flag`; None if it does."""
+    stage = {'mode': 'train_then_eval', 'train_mode': preset.get('train_mode', 'pretrain')}
+    return configuration.why_unread(flag, {**DEFAULTS, **preset, **given, **stage})
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
@@ -162,12 +167,17 @@ def _flags_of(
     settings = PRESETS[presets[name]].flags
     mode = settings.get('train_mode', 'pretrain')
     uses_labels = _uses_labels(mode, {**settings, **given})
-    taken = {key: value for key, value in given.items() if _ONLY.get(key, mode) == mode}
+    others = LABELS if mode == 'finetune' else (*LABELS, *_OF_FINE_TUNING)
+    taken = {
+        key: value
+        for key, value in given.items()
+        if key not in others and not _why_unread(key, settings, given)
+    }
     if name == 'student' and 'width_multiplier' in given:
         taken['width_multiplier'] = given['width_multiplier'] / 2  # as in its preset
     reads = {flag: os.path.join(model_dir, source) for flag, source in _READS[name].items()}
     return {
-        **{key: value for key, value in taken.items() if key not in _LABELS},
+        **taken,
         'mode': 'train_then_eval',
         'train_mode': mode,
         'preset': presets[name],
@@ -183,9 +193,9 @@ def _uses_labels(mode: str, settings: Mapping[str, Any]) -> bool:
 
 def _labels(given: Mapping[str, Any], preset: str) -> dict[str, Any]:
     """The choice of labels, the same wherever labels are used: the given one, else `preset`'s."""
-    chosen = {key: given[key] for key in _LABELS if key in given}
+    chosen = {key: given[key] for key in LABELS if key in given}
     flags = PRESETS[preset].flags
-    return chosen or {key: flags[key] for key in _LABELS if key in flags}
+    return chosen or {key: flags[key] for key in LABELS if key in flags}
 
 
 def _check_same_settings(model_dir: str, stages: list[Stage]) -> None:
@@ -215,7 +225,8 @@ def _write_settings(model_dir: str, stages: list[Stage]) -> None:
 
 def _settings(stage: Stage) -> dict[str, Any]:
     values = configuration.to_values(stage.config)
-    return {name: value for name, value in values.items() if name not in _FREE}
+    free = {name for name, metadata in OPTIONS.items() if metadata['resume'] == 'free'}
+    return {name: values[name] for name in values.keys() - free - set(_FOLDERS)}
 
 
 def is_done(stage: Stage) -> bool:

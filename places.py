@@ -9,7 +9,7 @@ import dataclasses
 import glob
 import os
 
-from configuration import Config
+from configuration import FLAGS_FILE, Config
 from data.names import check_name
 from settings import UserError
 from tf2.config import WEIGHTS
@@ -31,6 +31,20 @@ def check_places(config: Config) -> None:
             )
     if config.data.dataset and config.run.mode != 'export':
         check_name(config.data.dataset, config.data.data_dir)
+    _check_apart(config.train.model_dir, config.data.data_dir)
+
+
+def _check_apart(model_dir: str | None, data_dir: str | None) -> None:
+    """Raises UserError if a new run would write among the images."""
+    if not model_dir or not data_dir or '://' in model_dir or '://' in data_dir:
+        return
+    folder, data = (os.path.realpath(os.path.expanduser(path)) for path in (model_dir, data_dir))
+    begun = os.path.exists(os.path.join(folder, FLAGS_FILE))
+    if os.path.commonpath([folder, data]) == data and not begun:
+        raise UserError(
+            f'--model_dir must be outside of --data_dir, {data}, where its files would be taken '
+            f'for data; found {folder}. Choose another --model_dir.'
+        )
 
 
 def _is_missing(path: str) -> bool:

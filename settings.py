@@ -72,6 +72,7 @@ def option(
     if at_most is None and below is None and not isinstance(default, bool):
         at_most = {int: LARGEST_INTEGER, float: LARGEST_FLOAT}.get(type(default))
     metadata = {
+        'default': default,
         'help': help,
         'choices': tuple(choices) if choices else None,
         'limits': {'at_least': at_least, 'at_most': at_most, 'above': above, 'below': below},
@@ -99,11 +100,14 @@ def check_options(config: Any) -> None:
     """Raises UserError if a value in dataclass instance `config` is out of bounds or choices."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.metadata and value is not None:
-            _check_value(field.name, value, field.metadata)
+        if field.metadata:
+            check_option(field.name, value, field.metadata)
 
 
-def _check_value(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> None:
+def check_option(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> None:
+    """Raises UserError if setting `name`, declared with `metadata`, does not take `value`."""
+    if value is None:
+        return
     choices = metadata['choices']
     if choices and value not in choices:
         listed = ', '.join(str(choice) for choice in choices)

@@ -239,7 +239,10 @@ def test_numbers_are_finite(value: str) -> None:
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (['--fine_tune_after_block=3'], 'pretraining cannot use'),
+        (
+            ['--fine_tune_after_block=3'],
+            'is for fine-tuning and distillation; found --train_mode=p',
+        ),
         (['--sk_ratio=0.0625'], 'resnet_depth 50 or more; found depth 18'),
         (['--ft_proj_selector=4'], 'at most the number of projection layers, 3'),
         (['--proj_head_mode=linear', '--ft_proj_selector=2'], 'projection layers, 1'),

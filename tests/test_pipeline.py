@@ -211,7 +211,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(
     [
         (['--preset=cifar10'], 'settings for every stage: demo, fashion_mnist; found cifar10'),
         (['--dataset=bundled'], 'settings for every stage: demo, fashion_mnist; found None'),
-        (['--preset=demo', '--teacher=t'], '--teacher is for distillation'),
+        (['--preset=demo', '--teacher=t'], 'chooses --teacher of each stage itself'),
         (
             ['--preset=demo', '--checkpoint=t'],
             "chooses --checkpoint of each stage itself; found 't'",

@@ -70,7 +70,7 @@ def test_a_run_that_goes_on_needs_no_weights(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_export_reads_no_images(tmp_path: pathlib.Path) -> None:
-    check(mode='export', dataset='cifer10', checkpoint=str(tmp_path), model_dir=str(tmp_path))
+    check(mode='export', preset='cifar10', checkpoint=str(tmp_path), model_dir=str(tmp_path))
 
 
 def test_every_data_set_of_the_project_is_known_by_name() -> None:

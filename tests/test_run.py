@@ -91,9 +91,15 @@ def refused(
         (['--train_batch_size=0'], '--train_batch_size must be at least 1; found 0'),
         (['--image_size=0'], '--image_size must be at least 1; found 0'),
         (['--learning_rate=-0.1'], r'--learning_rate must be at least 0; found -0\.1'),
-        (['--fine_tune_after_block=2'], 'freezes layers, which pretraining cannot use'),
+        (
+            ['--fine_tune_after_block=2'],
+            'is for fine-tuning and distillation; found --train_mode=pr',
+        ),
         (['--zero_init_logits_layer'], 'is for fine-tuning'),
-        (['--label_fraction=0.1'], 'pretraining uses all images'),
+        (
+            ['--label_fraction=0.1'],
+            'is for fine-tuning and distillation; found --train_mode=pretrain',
+        ),
         (
             ['--memory_size=300', '--train_batch_size=256'],
             'multiple of --train_batch_size, 256; found 300. Try 256, or 0',
@@ -109,10 +115,10 @@ def refused(
         ),
         (['--momentum_encoder_decay=1.5'], r'must be less than 1; found 1\.5'),
         (['--momentum_encoder_decay=-0.5'], r'must be at least 0; found -0\.5'),
-        (['--export_momentum_encoder'], 'needs a training run .*; found --memory_size=0'),
+        (['--export_momentum_encoder'], 'is read with --memory_size only; found --memory_size=0'),
         (
             ['--mode=export', '--checkpoint=x', '--memory_size=512', '--export_momentum_encoder'],
-            'needs a training run .*; found --mode=export',
+            '--memory_size is for training; found --mode=export',
         ),
         (['--train_mode=distill'], 'needs a --teacher'),
         (

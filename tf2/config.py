@@ -199,27 +199,6 @@ class ObjectiveConfig:
                 '--train_mode=distill needs a --teacher, the fine-tuned network to learn from; '
                 'found none. Give the --model_dir of its run, or an exported module.'
             )
-        if self.train_mode != 'distill' and self.teacher:
-            raise UserError(
-                f'--teacher is for distillation; found --train_mode={self.train_mode}. Leave it '
-                'out, or use --train_mode=distill.'
-            )
-        if self.train_mode != 'pretrain' and self.memory_size:
-            raise UserError(
-                f'--memory_size is for pretraining; found --train_mode={self.train_mode}. Leave '
-                'it out, or use --train_mode=pretrain.'
-            )
-        if self.train_mode == 'pretrain' and self.fine_tune_after_block > -1:
-            raise UserError(
-                f'--fine_tune_after_block={self.fine_tune_after_block} freezes layers, which '
-                'pretraining cannot use: it trains the whole encoder. Leave it out, or use '
-                '--train_mode=finetune.'
-            )
-        if self.train_mode == 'pretrain' and self.zero_init_logits_layer:
-            raise UserError(
-                '--zero_init_logits_layer is for fine-tuning; found --train_mode=pretrain. Leave '
-                'it out, or use --train_mode=finetune.'
-            )
 
 
 @dataclasses.dataclass(frozen=True)
