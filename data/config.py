@@ -29,6 +29,18 @@ class DataConfig:
     eval_split: str = option(
         'validation', 'Split to evaluate on.', modes=('eval',), resume='continue'
     )
+    image_key: str | None = option(
+        None,
+        'TensorFlow Datasets: the feature that is the image. Unset: the only one there is.',
+        modes=('eval',),
+    )
+    label_key: str | None = option(
+        None,
+        'TensorFlow Datasets: the feature that is the label, a class, an integer or a one-hot '
+        'vector. Unset: the one the data set declares as its target, else "label", else the only '
+        'one there is.',
+        modes=('eval',),
+    )
     cache_dataset: bool = option(
         False,
         'Keep the encoded training examples in memory after they were read once.',

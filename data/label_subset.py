@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
+from data.labels import label_arrays, read_labels, shown
 from data.sources.source import NO_LABEL, Source, no_share
 from data.worker import Worker
 from settings import UserError
@@ -17,7 +18,6 @@ from settings import UserError
 # Encoded examples of a subset up to this size stay in memory: finding them again would mean to
 # read the whole split in every epoch.
 CACHED_EXAMPLES = 20_000
-_READ_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +27,25 @@ class LabelSubset:
     Attributes:
         indices: [n] int64, their positions in the source's order, ascending.
         labels: [n] int32.
+        class_names: names by label; None if they have none.
+        examples: [n], what a person finds each example by; None if nothing is known.
     """
 
     indices: np.ndarray
     labels: np.ndarray
+    class_names: Sequence[str] | None = None
+    examples: Sequence[str] | None = None
 
     def listing(self) -> str:
-        """A text with a line 'index label' for every chosen example."""
-        pairs = zip(self.indices, self.labels, strict=True)
-        return ''.join(f'{index} {label}\n' for index, label in pairs)
+        """A line for every chosen example, its fields apart by tabs.
+
+        They are its position, the name of its class, and its file or a slice of the split. A
+        control character in a name is escaped, and what has no name is told by its number.
+        """
+        names = [self.class_names[i] if self.class_names else str(i) for i in self.labels]
+        fields = [self.indices, names, *([self.examples] if self.examples else [])]
+        rows = zip(*fields, strict=True)
+        return ''.join('\t'.join(shown(str(field)) for field in row) + '\n' for row in rows)
 
 
 def wants_subset(config: DataConfig) -> bool:
@@ -69,14 +79,8 @@ def choose_labels(source: Source, config: DataConfig, *, split: str, seed: int) 
         _check_count(source, config, label, count, len(members))
         chosen += sorted(members.tolist(), key=lambda index: _order(seed, index))[:count]
     indices = np.array(sorted(chosen), np.int64)
-    return LabelSubset(indices, labels[indices])
-
-
-def read_labels(source: Source, split: str) -> np.ndarray:
-    """The labels of a split in the source's order, [n] int32; images are not decoded."""
-    examples = source.examples(split).map(lambda example: example['label'])
-    batches = list(examples.batch(_READ_AT_ONCE).as_numpy_iterator())
-    return np.concatenate(batches) if batches else np.zeros([0], np.int32)
+    found = source.identify(split, indices) if source.identify else None
+    return LabelSubset(indices, labels[indices], source.class_names, found)
 
 
 def _order(seed: int, index: int) -> bytes:
@@ -119,7 +123,20 @@ def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
         ),
         examples=lambda asked: chosen if asked == split else source.examples(asked),
         share=lambda asked, worker: (no_share if asked == split else source.share)(asked, worker),
+        **_known_labels(source, split, subset.labels),
     )
+
+
+def _known_labels(source: Source, split: str, labels: np.ndarray) -> dict[str, Callable]:
+    """Fields of `source` that say what the labels of `split` are, without reading them again."""
+
+    def arrays(asked: str) -> Iterator[np.ndarray]:
+        return iter([labels]) if asked == split else label_arrays(source, asked)
+
+    def label_bytes(asked: str) -> int:
+        return 0 if asked == split else source.label_bytes(asked)
+
+    return {'labels': arrays, 'label_bytes': label_bytes}
 
 
 def hide_other_labels(source: Source, split: str, subset: LabelSubset) -> Source:
@@ -136,10 +153,13 @@ def hide_other_labels(source: Source, split: str, subset: LabelSubset) -> Source
         return own.map(lambda index, example: (index, hide(index, example)))
 
     masked = source.examples(split).enumerate().map(hide)
+    labels = np.full([source.num_examples(split)], NO_LABEL, np.int32)
+    labels[subset.indices] = subset.labels
     return dataclasses.replace(
         source,
         examples=lambda asked: masked if asked == split else source.examples(asked),
         share=share,
+        **_known_labels(source, split, labels),
     )
 
 

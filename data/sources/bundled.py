@@ -39,4 +39,4 @@ def open_bundled(config: DataConfig) -> Source:
             f'The bundled data set must be in {FOLDER}, but cannot be read there; '
             f'restore the folder from the repository. Cause: {one_line(error)}'
         ) from error
-    return source_of_builder('bundled', builder)
+    return source_of_builder('bundled', builder, config)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
 from data.sources.source import NO_LABEL, Source
-from data.sources.splits import check_split, malformed_split
+from data.sources.splits import parts_of
 from data.worker import Worker
 from settings import UserError
 
@@ -36,6 +38,13 @@ def open_image_folder(config: DataConfig) -> Source:
     Raises:
         UserError: if there is no such folder, or nothing in it that can be read.
     """
+    for flag in ('image_key', 'label_key'):
+        if getattr(config, flag) is not None:
+            raise UserError(
+                f'--{flag} chooses a feature of a TensorFlow data set; found '
+                f'{getattr(config, flag)!r} with --dataset=image_folder, whose labels are the '
+                'names of folders. Leave it out.'
+            )
     root = os.path.expanduser(config.data_dir or '')
     if not root or not tf.io.gfile.isdir(root):
         raise UserError(
@@ -58,6 +67,8 @@ def open_image_folder(config: DataConfig) -> Source:
         examples=lambda split: _examples(_select(splits, split), classes),
         decode=_decode,
         share=lambda split, worker: _share(_select(splits, split), classes, worker),
+        labels=lambda split: iter([_labels(_select(splits, split), classes)]),
+        identify=lambda split, positions: _relative(_select(splits, split), positions, root),
     )
 
 
@@ -95,22 +106,26 @@ def _images(folder: str) -> list[str]:
 def _select(splits: dict[str, list[_File]], split: str) -> list[_File]:
     import tensorflow_datasets as tfds
 
-    check_split('image_folder', split, splits)
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[len(files)], num_bytes=0)
         for name, files in splits.items()
     }
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, AssertionError) as error:
-        raise malformed_split('image_folder', split) from error
-    return [file for part in parts for file in splits[part.splitname][part.from_ : part.to]]
+    parts = parts_of('image_folder', split, infos)
+    return [splits[name][number] for name, numbers in parts for number in numbers]
+
+
+def _labels(files: list[_File], classes: list[str]) -> np.ndarray:
+    number = {name: label for label, name in enumerate(classes)}
+    return np.array([number.get(name, NO_LABEL) for _, name in files], np.int32)
+
+
+def _relative(files: list[_File], positions: Sequence[int], root: str) -> list[str]:
+    return [os.path.relpath(files[position][0], root) for position in positions]
 
 
 def _examples(files: list[_File], classes: list[str]) -> tf.data.Dataset:
-    number = {name: label for label, name in enumerate(classes)}
     paths = tf.constant([path for path, _ in files], tf.string)
-    labels = tf.constant([number.get(name, NO_LABEL) for _, name in files], tf.int32)
+    labels = tf.constant(_labels(files, classes))
 
     def read(path: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
         return {'image': tf.io.read_file(path), 'label': label}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from data.worker import Worker
 
 NO_LABEL = -1
+# Beyond this not all labels of a split are read where they lie among its images: as much takes
+# seconds from a disk.
+BYTES_LOOKED_AT = 2**30
 
 
 def no_share(split: str, worker: Worker) -> None:
@@ -35,6 +39,12 @@ class Source:
             in the order of `examples`, scalar int64; example), always in the same order. The
             workers' shares hold every example once; their sizes are those of `Worker.part`. None
             if the split has fewer files than there are workers, for all of them alike.
+        labels: split → its labels without the images: arrays [n] of integers, one after the other
+            in the order of `examples`. None where only `examples` tells them.
+        label_bytes: split → how much has to be read for `labels`.
+        identify: split, positions in the order of `examples` → what a person finds each example
+            by: its file, or a slice of the split that holds nothing else. None: nothing is known.
+        label_hint: where there are no labels, what in the data set might be some; may be empty.
     """
 
     name: str
@@ -44,3 +54,7 @@ class Source:
     examples: Callable[[str], tf.data.Dataset]
     decode: Callable[[tf.Tensor], tf.Tensor]
     share: Callable[[str, Worker], tf.data.Dataset | None] = no_share
+    labels: Callable[[str], Iterator[np.ndarray]] | None = None
+    label_bytes: Callable[[str], int] = lambda split: 0
+    identify: Callable[[str, Sequence[int]], list[str]] | None = None
+    label_hint: str = ''

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from settings import UserError
 
@@ -36,3 +37,39 @@ def malformed_split(dataset: str, split: str) -> UserError:
         f'Cannot read split {split!r} of data set {dataset}; '
         "write it like 'train', 'train[:10%]' or 'train[100:200]'."
     )
+
+
+def parts_of(dataset: str, split: str, infos: Mapping[str, Any]) -> list[tuple[str, range]]:
+    """What `split` consists of.
+
+    Args:
+        dataset: name of the data set, for messages.
+        split: TFDS split notation.
+        infos: the splits that exist, name → `tfds.core.SplitInfo`.
+
+    Returns:
+        Pairs of the name of a split and the numbers of its examples, in reading order.
+
+    Raises:
+        UserError: if there is no such split, it can't be read, or a slice ends before it starts.
+    """
+    import tensorflow_datasets as tfds
+
+    check_split(dataset, split, infos)
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, AssertionError, KeyError) as error:
+        raise malformed_split(dataset, split) from error
+    found = []
+    for part in parts:
+        count = infos[part.splitname].num_examples
+        start = 0 if part.from_ is None else part.from_
+        stop = count if part.to is None else part.to
+        if stop < start:
+            raise UserError(
+                f'A slice must not end before it starts; found {split!r} of data set {dataset}, '
+                f'which asks for examples {start} to {stop} of the {count} in '
+                f'{part.splitname!r}. Exchange the two.'
+            )
+        found.append((part.splitname, range(start, stop)))
+    return found

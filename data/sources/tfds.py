@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from data.config import DataConfig
 from data.names import find_builder, one_line
-from data.sources.source import NO_LABEL, Source
-from data.sources.splits import check_split, malformed_split
+from data.sources.features import Label, find_image, find_label
+from data.sources.source import BYTES_LOOKED_AT, NO_LABEL, Source
+from data.sources.splits import parts_of
 from data.worker import Worker
 from settings import UserError
 
@@ -30,20 +31,21 @@ def open_tfds(config: DataConfig) -> Source:
     What is not yet in `config.data_dir` is downloaded and prepared there.
 
     Args:
-        config: `dataset` and `data_dir` are read.
+        config: `dataset`, `data_dir`, `image_key` and `label_key` are read.
 
     Returns:
         The source.
 
     Raises:
-        UserError: if the data set doesn't exist, cannot be had or has no images.
+        UserError: if the data set doesn't exist, cannot be had or has no images, or not the
+            features that are asked for.
     """
     builder = find_builder(config.dataset, config.data_dir)
     # Looked at first: a data set without images shouldn't be downloaded to find that out.
-    find_image_feature(config.dataset, builder.info)
+    find_image(config.dataset, builder.info, config.image_key)
     if not builder.is_prepared():
         _prepare(config.dataset, builder)
-    return source_of_builder(config.dataset, builder)
+    return source_of_builder(config.dataset, builder, config)
 
 
 def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
@@ -57,136 +59,141 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
         ) from error
 
 
-def source_of_builder(name: str, builder: tfds.core.DatasetBuilder) -> Source:
+def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: DataConfig) -> Source:
     """Makes a Source of a prepared TFDS builder.
 
     Args:
         name: what the user called the data set.
         builder: prepared builder.
+        config: `image_key` and `label_key` are read.
 
     Returns:
         The source. Only the image and, where there is one, the label are read; images stay
         encoded where TFDS stores them encoded.
 
     Raises:
-        UserError: if there is no image feature.
+        UserError: if there is no image feature, or not the ones that are asked for.
     """
-    image_key = find_image_feature(name, builder.info)
-    label_key = _find_label_feature(builder.info)
-    label_feature = builder.info.features[label_key] if label_key else None
-    names = label_feature.names if label_feature else None
+    image_key = find_image(name, builder.info, config.image_key)
+    label, hint = find_label(
+        name, builder.info, config.label_key, functools.partial(_sample, builder)
+    )
 
     def examples(split: Any) -> tf.data.Dataset:
-        return _examples(builder, split, image_key, label_key)
+        return _examples(builder, split, image_key, label)
 
     def whole(split: str) -> tf.data.Dataset:
-        _split_info(name, builder, split)
+        _parts(name, builder, split)
         return examples(split)
 
+    def labels(split: str) -> Iterator[np.ndarray]:
+        _parts(name, builder, split)
+        read = _read(builder, split, [label.key])
+        numbers = read.map(lambda example: label.number(example[label.key]))
+        return numbers.batch(_NUMBERS_AT_ONCE).as_numpy_iterator()
+
     def share(split: str, worker: Worker) -> tf.data.Dataset | None:
-        files = _split_info(name, builder, split).file_instructions
-        if len(files) < worker.count:
+        parts = _parts(name, builder, split)
+        if len(builder.info.splits[split].file_instructions) < worker.count:
             return None
-        return _share(builder, split, worker, examples)
+        return _share(builder, split, parts, worker, examples)
 
     return Source(
         name=name,
-        num_classes=label_feature.num_classes if label_feature else None,
-        class_names=tuple(names) if names else None,
-        num_examples=lambda split: _split_info(name, builder, split).num_examples,
+        num_classes=label.num_classes if label else None,
+        class_names=label.names if label else None,
+        num_examples=lambda split: _count(_parts(name, builder, split)),
         examples=whole,
         decode=_decoder(builder.info.features[image_key]),
         share=share,
+        labels=labels if label else None,
+        label_bytes=lambda split: _bytes(builder, _parts(name, builder, split)),
+        identify=lambda split, positions: _identify(
+            builder, split, _parts(name, builder, split), positions
+        ),
+        label_hint=hint,
     )
 
 
-def find_image_feature(name: str, info: tfds.core.DatasetInfo) -> str:
-    """The key of the image: the supervised input, 'image', or the only image there is.
+def _parts(name: str, builder: tfds.core.DatasetBuilder, split: str) -> list[tuple[str, range]]:
+    return parts_of(name, split, builder.info.splits)
 
-    Raises:
-        UserError: if there is none, with the features that exist.
-    """
-    images = [key for key, feature in info.features.items() if _holds_image(feature)]
-    supervised = info.supervised_keys[0] if info.supervised_keys else None
-    for key in (supervised, 'image'):
-        if key in images:
-            return key
-    if len(images) == 1:
-        return images[0]
-    wanted = f'an image named "image" (of {", ".join(images)})' if images else 'an image'
-    listed = ', '.join(f'{key} ({type(value).__name__})' for key, value in info.features.items())
-    raise UserError(
-        f'Data set {name!r} must have {wanted}; its features are: {listed}. '
-        'Choose a data set of images.'
+
+def _count(parts: Sequence[tuple[str, range]]) -> int:
+    return sum(len(numbers) for _, numbers in parts)
+
+
+def _bytes(builder: tfds.core.DatasetBuilder, parts: Sequence[tuple[str, range]]) -> int:
+    """How much there is to read for `parts`: TFDS knows it for whole splits."""
+    infos = builder.info.splits
+    sizes = (
+        int(infos[split].num_bytes) * len(numbers) // max(1, infos[split].num_examples)
+        for split, numbers in parts
     )
+    return sum(sizes)
 
 
-def _holds_image(feature: Any) -> bool:
-    import tensorflow_datasets as tfds
-
-    if isinstance(feature, tfds.features.Image):
-        return True
-    if type(feature) is not tfds.features.Tensor or feature.np_dtype.kind not in 'uifb':
-        return False
-    shape = feature.shape
-    return len(shape) == 2 or (len(shape) == 3 and shape[-1] in (None, 1, 2, 3, 4))
+def _sample(builder: tfds.core.DatasetBuilder, key: str) -> Iterator[np.ndarray]:
+    """Values of a feature, of all splits: the first ones where a split is large."""
+    for split, info in builder.info.splits.items():
+        share = min(1.0, BYTES_LOOKED_AT / max(1, info.num_bytes))
+        first = int(info.num_examples * share)
+        values = _read(builder, split, [key]).take(first).map(lambda example: example[key])
+        yield from values.batch(_NUMBERS_AT_ONCE).as_numpy_iterator()
 
 
-def _find_label_feature(info: tfds.core.DatasetInfo) -> str | None:
-    """The key of the class label: the supervised target, 'label', or the only one there is."""
-    import tensorflow_datasets as tfds
-
-    is_label = tfds.features.ClassLabel
-    labels = [key for key, feature in info.features.items() if isinstance(feature, is_label)]
-    supervised = info.supervised_keys[1] if info.supervised_keys else None
-    for key in (supervised, 'label'):
-        if key in labels:
-            return key
-    return labels[0] if len(labels) == 1 else None
-
-
-def _split_info(name: str, builder: tfds.core.DatasetBuilder, split: str) -> Any:
-    check_split(name, split, builder.info.splits)
-    try:
-        return builder.info.splits[split]
-    except (ValueError, AssertionError, KeyError) as error:
-        raise malformed_split(name, split) from error
+def _identify(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    parts: Sequence[tuple[str, range]],
+    positions: Sequence[int],
+) -> list[str]:
+    """The slices that hold nothing but the example at each of `positions` in reading order."""
+    names = [f'{name}[{number}:{number + 1}]' for name, numbers in parts for number in numbers]
+    order = _reading_order(builder, split)
+    return [names[order[position]] for position in positions]
 
 
 def _examples(
     builder: tfds.core.DatasetBuilder,
     split: str | tfds.core.ReadInstruction,
     image_key: str,
-    label_key: str | None,
+    label: Label | None,
 ) -> tf.data.Dataset:
-    import tensorflow_datasets as tfds
+    keys = [image_key] + ([label.key] if label else [])
 
-    wanted = [key for key in (image_key, label_key) if key]
+    def rename(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        number = label.number(example[label.key]) if label else tf.constant(NO_LABEL)
+        return {'image': example[image_key], 'label': number}
+
+    dataset = _read(builder, split, keys)
+    return dataset.map(rename, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _read(
+    builder: tfds.core.DatasetBuilder, split: str | tfds.core.ReadInstruction, keys: Sequence[str]
+) -> tf.data.Dataset:
+    """The features `keys` of every example of a split, images as they are stored."""
+    import tensorflow_datasets as tfds
 
     class Only(tfds.decode.PartialDecoding):
         """As its parent, without comparing features with themselves, which logs a warning."""
 
         def extract_features(self, features: Any) -> Any:
-            return tfds.features.FeaturesDict({key: features[key] for key in wanted})
+            return tfds.features.FeaturesDict({key: features[key] for key in keys})
 
-    is_encoded = isinstance(builder.info.features[image_key], tfds.features.Image)
-    decoders = {image_key: tfds.decode.SkipDecoding()} if is_encoded else None
-    dataset = builder.as_dataset(
+    encoded = [k for k in keys if isinstance(builder.info.features[k], tfds.features.Image)]
+    decoders = {key: tfds.decode.SkipDecoding() for key in encoded} or None
+    return builder.as_dataset(
         split=split,
         shuffle_files=False,
-        decoders=Only(wanted, decoders=decoders),
+        decoders=Only(keys, decoders=decoders),
         read_config=tfds.ReadConfig(
             try_autocache=False,
             interleave_cycle_length=_files_at_once(builder),
             interleave_block_length=_READ_IN_A_ROW,
         ),
     )
-
-    def rename(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        label = example[label_key] if label_key else tf.constant(NO_LABEL)
-        return {'image': example[image_key], 'label': tf.cast(label, tf.int32)}
-
-    return dataset.map(rename, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _files_at_once(builder: tfds.core.DatasetBuilder) -> int:
@@ -197,18 +204,12 @@ def _files_at_once(builder: tfds.core.DatasetBuilder) -> int:
 def _share(
     builder: tfds.core.DatasetBuilder,
     split: str,
+    parts: Sequence[tuple[str, range]],
     worker: Worker,
     examples: Callable[[Any], tf.data.Dataset],
 ) -> tf.data.Dataset:
     """(position in the split, example) of the part of the files that is the worker's."""
-    import tensorflow_datasets as tfds
-
-    infos = builder.info.splits
-    parts = [
-        (part.splitname, range(infos[part.splitname].num_examples)[part.from_ : part.to])
-        for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    ]
-    own = worker.part(sum(len(numbers) for _, numbers in parts))
+    own = worker.part(_count(parts))
     instruction = _cut(parts, own)
     # Several files are read in turns, so the order of reading is not the one within the files.
     position = np.argsort(_reading_order(builder, split))

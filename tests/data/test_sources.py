@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
+from data.labels import read_labels
 from data.pipeline import eval_batches, train_batches
 from data.sources import SOURCES, open_source
 from data.sources import bundled as bundled_module
@@ -102,6 +103,136 @@ def test_data_set_without_images_is_refused(write_builder):
     message = check_message(error)
     assert 'text (Text)' in message
     assert 'number' in message
+
+
+@pytest.fixture
+def open_features(write_builder):
+    """Writes a data set with an image and `features`, and opens it with more settings."""
+
+    def open_with(name: str, features: dict, rows: list[dict], **settings):
+        kinds = {'image': tfds.features.Image(shape=(6, 5, 3)), **features}
+        images = pixels(len(rows), 6, 5, 3)
+        full = [{'image': image, **row} for image, row in zip(images, rows)]
+        data_dir = write_builder(name, kinds, {'train': full[:-2], 'test': full[-2:]})
+        return open_source(DataConfig(dataset=name, data_dir=str(data_dir), **settings))
+
+    return open_with
+
+
+def labels_of(source, split: str) -> list[int]:
+    """As the examples tell them, and the reader that leaves images alone."""
+    labels = [int(example['label']) for example in source.examples(split)]
+    assert read_labels(source, split).tolist() == labels
+    return labels
+
+
+@pytest.mark.parametrize(
+    ('feature', 'values', 'settings'),
+    [
+        (np.int64, [0, 2, 1, 0, -1, 2, 1], {}),
+        (tfds.features.Scalar(np.uint8), [0, 2, 1, 0, 0, 2, 1], {}),
+        (
+            tfds.features.Tensor(shape=(3,), dtype=np.float32),
+            np.array([*np.eye(3), *np.eye(3), np.zeros(3)], np.float32),
+            {},
+        ),
+        (
+            tfds.features.Tensor(shape=(3,), dtype=np.int64),
+            np.array([*np.eye(3), *np.eye(3), np.zeros(3)], np.int64),
+            {'label_key': 'kind'},
+        ),
+        # One number for each image is none, unless it is said to be.
+        (np.int64, range(7), {'label_key': 'kind'}),
+    ],
+    ids=['integer', 'scalar', 'one-hot', 'one-hot integers', 'named'],
+)
+def test_labels_need_not_be_classes(open_features, feature, values, settings):
+    """Of the kind "a label that the data set doesn't declare as classes"."""
+    rows = [{'kind': value} for value in values]
+    source = open_features('undeclared', {'kind': feature}, rows, **settings)
+    expected = [(int(np.argmax(v)) if np.any(v) else -1) if np.ndim(v) else int(v) for v in values]
+    # The classes are those of all splits.
+    assert source.num_classes == max(expected) + 1
+    assert source.class_names is None
+    assert labels_of(source, 'train') == expected[:-2]
+    assert labels_of(source, 'test') == expected[-2:]
+
+
+def test_what_could_be_a_label_is_chosen_among(open_features):
+    """The declared one, else "label", else none without a choice; the hint names them all."""
+    kinds = {'age': np.int64, 'kind': tfds.features.ClassLabel(num_classes=2), 'size': np.int32}
+    rows = [{'age': 1, 'kind': n % 2, 'size': 0} for n in range(6)]
+    source = open_features('people', kinds, rows)
+    assert labels_of(source, 'train') == [0, 1, 0, 1]
+    assert source.class_names is None  # TFDS calls such classes by their numbers
+    source = open_features(
+        'people2', {'label': np.int64, **kinds}, [{'label': 1, **r} for r in rows]
+    )
+    assert labels_of(source, 'train') == [1] * 4
+    several = {'a': np.int64, 'b': tfds.features.Tensor(shape=(2,), dtype=np.int64)}
+    rows = [{'a': 0, 'b': np.eye(2, dtype=np.int64)[0]} for _ in range(6)]
+    source = open_features('several', several, rows)
+    assert source.num_classes is None
+    assert source.label_hint == (
+        "'a' (integer) or 'b' (vector of 2) could be one: choose with --label_key"
+    )
+    ids = open_features('ids', {'id': np.int64}, [{'id': n} for n in range(6)])
+    assert ids.num_classes is None and '--label_key=id' in ids.label_hint
+    boxes = {'box': tfds.features.Tensor(shape=(4,), dtype=np.float32)}
+    rows = [{'box': np.array([0, 0.5, 1, 1], np.float32)} for _ in range(6)]
+    source = open_features('boxes', boxes, rows)
+    assert (source.num_classes, source.label_hint) == (None, '')
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (
+            {'label_key': 'nothing'},
+            '--label_key=nothing must name .*no such feature.*kind .integer',
+        ),
+        ({'label_key': 'text'}, '--label_key=text must name .*found Text'),
+        ({'label_key': 'image'}, 'found Image'),
+        ({'label_key': 'box'}, "'box' of .* must be one-hot .* found 0.5, 0.25"),
+        ({'label_key': 'huge'}, 'up to 2147483647; found 4294967296'),
+        (
+            {'image_key': 'kind'},
+            '--image_key=kind must name an image .*found integer.*one of image',
+        ),
+        ({'image_key': 'picture'}, 'found no such feature'),
+    ],
+    ids=str,
+)
+def test_keys_that_name_no_such_feature_are_refused(open_features, settings, words):
+    kinds = {
+        'kind': np.int64,
+        'huge': np.int64,
+        'text': tfds.features.Text(),
+        'box': tfds.features.Tensor(shape=(2,), dtype=np.float32),
+    }
+    box = np.array([0.5, 0.25], np.float32)
+    rows = [{'kind': n % 2, 'huge': 2**32, 'text': 'a', 'box': box} for n in range(6)]
+    with pytest.raises(UserError, match=words) as error:
+        open_features('keys', kinds, rows, **settings)
+    check_message(error)
+
+
+def test_an_image_is_chosen_among_several(write_builder):
+    image = tfds.features.Image(shape=(6, 5, 3))
+    images = pixels(2, 6, 5, 3)
+    rows = {'train': [{'left': images[0], 'right': images[1]}]}
+    data_dir = str(write_builder('stereo', {'left': image, 'right': image}, rows))
+    with pytest.raises(UserError, match=r'several images: left, right\. Choose one .*--image_key'):
+        open_source(DataConfig(dataset='stereo', data_dir=data_dir))
+    source = open_source(DataConfig(dataset='stereo', data_dir=data_dir, image_key='right'))
+    np.testing.assert_allclose(rgb_of(source, 'train')[0], images[1] / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize('flag', ['image_key', 'label_key'])
+def test_folders_have_no_keys(tmp_path, flag):
+    config = DataConfig(dataset='image_folder', data_dir=str(tmp_path), **{flag: 'x'})
+    with pytest.raises(UserError, match=f'--{flag} chooses a feature'):
+        open_source(config)
 
 
 def test_unknown_names_are_refused_with_close_matches(tmp_path):
@@ -252,6 +383,36 @@ def test_malformed_slices_are_refused(four_examples, split):
         with pytest.raises(UserError) as error:
             read(split)
         assert split in check_message(error)
+
+
+@pytest.mark.parametrize(
+    'split',
+    ['train[3:1]', 'train[-1:-3]', 'train[75%:25%]', 'train+train[2:1]', 'train[3:1]+train'],
+)
+def test_slices_that_end_before_they_start_are_refused(four_examples, split):
+    """They would have a number of examples below 0, which a sum with others hides."""
+    for read in (four_examples.num_examples, four_examples.examples):
+        with pytest.raises(UserError, match='must not end before it starts') as error:
+            read(split)
+        assert split in check_message(error)
+
+
+def test_empty_slices_and_repeated_ones_are_what_they_say(four_examples):
+    assert four_examples.num_examples('train[2:2]') == 0
+    assert four_examples.num_examples('train[:3]+train') == 7
+    assert len(list(four_examples.examples('train[:3]+train'))) == 7
+
+
+def test_examples_are_found_by_what_names_them(four_examples):
+    positions = [1, 3]
+    found = four_examples.identify('train[1:]+train', positions)
+    whole = [e['image'] for e in four_examples.examples('train[1:]+train')]
+    for position, name in zip(positions, found, strict=True):
+        if four_examples.name == 'image_folder':
+            assert name.startswith('train/') and name.endswith('.png')
+        else:
+            (example,) = four_examples.examples(name)
+            assert example['image'] == whole[position]
 
 
 # --- the bundled data set

@@ -1,0 +1,217 @@
+"""What is known of labels before any image is: how many there are, of which class, in which order.
+
+Classes are compared by name. Two data sets may number the same classes differently, and a
+classifier goes with the numbers that it was trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from data.sources.source import BYTES_LOOKED_AT, NO_LABEL, Source
+from data.worker import Worker
+from settings import UserError
+
+_READ_AT_ONCE = 1024
+_LISTED = 8  # names of classes in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelCounts:
+    """How the examples of a split spread over the classes.
+
+    Attributes:
+        examples: that count: those of the split, or its first ones.
+        read: of how many the label was looked at, the first ones.
+        by_class: [c] int64, how many of these are of each class.
+    """
+
+    examples: int
+    read: int
+    by_class: np.ndarray
+
+    @property
+    def labelled(self) -> int:
+        """How many of those that were looked at have a label."""
+        return int(self.by_class.sum())
+
+    @property
+    def unlabelled(self) -> int:
+        """How many of those that were looked at have none."""
+        return self.read - self.labelled
+
+    @property
+    def complete(self) -> bool:
+        """Whether all were looked at."""
+        return self.read == self.examples
+
+    def describe(self, names: Sequence[str] | None = None) -> str:
+        """'10 classes of 600', or '9 of 10 classes, of 2 (owl) to 70 (cat); 5 without a label'.
+
+        Args:
+            names: of the classes.
+        """
+        if not self.labelled:
+            return 'no labels'
+        there = np.flatnonzero(self.by_class)
+        of = self.by_class[there]
+        count = len(self.by_class)
+        classes = f'{count} classes' if len(there) == count else f'{len(there)} of {count} classes,'
+        few, many = (int(there[place(of)]) for place in (np.argmin, np.argmax))
+
+        def size(label: int) -> str:
+            name = f' ({shown(names[label])})' if names and of.min() < of.max() else ''
+            return f'{self.by_class[label]:,}{name}'
+
+        sizes = size(few) if of.min() == of.max() else f'{size(few)} to {size(many)}'
+        none = f'; {self.unlabelled:,} without a label' if self.unlabelled else ''
+        looked = '' if self.complete else f' among the first {self.read:,}'
+        return f'{classes} of {sizes}{none}{looked}'
+
+
+def shown(name: str) -> str:
+    """The name of a class, file or split as one field of a line: control characters escaped."""
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of classes in a message, the first few of many."""
+    more = f', … ({len(names)} in all)' if len(names) > _LISTED else ''
+    return ', '.join(map(shown, names[:_LISTED])) + more
+
+
+def label_arrays(source: Source, split: str) -> Iterator[np.ndarray]:
+    """The labels of a split in the source's order, arrays [n] one after the other.
+
+    Raises:
+        UserError: if there is no such split, or a label is none of the classes.
+    """
+    start = 0
+    for labels in (source.labels or _labels_of_examples(source))(split):
+        limit = source.num_classes or 0
+        wrong = np.flatnonzero((labels < NO_LABEL) | (labels >= limit))
+        if len(wrong):
+            raise UserError(
+                f'Labels of {source.name} must be from 0 to {limit - 1}, or {NO_LABEL} for none; '
+                f'found {labels[wrong[0]]}, of example {start + wrong[0]} of {split!r}. Mend the '
+                'data set, or choose another split.'
+            )
+        start += len(labels)
+        yield labels
+
+
+def _labels_of_examples(source: Source) -> Callable[[str], Iterator[np.ndarray]]:
+    def labels(split: str) -> Iterator[np.ndarray]:
+        examples = source.examples(split).map(lambda example: example['label'])
+        return examples.batch(_READ_AT_ONCE).as_numpy_iterator()
+
+    return labels
+
+
+def read_labels(source: Source, split: str) -> np.ndarray:
+    """All labels of a split in the source's order, [n] int32; images are not decoded."""
+    arrays = [array.astype(np.int32) for array in label_arrays(source, split)]
+    return np.concatenate(arrays) if arrays else np.zeros([0], np.int32)
+
+
+def count_labels(
+    source: Source, split: str, *, first: int | None = None, at_least: int = 1
+) -> LabelCounts:
+    """Counts the labels of a split, class by class.
+
+    Where they lie among the images of a large set, about BYTES_LOOKED_AT are read.
+
+    Args:
+        source: with labels or without.
+        split: split or slice of `source`.
+        first: how many examples count; None for all.
+        at_least: goes on until so many labels were found, or all examples read.
+
+    Raises:
+        UserError: if there is no such split, or a label is none of the classes.
+    """
+    examples = source.num_examples(split)
+    examples = examples if first is None else min(first, examples)
+    counts = np.zeros([source.num_classes or 0], np.int64)
+    if source.num_classes is None:
+        return LabelCounts(examples, examples, counts)
+    size = source.label_bytes(split)
+    enough = examples if size <= BYTES_LOOKED_AT else int(examples * BYTES_LOOKED_AT / size)
+    read = 0
+    for labels in label_arrays(source, split):
+        labels = labels[: examples - read]
+        counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+        read += len(labels)
+        if read >= examples or (read >= enough and counts.sum() >= at_least):
+            break
+    return LabelCounts(examples, read, counts)
+
+
+def in_order(source: Source, names: Sequence[str], whose: str) -> Source:
+    """`source` with its classes numbered as in `names`.
+
+    Args:
+        source: with names of its classes.
+        names: the same names, in any order.
+        whose: what goes by `names`, for the message.
+
+    Raises:
+        UserError: if `source` has other classes; shows both.
+    """
+    own = source.class_names
+    if tuple(names) == own:
+        return source
+    if not same_classes(own, names):
+        raise UserError(
+            f'{whose} knows other classes than {source.name}: {difference(names, own)}. Choose '
+            'data with the same class names.'
+        )
+    return relabelled(source, names)
+
+
+def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether both name the same classes, in whichever order."""
+    return sorted(one) == sorted(other)
+
+
+def difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Both lists for a message: whole if they are short, else what only one of them has."""
+    if max(len(theirs), len(ours)) <= _LISTED or same_classes(theirs, ours):
+        return f'{listed(theirs)}; found {listed(ours)}'
+    only = [[name for name in a if name not in b] for a, b in ((theirs, ours), (ours, theirs))]
+    counts = f'{len(theirs)} classes, found {len(ours)}'
+    return f'{counts}; only there: {listed(only[0]) or "none"}; only in the data: ' + (
+        listed(only[1]) or 'none'
+    )
+
+
+def relabelled(source: Source, names: Sequence[str]) -> Source:
+    """`source` with other numbers for its classes.
+
+    Args:
+        source: with names of its classes.
+        names: the same names, in the order of the new numbers.
+    """
+    new = {name: number for number, name in enumerate(names)}
+    # Of the old number -1, no label, the new one is -1: it stands last, where -1 finds it.
+    table = np.array([*(new[name] for name in source.class_names), NO_LABEL], np.int32)
+
+    def rename(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        place = tf.math.floormod(example['label'], len(table))
+        return {**example, 'label': tf.gather(tf.constant(table), place)}
+
+    def share(split: str, worker: Worker) -> tf.data.Dataset | None:
+        own = source.share(split, worker)
+        return None if own is None else own.map(lambda index, example: (index, rename(example)))
+
+    return dataclasses.replace(
+        source,
+        class_names=tuple(names),
+        examples=lambda split: source.examples(split).map(rename),
+        share=share,
+        labels=lambda split: (table[labels] for labels in label_arrays(source, split)),
+    )

@@ -1,0 +1,226 @@
+"""Which features of a TensorFlow data set are its image and its label."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from data.sources.source import NO_LABEL
+from settings import UserError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+# A whole number that nothing declares to be the label is taken for one if there are as many
+# examples as this for every class at least; numbers of the images themselves have one each.
+_EXAMPLES_PER_CLASS = 2
+_LARGEST = 2**31 - 1  # labels are int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """The feature that is the label.
+
+    Attributes:
+        key: its name.
+        num_classes: number of classes.
+        names: of the classes; None if they have none.
+        is_vector: whether it is one-hot.
+    """
+
+    key: str
+    num_classes: int
+    names: tuple[str, ...] | None = None
+    is_vector: bool = False
+
+    def number(self, value: tf.Tensor) -> tf.Tensor:
+        """The feature of one example → its class, int32 scalar."""
+        if self.is_vector:
+            chosen = tf.argmax(value, output_type=tf.int32)
+            return tf.where(tf.reduce_any(tf.cast(value, tf.bool)), chosen, NO_LABEL)
+        return tf.cast(value, tf.int32)
+
+
+# Key of a feature → its stored values, arrays [n] or [n, c] one after the other.
+Reader = Callable[[str], Iterator[np.ndarray]]
+
+
+def find_image(name: str, info: tfds.core.DatasetInfo, key: str | None = None) -> str:
+    """The key of the image: `key`, the supervised input, 'image', or the only image there is.
+
+    Raises:
+        UserError: if there is none, with the features that exist.
+    """
+    images = [key for key, feature in info.features.items() if _holds_image(feature)]
+    supervised = info.supervised_keys[0] if info.supervised_keys else None
+    if key is not None:
+        if key not in images:
+            raise _refusal(name, info, '--image_key', key, 'an image', images)
+        return key
+    for candidate in (supervised, 'image'):
+        if candidate in images:
+            return candidate
+    if len(images) == 1:
+        return images[0]
+    if images:
+        raise UserError(
+            f'Data set {name!r} has several images: {", ".join(images)}. Choose one with '
+            '--image_key.'
+        )
+    raise UserError(
+        f'Data set {name!r} must have an image; its features are: {_listed(info)}. '
+        'Choose a data set of images.'
+    )
+
+
+def find_label(
+    name: str, info: tfds.core.DatasetInfo, key: str | None, read: Reader
+) -> tuple[Label | None, str]:
+    """The label: `key`, the supervised target, 'label', or the only one there could be.
+
+    Labels are classes, as TFDS calls them; where there are none, also integers, whose number of
+    classes is one more than the highest found, and one-hot vectors.
+
+    Args:
+        name: what the user called the data set.
+        info: of the data set.
+        key: the feature that was asked for.
+        read: reads the values of a feature from the data, or enough of them.
+
+    Returns:
+        The label, or None and what could be one; that is empty where nothing could.
+
+    Raises:
+        UserError: if `key` is no feature that could be a label.
+    """
+    classes = [k for k, feature in info.features.items() if _is_class(feature)]
+    others = [k for k, f in info.features.items() if _is_integer(f) or _is_vector(f)]
+    if key is not None:
+        if key not in (*classes, *others):
+            kind = 'a class, an integer or a one-hot vector'
+            raise _refusal(name, info, '--label_key', key, kind, [*classes, *others])
+        return _label(name, info, key, read), ''
+    declared = [info.supervised_keys[1] if info.supervised_keys else None, 'label']
+    for candidate in declared:
+        if candidate in (*classes, *others):
+            return _label(name, info, candidate, read), ''
+    if len(classes) == 1:
+        return _label(name, info, classes[0], read), ''
+    candidates = classes or others
+    if len(candidates) != 1:
+        could = ' or '.join(f'{key!r} ({_kind(info.features[key])})' for key in candidates)
+        return None, f'{could} could be one: choose with --label_key' if could else ''
+    return _only(name, info, candidates[0], read)
+
+
+def _only(
+    name: str, info: tfds.core.DatasetInfo, key: str, read: Reader
+) -> tuple[Label | None, str]:
+    """The label that nothing declares to be one: if its values look like it."""
+    hint = f'{key!r} ({_kind(info.features[key])}) could be one: say so with --label_key={key}'
+    values = list(read(key))
+    try:
+        label = _label(name, info, key, lambda _: iter(values))
+    except UserError:
+        return None, ''  # no one-hot vector, say: it holds something else
+    if not label.is_vector and label.num_classes * _EXAMPLES_PER_CLASS > sum(map(len, values)):
+        return None, hint
+    return label, ''
+
+
+def _label(name: str, info: tfds.core.DatasetInfo, key: str, read: Reader) -> Label:
+    """The feature `key` as the label; raises UserError if its values are none."""
+    feature = info.features[key]
+    if _is_class(feature):
+        # Without names of their own TFDS calls them by their numbers.
+        names = feature.names if feature._int2str is not None else None
+        return Label(key, feature.num_classes, tuple(names) if names else None)
+    if _is_vector(feature):
+        _check_one_hot(name, key, read(key))
+        return Label(key, feature.shape[0], is_vector=True)
+    highest = max((int(values.max()) for values in read(key) if len(values)), default=NO_LABEL)
+    if highest > _LARGEST:
+        raise UserError(
+            f'Labels of {name} must be whole numbers up to {_LARGEST}; found {highest} in {key!r}. '
+            'Choose another --label_key.'
+        )
+    if highest < 0:
+        raise UserError(
+            f'Labels of {name} must be whole numbers from 0 on; found none in {key!r}. Choose '
+            'another --label_key.'
+        )
+    return Label(key, highest + 1)
+
+
+def _check_one_hot(name: str, key: str, arrays: Iterable[np.ndarray]) -> None:
+    for values in arrays:  # [n, c]
+        known = np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) <= 1)
+        if not known.all():
+            row = values[np.flatnonzero(~known)[0]]
+            found = ', '.join(f'{value:g}' for value in row[:8]) + (', …' if len(row) > 8 else '')
+            raise UserError(
+                f'Feature {key!r} of {name} must be one-hot to be the label, a single 1 among 0s; '
+                f'found {found}. Choose another --label_key.'
+            )
+
+
+def _is_class(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.ClassLabel)
+
+
+def _is_integer(feature: Any) -> bool:
+    return _is_plain(feature) and feature.shape == () and feature.np_dtype.kind in 'iu'
+
+
+def _is_vector(feature: Any) -> bool:
+    if not _is_plain(feature) or len(feature.shape) != 1:
+        return False
+    return (feature.shape[0] or 0) >= 2 and feature.np_dtype.kind in 'uifb'
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether it is numbers that TFDS knows nothing more of."""
+    import tensorflow_datasets as tfds
+
+    kinds = (tfds.features.Tensor, tfds.features.Scalar)
+    return type(feature) in kinds and hasattr(feature.np_dtype, 'kind')
+
+
+def _holds_image(feature: Any) -> bool:
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Image):
+        return True
+    if type(feature) is not tfds.features.Tensor or feature.np_dtype.kind not in 'uifb':
+        return False
+    shape = feature.shape
+    return len(shape) == 2 or (len(shape) == 3 and shape[-1] in (None, 1, 2, 3, 4))
+
+
+def _refusal(
+    name: str, info: tfds.core.DatasetInfo, flag: str, key: str, kind: str, there: list[str]
+) -> UserError:
+    found = 'no such feature' if key not in info.features else _kind(info.features[key])
+    choose = f'Choose one of {", ".join(there)}.' if there else 'Leave it out.'
+    return UserError(
+        f'{flag}={key} must name {kind} of data set {name!r}; found {found}. Its features are: '
+        f'{_listed(info)}. {choose}'
+    )
+
+
+def _listed(info: tfds.core.DatasetInfo) -> str:
+    return ', '.join(f'{key} ({_kind(feature)})' for key, feature in info.features.items())
+
+
+def _kind(feature: Any) -> str:
+    if _is_integer(feature):
+        return 'integer'
+    if _is_vector(feature):
+        return f'vector of {feature.shape[0]}'
+    return type(feature).__name__
