@@ -10,6 +10,7 @@ from typing import Any
 
 from data.config import DataConfig
 from settings import UserError, check_option, check_options, option
+from tf2 import records
 from tf2.config import SMALL_IMAGE, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 
 FLAGS_FILE = 'flags.json'
@@ -84,6 +85,25 @@ LABELS = ('label_fraction', 'labels_per_class')
 # They change which images a pretraining would see, or which weights it would train.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
 STAGE_NAMES = {'pretrain': 'pretraining', 'finetune': 'fine-tuning', 'distill': 'distillation'}
+
+
+_CHANGE = records.Value(
+    dict,
+    keys={
+        'step': records.Value(int, required=True, check=records.at_least(0)),
+        'setting': records.Value(str, required=True),
+    },
+)
+FLAGS = records.Value(
+    dict,
+    keys={
+        **{k: v for section in SECTIONS.values() for k, v in records.of_options(section).items()},
+        'num_classes': records.Value(int, nullable=True, check=records.at_least(1)),
+        'train_examples': records.Value(int, check=records.at_least(1)),
+        'changes': records.Value(list, items=_CHANGE),
+    },
+)
+RESTORE = 'Restore it, or choose another --model_dir.'
 
 
 def from_values(values: Mapping[str, Any]) -> Config:
@@ -252,34 +272,32 @@ def write_flags(model_dir: str, config: Config, facts: Mapping[str, Any]) -> Non
     write_text(os.path.join(model_dir, FLAGS_FILE), f'{text}\n')
 
 
-def read_flags(model_dir: str) -> dict[str, Any] | None:
+def read_flags(model_dir: str, need: Iterable[str] = ()) -> dict[str, Any] | None:
     """What `write_flags` wrote to `model_dir`, None if it did not.
 
-    Raises:
-        UserError: if the file cannot be understood.
-    """
-    return read_json(os.path.join(model_dir, FLAGS_FILE))
-
-
-def read_json(path: str) -> dict[str, Any] | None:
-    """The settings in a file of ours, None without it.
+    Args:
+        model_dir: folder of a run.
+        need: facts that have to be there. Settings need not, those of an older release have not
+            all.
 
     Raises:
-        UserError: if the file cannot be understood.
+        UserError: if the file holds something else.
     """
-    import tensorflow as tf
+    value = dataclasses.replace(
+        FLAGS,
+        keys={k: dataclasses.replace(v, required=k in need) for k, v in FLAGS.keys.items()},
+    )
+    return records.read_json(os.path.join(model_dir, FLAGS_FILE), value, RESTORE)
 
-    if not tf.io.gfile.exists(path):
-        return None
-    with tf.io.gfile.GFile(path) as file:
-        text = file.read()
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f'{path} should be JSON as a training run writes it; found otherwise ({error}). '
-            'Restore it, or choose another --model_dir.'
-        ) from error
+
+def read_pipeline(model_dir: str) -> dict[str, Any] | None:
+    """Stage -> its settings, of the pipeline in `model_dir`; None where there is none.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    value = records.Value(dict, items=FLAGS)
+    return records.read_json(os.path.join(model_dir, PIPELINE_FILE), value, RESTORE)
 
 
 def architecture(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,8 @@ class Tracker:
     def _recorded_best(self) -> dict[str, float]:
         """What an interrupted run had reached."""
         recorded = read_results(os.path.join(self._folder, 'result.json'))
-        return {name: value for name, value in recorded.items() if name.startswith('best/')}
+        best = {name: value for name, value in recorded.items() if name.startswith('best/')}
+        return best if None not in (best.get(f'best/{TOP_1}'), best.get('best/global_step')) else {}
 
     def measure(self, step: int) -> dict[str, float]:
         """Measures, writes result files and TensorBoard events; returns name -> value."""

@@ -200,7 +200,7 @@ def _labels(given: Mapping[str, Any], preset: str) -> dict[str, Any]:
 
 def _check_same_settings(model_dir: str, stages: list[Stage]) -> None:
     """Raises UserError if `model_dir` holds a pipeline with other settings; shows both."""
-    recorded = configuration.read_json(os.path.join(model_dir, PIPELINE_FILE)) or {}
+    recorded = configuration.read_pipeline(model_dir) or {}
     differing = [
         f'{key} {recorded[stage.name][key]} in {stage.name}, now {value}'
         for stage in stages
@@ -231,7 +231,7 @@ def _settings(stage: Stage) -> dict[str, Any]:
 
 def is_done(stage: Stage) -> bool:
     """Whether the stage was trained to its end, evaluated and exported."""
-    recorded = configuration.read_flags(stage.folder)
+    recorded = configuration.read_flags(stage.folder, need=('train_examples',))
     if recorded is None:
         return False
     steps = schedules.train_steps(recorded['train_examples'], stage.config.train)

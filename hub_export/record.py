@@ -8,6 +8,7 @@ import json
 import tensorflow as tf
 
 from settings import UserError
+from tf2 import records
 from tf2.config import ModelConfig
 
 FOLDER = 'assets.extra'  # the folder of a SavedModel that TensorFlow leaves to its users
@@ -49,15 +50,10 @@ def read_record(path: str) -> ModuleRecord:
         UserError: if `path` holds no module that `export_module` wrote, or one of another version.
     """
     file = f'{path}/{FOLDER}/{FILE}'
-    if not tf.io.gfile.exists(file):
+    advice = 'Export the module again with this version.'
+    values = records.read_json(file, records.MODULE, advice)
+    if values is None:
         raise UserError(f'Expected a module exported by this program at {path}; found no {file}.')
-    with tf.io.gfile.GFile(file) as lines:
-        text = lines.read()
-    try:
-        values = json.loads(text)
-        return ModuleRecord(**{**values, 'model': ModelConfig(**values['model'])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f'Expected the settings of an exported module in {file}; found other content '
-            f'({error}). Export the module again with this version.'
-        ) from error
+    model = records.model_config(file, values['model'], advice)
+    others = {name: values[name] for name in ('image_size', 'num_classes', 'step')}
+    return ModuleRecord(model, **others)

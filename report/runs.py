@@ -100,7 +100,7 @@ def read_run(stage: Stage) -> Run:
     Raises:
         UserError: if no training run left its settings there.
     """
-    values = configuration.read_flags(stage.folder)
+    values = configuration.read_flags(stage.folder, need=('num_classes', 'train_examples'))
     if values is None:
         raise UserError(
             f'The report needs the runs of all stages; found no {configuration.FLAGS_FILE} in '

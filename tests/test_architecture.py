@@ -18,9 +18,10 @@ ALLOWED = {
     'tf2': ('settings', 'interruption', 'tf2'),
     'tf2.config': ('settings',),
     'tf2.files': ('settings',),
+    'tf2.records': ('settings', 'tf2.config'),
     'tf2.distribution': ('settings', 'tf2.config', 'tf2.files'),
     'tf2.models': ('tf2.models', 'tf2.config'),
-    'tf2.weights': ('settings', 'tf2.weights', 'tf2.models', 'tf2.config'),
+    'tf2.weights': ('settings', 'tf2.weights', 'tf2.models', 'tf2.config', 'tf2.records'),
     'tf2.objectives': (
         'settings',
         'tf2.objectives',
@@ -29,11 +30,11 @@ ALLOWED = {
         'tf2.config',
     ),
     'tf2.optimizers': ('settings', 'tf2.optimizers', 'tf2.config'),
-    'tf2.evaluators': ('settings', 'tf2.evaluators', 'tf2.files'),
-    'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config'),
+    'tf2.evaluators': ('settings', 'tf2.evaluators', 'tf2.files', 'tf2.records'),
+    'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config', 'tf2.records'),
     'presets': (),
     'benchmarks': ('settings', 'run', 'hub_export', 'data', 'tf2', 'benchmarks'),
-    'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files'),
+    'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files', 'tf2.records'),
     'places': ('settings', 'configuration', 'data.names', 'tf2.config'),
     'pipeline': (
         'settings',
@@ -123,7 +124,10 @@ def test_usage_errors_need_no_tensorflow() -> None:
         pathlib.Path(f'{name}.py')
         for name in ('run', 'interruption', 'configuration', 'places', 'presets', 'settings')
     ]
-    rooms = [pathlib.Path(f'{name}.py') for name in ('data/config', 'data/names', 'tf2/config')]
+    rooms = [
+        pathlib.Path(f'{name}.py')
+        for name in ('data/config', 'data/names', 'tf2/config', 'tf2/records')
+    ]
     for file in [*light, *rooms]:
         tree = ast.parse((ROOT / file).read_text())
         top = {

@@ -183,6 +183,7 @@ def test_the_table_shows_the_final_accuracy(
         (pathlib.Path(stages[1].folder) / 'flags.json').read_bytes()
     )
     outcome = {'eval/label_top_1_accuracy': 0.25, 'best/eval/label_top_1_accuracy': 0.75}
+    outcome['global_step'] = 3
     (folder / 'result.json').write_text(json.dumps(outcome))
     (row,) = report.table([report.Stage('x', 'X', str(folder), '')])
     assert row.top_1 == 0.25

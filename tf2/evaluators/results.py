@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf2 import records
 from tf2.files import write_text
 
 
@@ -29,11 +30,12 @@ def write_results(model_dir: str, step: int, results: Mapping[str, Any]) -> None
 
 
 def read_results(path: str) -> dict[str, Any]:
-    """What `write_results` wrote to `path`; nothing where there is no such file."""
-    if not tf.io.gfile.exists(path):
-        return {}
-    with tf.io.gfile.GFile(path) as file:
-        return json.loads(file.read())
+    """What `write_results` wrote to `path`; nothing where there is no such file.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    return records.read_json(path, records.RESULT, 'Restore it, or remove it.') or {}
 
 
 def _number(value: Any) -> int | float | None:

@@ -13,6 +13,7 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from settings import UserError
 from tf2.config import WEIGHTS
+from tf2.records import newest_in
 
 GRAPH_KEY = '_CHECKPOINTABLE_OBJECT_GRAPH'
 MEND = 'Copy it again, or choose another --checkpoint.'
@@ -73,13 +74,7 @@ def _prefix_in(folder: str) -> str:
 
 def _newest(folder: str) -> str:
     """The prefix that the file `checkpoint` names, here even if the folder has been moved."""
-    state = tf.train.get_checkpoint_state(folder)
-    if state is None or not state.model_checkpoint_path:
-        raise UserError(
-            f'{folder}/checkpoint should name the newest checkpoint; found other content. '
-            'Give the prefix of a checkpoint in that folder.'
-        )
-    named = state.model_checkpoint_path
+    named = newest_in(folder, 'Give the prefix of a checkpoint in that folder.')
     moved = f'{folder}/{named.rsplit("/", 1)[-1]}'
     return moved if tf.io.gfile.exists(f'{moved}.index') else named
 

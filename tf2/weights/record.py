@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import tensorflow as tf
-
-from settings import UserError
+from tf2 import records
 from tf2.config import ModelConfig
 
 FLAGS_FILE = 'flags.json'  # in a model_dir
@@ -23,6 +20,15 @@ FIELDS = (
     'num_proj_layers',
     'proj_out_dim',
 )
+
+_FLAGS = records.Value(
+    dict,
+    keys={
+        **records.of_options(ModelConfig),
+        'image_size': records.Value(int, check=records.at_least(1)),
+    },
+)
+_ADVICE = 'Restore it, or remove it so that the architecture is inferred.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +65,21 @@ def read_record(prefix: str) -> Record | None:
 
 
 def _read(file: str, *, module: bool) -> Record | None:
-    if not tf.io.gfile.exists(file):
+    value = records.MODULE if module else _FLAGS
+    values = records.read_json(file, value, _ADVICE)
+    if values is None:
         return None
-    with tf.io.gfile.GFile(file) as lines:
-        text = lines.read()
-    try:
-        values = json.loads(text)
-        # Both are flat but for the module's model; fields younger than the file have defaults.
-        model = values['model'] if module else values
-        known = ModelConfig(**{name: model[name] for name in FIELDS if name in model})
-        image_size, step = values.get('image_size'), values.get('step')
-    except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
-        raise UserError(
-            f'{file} should be the settings that this program writes; found other content '
-            f'({" ".join(str(error).split())}). Restore it, or remove it so that the architecture '
-            'is inferred.'
-        ) from error
+    # Both are flat but for the module's model; fields younger than the file have defaults.
+    model = values['model'] if module else values
+    known = records.model_config(
+        file, {name: model[name] for name in FIELDS if name in model}, _ADVICE
+    )
     architecture = {name: getattr(known, name) for name in FIELDS}
-    selector = model.get('ft_proj_selector')
-    return Record(file, architecture, selector, image_size, step, module)
+    return Record(
+        file=file,
+        architecture=architecture,
+        selector=model.get('ft_proj_selector'),
+        image_size=values.get('image_size'),
+        step=values.get('step') if module else None,
+        module=module,
+    )

@@ -1,0 +1,225 @@
+"""Files of our own that are read back: what each has to hold, and the one reader that checks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from settings import UserError, check_option, option_type
+from tf2.config import ModelConfig
+
+_WORDS = {
+    bool: 'true or false',
+    int: 'a whole number',
+    float: 'a number',
+    str: 'a string',
+    list: 'a list',
+    dict: 'an object',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What stands under a key.
+
+    Attributes:
+        kind: bool, int, float (which takes whole numbers too), str, list or dict.
+        nullable: whether null may stand there.
+        required: whether the key has to be there.
+        items: what each element of a list is, or each value of a dict that `keys` does not name;
+            without it these are left alone, for a newer release may have written them.
+        keys: what stands in a dict.
+        check: raises UserError for a value of the right kind that is wrong.
+    """
+
+    kind: type
+    nullable: bool = False
+    required: bool = False
+    items: Value | None = None
+    keys: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    check: Callable[[Any], None] | None = None
+
+
+def of_options(config: type) -> dict[str, Value]:
+    """Name -> what may stand there, of the settings in dataclass `config`; none is required."""
+
+    def value(field: dataclasses.Field) -> Value:
+        def check(found: Any) -> None:
+            check_option(field.name, found, field.metadata)
+
+        nullable = field.default is None
+        return Value(option_type(config, field.name), nullable=nullable, check=check)
+
+    return {field.name: value(field) for field in dataclasses.fields(config)}
+
+
+def at_least(bound: int) -> Callable[[Any], None]:
+    """A check for `Value`."""
+
+    def check(found: Any) -> None:
+        if found < bound:
+            raise UserError(f'it must be at least {bound}')
+
+    return check
+
+
+RESULT = Value(
+    dict, items=Value(float, nullable=True), keys={'global_step': Value(int, required=True)}
+)
+MODULE = Value(
+    dict,
+    keys={
+        'model': Value(dict, keys=of_options(ModelConfig), required=True),
+        'image_size': Value(int, required=True, check=at_least(1)),
+        'num_classes': Value(int, nullable=True, required=True, check=at_least(1)),
+        'step': Value(int, required=True, check=at_least(0)),
+    },
+)
+
+
+def read_json(path: str, value: Value, advice: str) -> dict[str, Any] | None:
+    """The JSON object in the file `path`; None where there is none.
+
+    Args:
+        path: of any file system TensorFlow knows.
+        value: what it has to be; a dict.
+        advice: sentence that says what to do where it is something else.
+
+    Raises:
+        UserError: names the file, the key, what was expected and what was found.
+    """
+    text = read_text(path, advice)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(
+            path, 'should be JSON as this program writes it', str(error), advice
+        ) from error
+    _check(path, '', value, found, advice)
+    return found
+
+
+def model_config(path: str, values: Mapping[str, Any], advice: str) -> ModelConfig:
+    """The architecture among `values`, which are from the file `path`; what lacks has its default.
+
+    Raises:
+        UserError: if they contradict each other.
+    """
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name in values]
+    try:
+        return ModelConfig(**{name: values[name] for name in names})
+    except UserError as error:
+        raise UserError(
+            f'{path} should hold settings that go together. {error} {advice}'
+        ) from error
+
+
+def read_text(path: str, advice: str) -> str | None:
+    """The text in the file `path`; None where there is none.
+
+    Raises:
+        UserError: if it can't be read, or is no text.
+    """
+    import tensorflow as tf
+
+    try:
+        if not tf.io.gfile.exists(path):
+            return None
+        with tf.io.gfile.GFile(path, 'rb') as file:
+            return file.read().decode()
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        raise _wrong(path, 'should be a text file in UTF-8', str(error), advice) from error
+
+
+def newest_in(folder: str, advice: str) -> str | None:
+    """The checkpoint that the file `checkpoint` in `folder` names; None where there is no file.
+
+    Returns:
+        What the file says: a name, or the path that it once had.
+
+    Raises:
+        UserError: if it says nothing of that kind.
+    """
+    from google.protobuf import text_encoding
+
+    path = os.path.join(folder, 'checkpoint')
+    text = read_text(path, advice)
+    if text is None:
+        return None
+    match = re.search(r'^\s*model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)+)"', text, re.MULTILINE)
+    try:
+        name = text_encoding.CUnescape(match[1]).decode() if match else ''
+    except ValueError:
+        name = ''
+    if not name or '\0' in name:
+        expected = 'should say model_checkpoint_path: "NAME" of the newest checkpoint'
+        raise _wrong(path, expected, _shown(text), advice)
+    return name
+
+
+def _check(path: str, key: str, value: Value, found: Any, advice: str) -> None:
+    """Raises UserError unless `found`, which stands under `key`, is as `value` says."""
+    if found is None and value.nullable:
+        return
+    if not _is_of(value.kind, found):
+        expected = f'{_WORDS[value.kind]}{" or null" if value.nullable else ""}'
+        raise _wrong(path, f'should hold {expected}{_at(key)}', _shown(found), advice)
+    if value.check is not None:
+        _check_rule(path, key, value.check, found, advice)
+    for name, inner in _inner(value, found):
+        where = f'{key}.{name}' if key else str(name)
+        if isinstance(found, list) or name in found:
+            _check(path, where, inner, found[name], advice)
+        elif inner.required:
+            listed = ', '.join(sorted(found)) or 'no key'
+            raise _wrong(path, f'should have the key {where!r}', _shown_text(listed), advice)
+
+
+def _inner(value: Value, found: Any) -> Iterable[tuple[Any, Value]]:
+    """Keys, or positions, below a value, and what should stand there."""
+    if value.kind not in (dict, list):
+        return []
+    places = range(len(found)) if value.kind is list else found.keys() - value.keys.keys()
+    return [*value.keys.items(), *((place, value.items) for place in places if value.items)]
+
+
+def _is_of(kind: type, found: Any) -> bool:
+    if isinstance(found, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(found, int) or (isinstance(found, float) and math.isfinite(found))
+    return isinstance(found, kind)
+
+
+def _check_rule(path: str, key: str, check: Callable[[Any], None], found: Any, advice: str) -> None:
+    try:
+        check(found)
+    except UserError as error:
+        rule = str(error).removeprefix('--').partition('; found')[0]
+        raise _wrong(
+            path, f'should hold a valid value{_at(key)}: {rule}', _shown(found), advice
+        ) from error
+
+
+def _at(key: str) -> str:
+    return f' at {key!r}' if key else ''
+
+
+def _shown(found: Any) -> str:
+    return _shown_text(repr(found))
+
+
+def _shown_text(text: str) -> str:
+    line = ' '.join(text.split())
+    return line if len(line) <= 80 else f'{line[:77]}...'
+
+
+def _wrong(path: str, expected: str, found: str, advice: str) -> UserError:
+    return UserError(f'{path} {expected}; found {_shown_text(found)}. {advice}')
