@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ import train
 from configuration import DEFAULTS, LABELS, OPTIONS, PIPELINE_FILE, Config
 from interruption import Stop
 from presets import PRESETS
-from settings import UserError
+from settings import UserError, command_line
 from tf2 import distribution, schedules
 from tf2.evaluators.results import read_results
 from tf2.files import clear_leftovers, write_text, writing
@@ -72,7 +71,7 @@ class Stage:
     def command(self) -> str:
         """The command that repeats it."""
         flags = [f'--{name}={value}' for name, value in self.given.items()]
-        return shlex.join(['python', 'run.py', *flags])
+        return command_line(['python', 'run.py', *flags])
 
 
 def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import os
 import re
-import shlex
 import sys
 import textwrap
 import time
@@ -23,7 +22,7 @@ from configuration import Config
 from interruption import Interrupted, Stop
 from places import check_places
 from presets import PRESETS
-from settings import UserError, choose_keras_2, option_type
+from settings import UserError, choose_keras_2, command_line, option_type
 
 USAGE = """\
 SimCLR for TensorFlow 2: pretrain an image encoder without labels.
@@ -246,7 +245,7 @@ def _again(arguments: list[str], given: dict[str, Any]) -> str:
     folder = given.get('model_dir')
     named = any(argument.lstrip('-').startswith('model_dir') for argument in arguments)
     more = [f'--model_dir={folder}'] if folder and not named else []
-    return shlex.join(['python', *arguments, *more])
+    return command_line(['python', *arguments, *more])
 
 
 if __name__ == '__main__':

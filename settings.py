@@ -10,6 +10,8 @@ import dataclasses
 import importlib.metadata
 import math
 import os
+import re
+import shlex
 import types
 import typing
 from collections.abc import Iterable
@@ -21,6 +23,37 @@ class UserError(Exception):
 
     `run.py` prints it without a traceback and exits with status 2.
     """
+
+
+def shown(name: str) -> str:
+    """A name of a file, folder or class as it can be printed within a line, whatever its bytes are.
+
+    Args:
+        name: as `os` gives it, with surrogates for bytes that are not UTF-8.
+
+    Returns:
+        The name, with those bytes and characters that can't be printed escaped.
+    """
+    return ''.join(char if char.isprintable() else _escaped(char) for char in name)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python writes a byte that is not UTF-8
+        return f'\\x{code - 0xDC00:02x}'
+    return char.encode('unicode_escape').decode() if code < 0x80 else f'\\u{code:04x}'
+
+
+def command_line(arguments: Iterable[str]) -> str:
+    """`arguments` as a shell reads them, on one line, whatever their bytes are."""
+    return ' '.join(map(_quoted, arguments))
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = shown(re.sub(r"([\\'])", r'\\\1', word))
+    return f"$'{escaped}'"
 
 
 TRAINING = ('pretrain', 'finetune', 'distill')  # the stages, values of --train_mode

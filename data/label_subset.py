@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
-from data.labels import label_arrays, read_labels, shown
-from data.sources.source import NO_LABEL, Source, no_share
+from data.labels import label_arrays, read_labels
+from data.sources.source import HELD_BYTES, NO_LABEL, Source, no_share
 from data.worker import Worker
-from settings import UserError
+from settings import UserError, shown
 
 # Encoded examples of a subset up to this size stay in memory: finding them again would mean to
 # read the whole split in every epoch.
@@ -111,7 +111,8 @@ def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
     Where they lie in the files is not known, so several workers all read the whole of them.
     """
     is_chosen = _membership(subset)
-    few = len(subset.indices) <= CACHED_EXAMPLES
+    size = 0 if source.read else source.bytes_per_example(split) or 0
+    few = len(subset.indices) <= min(CACHED_EXAMPLES, HELD_BYTES / max(size, 1))
     chosen = source.examples(split).enumerate()
     chosen = chosen.filter(lambda index, _: is_chosen(index))
     chosen = chosen.map(lambda _, example: example)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from data.sources.source import BYTES_LOOKED_AT, NO_LABEL, Source
 from data.worker import Worker
-from settings import UserError
+from settings import UserError, shown
 
 _READ_AT_ONCE = 1024
 _LISTED = 8  # names of classes in a message
@@ -71,11 +71,6 @@ class LabelCounts:
         none = f'; {self.unlabelled:,} without a label' if self.unlabelled else ''
         looked = '' if self.complete else f' among the first {self.read:,}'
         return f'{classes} of {sizes}{none}{looked}'
-
-
-def shown(name: str) -> str:
-    """The name of a class, file or split as one field of a line: control characters escaped."""
-    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def listed(names: Sequence[str]) -> str:

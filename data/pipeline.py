@@ -28,7 +28,7 @@ from data.images import to_rgb
 from data.randomness import epoch_key, view_seed
 from data.recipes import RECIPES, Recipe, View
 from data.service import check_answers
-from data.sources.source import NO_LABEL, Source
+from data.sources.source import HELD_BYTES, NO_LABEL, Source
 from data.worker import Worker
 from settings import UserError
 
@@ -36,10 +36,11 @@ Example = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
 Batch = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
 
 _SMALL_IMAGE = 32  # pixels
-# Encoded examples in the shuffle buffer. Data sets of small images fit as a whole; of large ones
-# (about 110 kB each in ImageNet) as many are held as 2 GB take.
+# Examples in the shuffle buffer. Encoded ones are counted, and limited by their size: data sets of
+# small images fit as a whole; of ImageNet (about 110 kB each) as many are held as 2 GB take.
 _BUFFER_SMALL_IMAGES = 65_536
 _BUFFER_LARGE_IMAGES = 16_384
+_BUFFER_PATHS = 262_144  # of files that are read after the shuffle; some 100 MB
 # Most images that are handed to a compiled function at once: many, so that small ones don't spend
 # their time in overhead; fewer where images are large, so that they don't fill the memory. A batch
 # that is one group is not copied again.
@@ -146,12 +147,22 @@ def _training_examples(
         examples, count = share, len(worker.part(_count(source, split)))
         skip = start_step * len(worker.part(batch_size))
     if config.cache_dataset:
-        examples = examples.cache()
-    buffer = min(count, _BUFFER_SMALL_IMAGES if _is_small(config) else _BUFFER_LARGE_IMAGES)
+        examples = source.with_contents(examples).cache()
+    buffer = min(count, _most_buffered(source, config, split))
     is_own = None
     if share is None and worker.count > 1:
         is_own = _is_row_of(worker, batch_size)
-    return _epochs(examples, count, buffer, seed, skip=skip, is_own=is_own)
+    examples = _epochs(examples, count, buffer, seed, skip=skip, is_own=is_own)
+    return examples if config.cache_dataset else source.with_contents(examples)
+
+
+def _most_buffered(source: Source, config: DataConfig, split: str) -> int:
+    """How many examples the shuffle buffer may hold, whatever they take in memory."""
+    if source.read is not None:
+        return _BUFFER_PATHS
+    most = _BUFFER_SMALL_IMAGES if _is_small(config) else _BUFFER_LARGE_IMAGES
+    size = source.bytes_per_example(split)
+    return min(most, max(1, int(HELD_BYTES // size))) if size else most
 
 
 def finisher(
@@ -259,7 +270,7 @@ def eval_batches(
     dataset = source.examples(split)
     if worker.count > 1:
         dataset = _keep(dataset.enumerate(), _is_row_of(worker, batch_size))
-    dataset = _map(dataset, view)
+    dataset = _map(source.with_contents(dataset), view)
     if missing:
         dataset = dataset.concatenate(_blank(dataset.element_spec).repeat(missing))
     return dataset.batch(len(rows), drop_remainder=True).prefetch(_PREFETCHED_BATCHES)
@@ -287,7 +298,7 @@ def sample_views(
         seeds = tuple(view_seed(key, index, view.seed) for view in RECIPES[recipe])
         return _open_views(source, example, seeds, RECIPES[recipe], config)
 
-    first = source.examples(split).take(count).enumerate()
+    first = source.with_contents(source.examples(split).take(count).enumerate())
     return _map(first, views).batch(count).get_single_element()
 
 

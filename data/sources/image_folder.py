@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
+from data.names import one_line
 from data.sources.source import NO_LABEL, Source
-from data.sources.splits import parts_of
+from data.sources.splits import parts_of, split_names
 from data.worker import Worker
-from settings import UserError
+from settings import UserError, shown
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png')
 _LAYOUT = '<split>/<class>/*.jpg or *.png (without labels: <split>/*.jpg or *.png)'
@@ -29,8 +30,10 @@ _File = tuple[str, str | None]
 def open_image_folder(config: DataConfig) -> Source:
     """Opens the image files below `config.data_dir`.
 
+    Names may be any bytes: they stay as `os` gives them, and TensorFlow gets the bytes.
+
     Args:
-        config: `data_dir` is read.
+        config: `data_dir` is read, and `train_split` for advice.
 
     Returns:
         The source; classes are numbered in alphabetical order over all splits.
@@ -46,30 +49,45 @@ def open_image_folder(config: DataConfig) -> Source:
                 'names of folders. Leave it out.'
             )
     root = os.path.expanduser(config.data_dir or '')
-    if not root or not tf.io.gfile.isdir(root):
+    if not root or not _is_folder(root):
         raise UserError(
             f'--dataset=image_folder needs --data_dir, a folder with {_LAYOUT}; '
             f'found {config.data_dir!r}, which is no folder.'
         )
-    listed = {split: _list_split(os.path.join(root, split)) for split in _folders(root)}
+    folders, loose = _list(root)
+    listed = {split: _list_split(os.path.join(root, split)) for split in folders}
     splits = {split: files for split, files in listed.items() if files}
-    if not splits:
-        raise UserError(
-            f'--data_dir={root} must hold {_LAYOUT}; found no such images. '
-            'Give the folder above the split folders.'
-        )
+    _check_layout(root, splits, bool(loose), split_names(config.train_split)[0])
     classes = sorted({name for files in splits.values() for _, name in files if name is not None})
     return Source(
         name='image_folder',
         num_classes=len(classes) or None,
-        class_names=tuple(classes) or None,
+        class_names=tuple(map(shown, classes)) or None,
         num_examples=lambda split: len(_select(splits, split)),
         examples=lambda split: _examples(_select(splits, split), classes),
         decode=_decode,
         share=lambda split, worker: _share(_select(splits, split), classes, worker),
         labels=lambda split: iter([_labels(_select(splits, split), classes)]),
         identify=lambda split, positions: _relative(_select(splits, split), positions, root),
+        read=tf.io.read_file,
     )
+
+
+def _check_layout(root: str, splits: dict[str, list[_File]], loose: bool, wanted: str) -> None:
+    """Raises UserError if there are no images, or `root` seems to be the folder of one split."""
+    labelled = any(name is not None for files in splits.values() for _, name in files)
+    if labelled or wanted in splits:
+        return
+    path = os.path.abspath(root)
+    parent = os.path.dirname(path)
+    found, advice = 'no such images', 'Give the folder above the split folders.'
+    if splits or loose:
+        found = f'{"images" if loose else "folders of images"} right in it'
+        advice = f'Move the images of one split into {os.path.join(path, wanted)}, or name another '
+        advice += f'--train_split of: {", ".join(map(shown, splits)) or "none"}.'
+        if os.path.isdir(os.path.join(parent, wanted)):
+            advice = f'It seems to be the folder of one split; give --data_dir={shown(parent)}.'
+    raise UserError(f'--data_dir={shown(root)} must hold {_LAYOUT}; found {found}. {advice}')
 
 
 def _list_split(folder: str) -> list[_File]:
@@ -77,30 +95,57 @@ def _list_split(folder: str) -> list[_File]:
 
     Sorted by class they would need a shuffle buffer as large as the data set.
     """
-    loose: list[_File] = [(path, None) for path in _images(folder)]
+    folders, images = _list(folder)
+    loose: list[_File] = [(path, None) for path in images]
     sorted_in: list[_File] = []
-    for name in _folders(folder):
-        sorted_in += [(path, name) for path in _images(os.path.join(folder, name))]
+    for name in folders:
+        sorted_in += [(path, name) for path in _list(os.path.join(folder, name))[1]]
     if loose and sorted_in:
         raise UserError(
-            f'{folder} must hold either class folders or images without labels; found both, '
-            f'such as {loose[0][0]}. Move the loose images into a class or a split of their own.'
+            f'{shown(folder)} must hold either class folders or images without labels; found both, '
+            f'such as {shown(loose[0][0])}. Move the loose images into a class or a split of their '
+            'own.'
         )
     files = loose + sorted_in
-    random.Random(os.path.basename(folder)).shuffle(files)
+    random.Random(os.fsencode(os.path.basename(folder))).shuffle(files)
     return files
 
 
-def _folders(folder: str) -> list[str]:
-    names = [name.rstrip('/') for name in tf.io.gfile.listdir(folder)]
-    names = [name for name in names if not name.startswith('.')]
-    return sorted(name for name in names if tf.io.gfile.isdir(os.path.join(folder, name)))
+def _is_folder(path: str) -> bool:
+    return tf.io.gfile.isdir(path) if '://' in path else os.path.isdir(path)
 
 
-def _images(folder: str) -> list[str]:
-    names = (name for name in tf.io.gfile.listdir(folder) if not name.startswith('.'))
-    paths = (os.path.join(folder, name) for name in names if name.lower().endswith(EXTENSIONS))
-    return sorted(paths)
+def _list(folder: str) -> tuple[list[str], list[str]]:
+    """Names of the folders in `folder`, paths of its images; sorted, without hidden ones."""
+    try:
+        entries = sorted(_entries(folder))
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f'{shown(folder)} must be a folder that can be listed; found otherwise '
+            f'({one_line(error)}). Let it be read, or move it out of --data_dir.'
+        ) from error
+    visible = [(name, is_folder) for name, is_folder in entries if not name.startswith('.')]
+    folders = [name for name, is_folder in visible if is_folder]
+    images = [name for name, is_folder in visible if not is_folder and _is_image(name)]
+    return folders, [os.path.join(folder, name) for name in images]
+
+
+def _entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """Name of everything in `folder`, and whether it is a folder."""
+    if '://' not in folder:
+        with os.scandir(folder) as entries:
+            yield from ((entry.name, entry.is_dir()) for entry in entries)
+        return
+    for name in tf.io.gfile.listdir(folder):
+        # Images aren't asked for: on a remote file system each question is a request.
+        is_folder = name.endswith('/') or (
+            not _is_image(name) and tf.io.gfile.isdir(f'{folder}/{name}')
+        )
+        yield name.rstrip('/'), is_folder
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
 
 
 def _select(splits: dict[str, list[_File]], split: str) -> list[_File]:
@@ -124,14 +169,9 @@ def _relative(files: list[_File], positions: Sequence[int], root: str) -> list[s
 
 
 def _examples(files: list[_File], classes: list[str]) -> tf.data.Dataset:
-    paths = tf.constant([path for path, _ in files], tf.string)
+    paths = tf.constant([os.fsencode(path) for path, _ in files], tf.string)
     labels = tf.constant(_labels(files, classes))
-
-    def read(path: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {'image': tf.io.read_file(path), 'label': label}
-
-    dataset = tf.data.Dataset.from_tensor_slices((paths, labels))
-    return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return tf.data.Dataset.from_tensor_slices({'image': paths, 'label': labels})
 
 
 def _share(files: list[_File], classes: list[str], worker: Worker) -> tf.data.Dataset | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,11 +15,17 @@ NO_LABEL = -1
 # Beyond this not all labels of a split are read where they lie among its images: as much takes
 # seconds from a disk.
 BYTES_LOOKED_AT = 2**30
+HELD_BYTES = 2 << 30  # most that the encoded examples in a shuffle buffer or a subset may take
 
 
 def no_share(split: str, worker: Worker) -> None:
     """The `share` of a data set that is read as a whole."""
     del split, worker
+
+
+def unknown_size(split: str) -> None:
+    """The `bytes_per_example` of a data set that doesn't tell."""
+    del split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +38,9 @@ class Source:
         class_names: names by label; None if there are no labels or they have no names.
         num_examples: split → number of examples. A split may be a slice or a sum in TFDS's
             notation, such as 'train[:10%]'. Raises UserError if there is no such split.
-        examples: split → finite dataset of {'image': what `decode` takes, mostly a scalar string
-            of encoded bytes; 'label': scalar int32, NO_LABEL if there is none}, always in the same
-            order. Raises UserError if there is no such split.
+        examples: split → finite dataset of {'image': what `read` takes, or `decode` if there is no
+            `read`; 'label': scalar int32, NO_LABEL if there is none}, always in the same order.
+            Raises UserError if there is no such split.
         decode: image as stored → decoded image, [h, w] or [h, w, c] of any real dtype.
         share: split, worker → the worker's own part of the files: a finite dataset of (position
             in the order of `examples`, scalar int64; example), always in the same order. The
@@ -45,6 +52,9 @@ class Source:
         identify: split, positions in the order of `examples` → what a person finds each example
             by: its file, or a slice of the split that holds nothing else. None: nothing is known.
         label_hint: where there are no labels, what in the data set might be some; may be empty.
+        read: path of a file, scalar string → its contents, scalar string. None where `examples`
+            holds the contents. Reading comes after the shuffle, whose buffer holds paths then.
+        bytes_per_example: split → mean size of what `examples` holds; None if it is not known.
     """
 
     name: str
@@ -58,3 +68,18 @@ class Source:
     label_bytes: Callable[[str], int] = lambda split: 0
     identify: Callable[[str, Sequence[int]], list[str]] | None = None
     label_hint: str = ''
+    read: Callable[[tf.Tensor], tf.Tensor] | None = None
+    bytes_per_example: Callable[[str], float | None] = unknown_size
+
+    def with_contents(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """`dataset` of (..., example) or of examples, with contents in place of paths."""
+        if self.read is None:
+            return dataset
+
+        def read(*parts: Any) -> Any:
+            *others, example = parts
+            read_in = {**example, 'image': self.read(example['image'])}
+            return (*others, read_in) if others else read_in
+
+        plain = tf.autograph.experimental.do_not_convert(read)
+        return dataset.map(plain, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

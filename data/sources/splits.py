@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from settings import UserError
+from settings import UserError, shown
 
 
 def check_split(dataset: str, split: str, available: Iterable[str]) -> None:
@@ -21,14 +21,18 @@ def check_split(dataset: str, split: str, available: Iterable[str]) -> None:
         UserError: if one doesn't exist.
     """
     available = sorted(available)
-    for part in split.split('+'):
-        name = re.sub(r'\[.*\]\s*$', '', part).strip()
+    for name in split_names(split):
         if name not in available:
-            listed = ', '.join(available) or 'none'
+            listed = ', '.join(map(shown, available)) or 'none'
             raise UserError(
                 f'Data set {dataset} has no split {name!r}; its splits are: {listed}. '
                 'Choose with --train_split and --eval_split.'
             )
+
+
+def split_names(split: str) -> list[str]:
+    """The splits that `split`, TFDS split notation, is made of."""
+    return [re.sub(r'\[.*\]\s*$', '', part).strip() for part in split.split('+')]
 
 
 def malformed_split(dataset: str, split: str) -> UserError:

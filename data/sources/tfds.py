@@ -112,6 +112,7 @@ def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: Data
             builder, split, _parts(name, builder, split), positions
         ),
         label_hint=hint,
+        bytes_per_example=lambda split: _bytes_per_example(builder, _parts(name, builder, split)),
     )
 
 
@@ -152,6 +153,13 @@ def _identify(
     names = [f'{name}[{number}:{number + 1}]' for name, numbers in parts for number in numbers]
     order = _reading_order(builder, split)
     return [names[order[position]] for position in positions]
+
+
+def _bytes_per_example(
+    builder: tfds.core.DatasetBuilder, parts: Sequence[tuple[str, range]]
+) -> float | None:
+    total, count = _bytes(builder, parts), _count(parts)
+    return total / count if total and count else None
 
 
 def _examples(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -17,8 +18,10 @@ from data.augmentations import AUGMENTATIONS
 from data.augmentations.eval_crop import eval_crop
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
-from data.pipeline import _group_size, eval_batches, finisher, train_batches
+from data.label_subset import choose_labels, restrict
+from data.pipeline import _group_size, _most_buffered, eval_batches, finisher, train_batches
 from data.recipes import RECIPES, View, teacher_view
+from data.sources import open_source
 from settings import UserError
 
 CONFIG = DataConfig(image_size=21)
@@ -122,6 +125,53 @@ def test_what_was_seen_is_not_decoded_again(memory_source, monkeypatch):
     (batch,) = train(source, 1, start_step=1009)
     # Two are decoded at once. How far the pipeline is ahead by now is not known.
     assert set(batch['label']) <= set(decoded[:8])
+
+
+def test_files_are_read_after_the_shuffle(tmp_path):
+    """What needs no contents reads none: filling the buffer, going on, choosing labels."""
+    for number in range(60):
+        path = tmp_path / 'train' / f'class {number % 2}' / f'{number}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tf.io.encode_png(np.full([8, 8, 3], number, np.uint8)).numpy())
+    source = open_source(DataConfig(dataset='image_folder', data_dir=str(tmp_path)))
+    opened = []
+
+    def read(path: tf.Tensor) -> tf.Tensor:
+        def note(path: tf.Tensor) -> tf.Tensor:
+            opened.append(path.numpy())
+            return tf.io.read_file(path)
+
+        return tf.ensure_shape(tf.py_function(note, [path], tf.string), [])
+
+    source = dataclasses.replace(source, read=read)
+    subset = choose_labels(source, DataConfig(labels_per_class=3), split='train', seed=0)
+    assert not opened
+    train(source, 1, config=DataConfig(image_size=33))
+    assert len(opened) < 40  # a batch of 4, and those that are made ahead
+    del opened[:]
+    train(source, 1, config=DataConfig(image_size=33), start_step=1009)
+    assert len(opened) < 40
+    del opened[:]
+    train(restrict(source, 'train', subset), 3)
+    assert len(set(opened)) == 6
+
+
+@pytest.mark.parametrize(
+    ('size', 'image_size', 'most'),
+    [
+        (545, 28, 65_536),
+        (110_000, 28, 19_522),
+        (110_000, 224, 16_384),
+        (5_000_000, 224, 429),
+        (3 << 30, 224, 1),
+        (None, 224, 16_384),
+    ],
+)
+def test_encoded_examples_in_the_shuffle_buffer_have_a_limit_in_bytes(
+    memory_source, size, image_size, most
+):
+    source = dataclasses.replace(memory_source(1), bytes_per_example=lambda split: size)
+    assert _most_buffered(source, DataConfig(image_size=image_size), 'train') == most
 
 
 def test_nothing_is_said_about_the_compiled_part() -> None:

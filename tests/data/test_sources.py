@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -25,9 +28,8 @@ def check_message(error: pytest.ExceptionInfo) -> str:
 
 
 def rgb_of(source, split: str) -> list[np.ndarray]:
-    return [
-        to_unit_range(to_rgb(source.decode(raw['image']))).numpy() for raw in source.examples(split)
-    ]
+    contents = source.with_contents(source.examples(split))
+    return [to_unit_range(to_rgb(source.decode(raw['image']))).numpy() for raw in contents]
 
 
 # --- TFDS
@@ -285,7 +287,7 @@ def test_image_folder_reads_classes_splits_and_slices(tmp_path):
     assert (source.num_classes, source.class_names) == (2, ('a', 'b'))
     assert [source.num_examples(split) for split in ('train', 'test', 'train+test')] == [5, 1, 6]
     seen = {}
-    for raw in source.examples('train+test'):
+    for raw in source.with_contents(source.examples('train+test')):
         image = to_unit_range(to_rgb(source.decode(raw['image']))).numpy()
         number = round(float(image[0, 0, 0]) * 255 / 40)
         assert image.shape == (4, 3 + number, 3)
@@ -311,7 +313,7 @@ def test_image_folder_takes_every_kind_of_image(tmp_path):
     photo.write_bytes(tf.io.encode_jpeg(np.full((4, 5, 3), 100, np.uint8)).numpy())
     source = open_folder(tmp_path)
     found = dict.fromkeys(source.class_names)
-    for raw in source.examples('train'):
+    for raw in source.with_contents(source.examples('train')):
         name = source.class_names[int(raw['label'])]
         found[name] = to_unit_range(to_rgb(source.decode(raw['image']))).numpy()
     expected = {
@@ -352,6 +354,91 @@ def test_image_folder_refuses_what_it_cannot_read(tmp_path):
     with pytest.raises(UserError, match='found both') as error:
         open_folder(tmp_path)
     assert 'loose.png' in check_message(error)
+
+
+@pytest.mark.parametrize('folders', ['train/cat', 'train', 'data/more/train/cat'])
+def test_the_folder_of_a_split_is_told_from_the_one_above_it(tmp_path, folders):
+    """The folder named is itself a split: of classes, of loose images, or has none of a split."""
+    write_png(tmp_path / folders / 'one.png', pixels(4, 5, 3))
+    named = tmp_path / folders.split('/')[0]
+    with pytest.raises(UserError) as error:
+        open_folder(named)
+    message = check_message(error)
+    assert str(named) in message
+    advice = f'give --data_dir={tmp_path}.' if named.name == 'train' else 'above the split folders'
+    assert advice in message
+
+
+def test_class_folders_without_a_split_are_told_where_they_belong(tmp_path):
+    for name in ('cat', 'dog'):
+        write_png(tmp_path / name / 'one.png', pixels(4, 5, 3))
+    with pytest.raises(UserError, match='or name another --train_split of: cat, dog') as error:
+        open_folder(tmp_path)
+    assert str(tmp_path / 'train') in check_message(error)
+    config = DataConfig(dataset='image_folder', data_dir=str(tmp_path), train_split='dog[:50%]')
+    assert open_source(config).num_examples('dog') == 1
+
+
+@pytest.mark.parametrize('which', ['', 'train', 'train/cat'])
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch, which):
+    """The data's folder, a split's, a class's; feigned, since root may list any."""
+    write_png(tmp_path / 'train' / 'cat' / 'one.png', pixels(4, 5, 3))
+    scan = os.scandir
+
+    def refuse(path):
+        if os.path.normpath(path) == os.path.normpath(tmp_path / which):
+            raise PermissionError(13, 'Permission denied', os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    with pytest.raises(UserError, match='must be a folder that can be listed') as error:
+        open_folder(tmp_path)
+    message = check_message(error)
+    assert str(tmp_path / which) in message
+    assert 'Permission denied' in message
+
+
+ODD_NAMES = {
+    b'caf\xe9': 'caf\\xe9',  # Latin-1
+    'café'.encode(): 'café',
+    b'two\nlines': 'two\\nlines',
+    b'back\\slash': 'back\\slash',
+    b'\x1b[31mred': '\\x1b[31mred',
+    b'n' * 250: 'n' * 250,
+}
+
+
+def test_names_may_be_any_bytes(tmp_path):
+    """Of folders and files alike; shown, they are printable and no two are the same."""
+    root = os.path.join(os.fsencode(tmp_path), b'd\xe4ta')
+    for number, name in enumerate(ODD_NAMES):
+        folder = os.path.join(root, b'train', name)
+        os.makedirs(folder)
+        with open(os.path.join(folder, name[:240] + b'.png'), 'wb') as file:
+            file.write(tf.io.encode_png(np.full([3, 4, 3], number, np.uint8)).numpy())
+    source = open_folder(os.fsdecode(root))
+    assert sorted(source.class_names) == sorted(ODD_NAMES.values())
+    assert json.loads(json.dumps(source.class_names)) == list(source.class_names)
+    assert all(name.encode() and name.isprintable() for name in source.class_names)
+    found = {}
+    for raw in source.with_contents(source.examples('train')):
+        found[source.class_names[int(raw['label'])]] = int(source.decode(raw['image'])[0, 0, 0])
+    assert found == {shown: 257 * n for n, shown in enumerate(ODD_NAMES.values())}
+
+
+def test_splits_and_messages_may_have_such_names_too(tmp_path):
+    root = os.path.join(os.fsencode(tmp_path), b'd\xe4ta')
+    os.makedirs(os.path.join(root, b'tr\xe4in', b'a'))
+    with pytest.raises(UserError, match=r'd\\xe4ta must hold'):
+        open_folder(os.fsdecode(root))
+    for place in (b'a/1.png', b'2.png'):
+        with open(os.path.join(root, b'tr\xe4in', place), 'wb') as file:
+            file.write(tf.io.encode_png(np.zeros([3, 4, 3], np.uint8)).numpy())
+    with pytest.raises(UserError, match=r'found both, such as .*tr\\xe4in/2.png'):
+        open_folder(os.fsdecode(root))
+    os.remove(os.path.join(root, b'tr\xe4in', b'2.png'))
+    with pytest.raises(UserError, match=r'its splits are: tr\\xe4in\.'):
+        open_folder(os.fsdecode(root)).num_examples('train')
 
 
 # --- splits, the same for all sources
