@@ -148,7 +148,8 @@ class Tracker:
         """Measures, writes result files and TensorBoard events; returns name -> value."""
         config = self._experiment.config
         name = f'{config.data.eval_split!r} of {self._experiment.source.name}'
-        results = evaluators.run(self._measures)
+        with distribution.within_memory('evaluation', config.train, self._experiment.strategy):
+            results = evaluators.run(self._measures)
         penalty = penalty_of(config, self._model)
         results['eval/regularization_loss'] = float(penalty.value())
         self._keep_best(step, results)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+import capacity
 import configuration
 from configuration import Config
 from data.label_subset import (
@@ -33,6 +34,7 @@ from tf2.optimizers import builder, decay
 from tf2.teacher import Teacher, open_teacher
 from tf2.trainer import Penalty
 from tf2.weights import Weights, config_for, open_weights
+from tf2.weights.files import URL_SCHEMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,11 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     if config.data.tf_data_service and not evaluates:
         check_answers(config.data.tf_data_service)
     source, subset, train_examples = open_data(config)
-    with distribution.together(strategy, model_dir):
+    doing = 'evaluation' if evaluates else 'training'
+    with (
+        distribution.together(strategy, model_dir),
+        distribution.within_memory(doing, config.train, strategy),
+    ):
         config = _with_precision(config, strategy)
         check_devices(config, strategy)
         teacher = _open_teacher(config, strategy)
@@ -263,7 +269,10 @@ def _check_evaluation(
 
 
 def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
-    """Raises UserError if batches don't split over the replicas, or they can't do what is asked."""
+    """Raises UserError if batches don't split over the replicas, or they can't do what is asked.
+
+    What doesn't fit into their memory is refused too.
+    """
     batches = {'eval_batch_size': config.train.eval_batch_size}
     if config.run.mode != 'eval':
         batches['train_batch_size'] = config.train.train_batch_size
@@ -279,6 +288,23 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
             '--mixed_precision=float16 works on GPUs and CPUs; found a TPU, for which Keras scales '
             'no loss. Use --mixed_precision=bfloat16.'
         )
+    if distribution.is_tpu(strategy):  # nobody tells how much memory it has
+        return
+    devices = capacity.devices_of(
+        replicas,
+        distribution.replicas_here(strategy),
+        on_gpu=distribution.has_accelerators(strategy),
+    )
+    if devices is not None:
+        capacity.check_fits(config, devices, _settings_of_teacher(config))
+
+
+def _settings_of_teacher(config: Config) -> dict[str, Any] | None:
+    """What the run that made the teacher recorded; None where the teacher is something else."""
+    path = config.objective.teacher
+    if not path or path.startswith(URL_SCHEMES):
+        return None
+    return configuration.read_flags(os.path.expanduser(path))
 
 
 def with_model_dir(config: Config) -> Config:

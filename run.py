@@ -18,6 +18,7 @@ from typing import Any
 from absl import flags, logging
 
 import configuration
+from capacity import check_on_host
 from configuration import Config
 from interruption import Interrupted, Stop
 from places import check_places
@@ -178,6 +179,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
     # them, and what goes wrong comes as an exception.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     check_places(config)
+    check_on_host(config)
     with _without_collections():
         # Imported here: TensorFlow takes seconds, and most errors of usage are to show at once.
         import evaluate

@@ -52,7 +52,11 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
             is gone.
         Interrupted: when a signal came.
     """
-    with distribution.together(experiment.strategy, experiment.config.train.model_dir):
+    config, strategy = experiment.config.train, experiment.strategy
+    with (
+        distribution.together(strategy, config.model_dir),
+        distribution.within_memory('training', config, strategy),
+    ):
         _train(experiment, evaluate=evaluate, stop=stop)
 
 
@@ -310,7 +314,8 @@ def _export(
         hub_export.plain_copy(model, config.data.image_size)
         return
     root = os.path.join(config.train.model_dir, folder)
-    with writing(root):
+    strategy = tf.distribute.get_strategy()
+    with distribution.within_memory('export', config.train, strategy), writing(root):
         path = hub_export.export_module(
             model,
             root,

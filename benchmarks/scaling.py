@@ -19,15 +19,17 @@ choose_keras_2()
 
 import tensorflow as tf
 
+from tf2 import memory_estimate
 from tf2.config import ModelConfig, ObjectiveConfig
+from tf2.memory_estimate import FLOAT
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.layers import BatchNorm
 from tf2.objectives.nt_xent import Pretraining
 
-FLOAT = 4  # bytes
 VIEWS = 2
 IMAGES_PER_EPOCH = 1_281_167  # training images of ImageNet (ILSVRC 2012)
 EPOCHS = 100
+CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +184,7 @@ def trace(network: Network, batch: int, *, global_bn: bool = True) -> Graph:
     with tf.Graph().as_default() as graph, across:
         model = build_model(
             SimCLRModel(
-                network.model, size, 1000, precision=network.precision, detach_classifier=True
+                network.model, size, CLASSES, precision=network.precision, detach_classifier=True
             )
         )
         objective = Pretraining(model, ObjectiveConfig())
@@ -201,9 +203,11 @@ def trace(network: Network, batch: int, *, global_bn: bool = True) -> Graph:
 
 
 def costs(network: Network, *, global_bn: bool = True) -> Costs:
-    """Reads the costs off the graphs of steps of two and four images."""
-    two, four = (trace(network, batch, global_bn=global_bn) for batch in (2, 4))
-    kept = (kept_bytes(four) - kept_bytes(two)) // 2
+    """Reads operations off the graph of a step of two images; memory is what a run estimates."""
+    two = trace(network, 2, global_bn=global_bn)
+    held = memory_estimate.Network(
+        network.model, network.image_size, CLASSES, network.precision, global_bn
+    ).whole()
     norms = [layer for layer in two.model.submodules if isinstance(layer, BatchNorm)]
 
     def an_image(operations: Iterable[tf.Operation]) -> int:
@@ -212,11 +216,11 @@ def costs(network: Network, *, global_bn: bool = True) -> Costs:
     return Costs(
         forward_flops=an_image(two.forward),
         backward_flops=an_image(two.backward),
-        parameters=sum(v.shape.num_elements() for v in two.model.trainable_variables),
+        parameters=held.parameters,
         norms=len(norms),
         norm_channels=sum(norm.gamma.shape[0] for norm in norms),
-        kept_bytes=kept,
-        copied_bytes=kept_bytes(two) - 2 * kept,
+        kept_bytes=VIEWS * held.kept,
+        copied_bytes=0 if network.precision == 'float32' else 2 * held.kernels,
     )
 
 

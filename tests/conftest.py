@@ -1,6 +1,7 @@
 """Set-up that must happen before TensorFlow starts: Keras 2, quiet logs, four logical CPUs.
 
-Tests compute in float32 unless they choose otherwise, also on machines where runs would not.
+Tests compute in float32 unless they choose otherwise, also on machines where runs would not, and
+what fits into memory is judged as on a host of 64 GiB.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ tf.config.set_logical_device_configuration(
     _cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(REPLICAS)]
 )
 
+import capacity
 from tf2 import precision
 
 precision.CPU_INFO = pathlib.Path('no such file')
+capacity.host_memory = lambda: 64 * 2**30

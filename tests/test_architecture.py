@@ -17,9 +17,10 @@ ALLOWED = {
     'data': ('settings', 'data'),
     'tf2': ('settings', 'interruption', 'tf2'),
     'tf2.config': ('settings',),
-    'tf2.files': ('settings',),
     'tf2.records': ('settings', 'tf2.config'),
-    'tf2.distribution': ('settings', 'tf2.config', 'tf2.files'),
+    'tf2.out_of_memory': ('tf2.config',),
+    'tf2.files': ('settings', 'tf2.out_of_memory'),
+    'tf2.distribution': ('settings', 'tf2.config', 'tf2.files', 'tf2.out_of_memory'),
     'tf2.models': ('tf2.models', 'tf2.config'),
     'tf2.weights': ('settings', 'tf2.weights', 'tf2.models', 'tf2.config', 'tf2.records'),
     'tf2.objectives': (
@@ -35,6 +36,15 @@ ALLOWED = {
     'presets': (),
     'benchmarks': ('settings', 'run', 'hub_export', 'data', 'tf2', 'benchmarks'),
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files', 'tf2.records'),
+    'capacity': (
+        'settings',
+        'configuration',
+        'tf2.config',
+        'tf2.memory_estimate',
+        'tf2.device_memory',
+    ),
+    'tf2.memory_estimate': ('tf2.config',),
+    'tf2.device_memory': (),
     'places': ('settings', 'configuration', 'data.names', 'tf2.config'),
     'pipeline': (
         'settings',
@@ -46,7 +56,7 @@ ALLOWED = {
         'train',
         'tf2',
     ),
-    'experiment': ('settings', 'configuration', 'data', 'tf2'),
+    'experiment': ('settings', 'capacity', 'configuration', 'data', 'tf2'),
     'evaluate': ('settings', 'configuration', 'experiment', 'data', 'tf2'),
     'train': (
         'settings',
@@ -65,6 +75,7 @@ ALLOWED = {
         'configuration',
         'presets',
         'places',
+        'capacity',
         'experiment',
         'train',
         'evaluate',
@@ -122,7 +133,25 @@ def test_usage_errors_need_no_tensorflow() -> None:
     """What is imported before flags are checked is light, so that `--help` shows at once."""
     light = [
         pathlib.Path(f'{name}.py')
-        for name in ('run', 'interruption', 'configuration', 'places', 'presets', 'settings')
+        for name in (
+            'run',
+            'interruption',
+            'configuration',
+            'places',
+            'capacity',
+            'presets',
+            'settings',
+        )
+    ]
+    rooms = [
+        pathlib.Path(f'{name}.py')
+        for name in (
+            'data/config',
+            'data/names',
+            'tf2/config',
+            'tf2/memory_estimate',
+            'tf2/device_memory',
+        )
     ]
     rooms = [
         pathlib.Path(f'{name}.py')

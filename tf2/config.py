@@ -6,10 +6,30 @@ import dataclasses
 
 from settings import UserError, check_options, option
 
-RESNET_DEPTHS = (18, 34, 50, 101, 152, 200)
+# Depth of a ResNet -> blocks in each of its groups.
+BLOCKS_PER_GROUP = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+RESNET_DEPTHS = tuple(BLOCKS_PER_GROUP)
+GROUP_FILTERS = (64, 128, 256, 512)
+MIN_SK_FILTERS = 32
+# Channels that oneDNN's kernel for batch normalisation takes at once in bfloat16; for what is no
+# multiple it has another, which took ten times as long as the one for float32.
+NORM_VECTOR = 16
+LOGITS_AT_A_TIME = 2**24  # of NT-Xent: 64 MiB
 SMALL_IMAGE = 32  # pixels; up to here the encoder's stem keeps the resolution
 # What may hold weights, in messages.
 WEIGHTS = 'a --model_dir, a checkpoint prefix, an exported module or official SimCLR weights'
+
+
+def has_bottlenecks(depth: int) -> bool:
+    """Whether a ResNet of this depth is made of bottleneck blocks (50 layers and more)."""
+    return depth >= 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +78,7 @@ class ModelConfig:
         3,
         'Number of layers of the nonlinear projection head.',
         at_least=1,
+        at_most=1000,
         modes=('export',),
         resume='fixed',
     )
@@ -343,6 +364,7 @@ class TrainConfig:
         'Split the CPU, or the only GPU, into so many devices, to try out several replicas; 0 does '
         'not.',
         at_least=0,
+        at_most=256,
         modes=('eval',),
         resume='free',
     )

@@ -11,6 +11,7 @@ import tensorflow as tf
 from settings import UserError
 from tf2.config import TrainConfig
 from tf2.files import checkpoints_in
+from tf2.out_of_memory import advice_for, is_out_of_memory
 
 MAX_TASKS_PER_NODE = 1024
 # What TensorFlow raises where a worker that others wait for is gone.
@@ -258,6 +259,33 @@ def together(strategy: tf.distribute.Strategy, folder: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def within_memory(
+    doing: str, config: TrainConfig, strategy: tf.distribute.Strategy
+) -> Iterator[None]:
+    """Within it memory that does not suffice is told in one line, with what to try.
+
+    Args:
+        doing: 'training', 'evaluation' or 'export'.
+        config: of the run; the last checkpoint in its folder is named.
+        strategy: its replicas share the batches.
+
+    Raises:
+        UserError: when memory, of the host or a device, is exhausted.
+    """
+    try:
+        yield
+    except (MemoryError, tf.errors.OpError) as error:
+        if not is_out_of_memory(error):
+            raise
+        kept = next(reversed(checkpoints_in(config.model_dir)), 'none was written yet')
+        tries = advice_for(doing, config, strategy.num_replicas_in_sync)
+        raise UserError(
+            f'The {doing} must fit into memory, which does not suffice: {one_line(error)}. '
+            f'{tries} The last checkpoint: {kept}.'
+        ) from error
+
+
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
     """Whether `strategy` runs on TPUs."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
@@ -269,6 +297,11 @@ def has_accelerators(strategy: tf.distribute.Strategy) -> bool:
         tf.DeviceSpec.from_string(name).device_type == 'GPU'
         for name in strategy.extended.worker_devices
     )
+
+
+def replicas_here(strategy: tf.distribute.Strategy) -> int:
+    """How many replicas this process computes."""
+    return len(strategy.extended.worker_devices)
 
 
 def mean_over_replicas(value: tf.Tensor) -> tf.Tensor:

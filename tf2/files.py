@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from settings import UserError
+from tf2.out_of_memory import is_out_of_memory
 
 CHECKPOINT = 'ckpt'  # 'ckpt-N' after N updates
 PARTIAL = re.compile(r'.+\.[0-9a-f]{32}\.partial')
@@ -55,8 +56,9 @@ def writing(folder: str) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        if 'Collective ops' in str(error):
-            raise  # What is to be written comes from all workers, and one of them is gone.
+        # What is to be written comes from all workers, and one may be gone, or from the device.
+        if 'Collective ops' in str(error) or is_out_of_memory(error):
+            raise
         cause = ' '.join(str(error).split())[:300]
         raise UserError(
             f'{folder} should take what the run writes, but does not; what was written before is '

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf2.config import SMALL_IMAGE, ModelConfig
+from tf2.config import GROUP_FILTERS, SMALL_IMAGE, ModelConfig, has_bottlenecks
 from tf2.models import BACKBONES
 from tf2.models.heads import ProjectionHead, classifier
 from tf2.models.layers import Norm
-from tf2.models.resnet import GROUP_FILTERS, has_bottlenecks
 
 
 class SimCLRModel(tf.keras.Model):

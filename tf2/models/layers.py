@@ -6,14 +6,12 @@ import dataclasses
 
 import tensorflow as tf
 
+from tf2.config import NORM_VECTOR
 from tf2.models import convolution
 from tf2.models.convolution import fixed_padding
 
 Layer = tf.keras.layers.Layer
 EPSILON = 1e-5
-# Channels that oneDNN's kernel for batch normalisation takes at once in bfloat16; for what is no
-# multiple it has another, which took ten times as long as the one for float32.
-VECTOR = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +108,7 @@ class BatchNorm(Layer):
         """
         training = mean is None
         dtype = images.dtype
-        if images.shape[-1] % VECTOR:
+        if images.shape[-1] % NORM_VECTOR:
             images = tf.cast(images, tf.float32)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images,

@@ -7,23 +7,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tf2.config import BLOCKS_PER_GROUP, GROUP_FILTERS, MIN_SK_FILTERS, has_bottlenecks
 from tf2.models.layers import BatchNorm, Conv, ConvBN, FixedPadding, Layer, Norm
-
-BLOCKS_PER_GROUP = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-    200: (3, 24, 36, 3),
-}
-GROUP_FILTERS = (64, 128, 256, 512)
-MIN_SK_FILTERS = 32
-
-
-def has_bottlenecks(depth: int) -> bool:
-    """Whether a ResNet of this depth is made of bottleneck blocks (50 layers and more)."""
-    return depth >= 50
 
 
 class SqueezeExcite(Layer):

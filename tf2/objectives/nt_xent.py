@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from tf2 import distribution
-from tf2.config import ObjectiveConfig
+from tf2.config import LOGITS_AT_A_TIME, ObjectiveConfig
 from tf2.models.encoder import SimCLRModel
 from tf2.objectives.base import Batch, Objective, labelled_cross_entropy
 from tf2.objectives.memory import Memory
 
 ABSENT = -1e9  # stands for minus infinity, whose differences would not be numbers
-BLOCK = 2**24  # logits that are computed at a time: 64 MiB
 
 
 class Contrast(typing.NamedTuple):
@@ -47,7 +46,7 @@ def nt_xent(
     hidden_norm: bool = True,
     negatives: tf.Tensor | None = None,
     filled: tf.Tensor | int | None = None,
-    block: int = BLOCK,
+    block: int = LOGITS_AT_A_TIME,
 ) -> Contrast:
     """Equation 1 of SimCLR (arXiv:2002.05709) over the views of all replicas.
 

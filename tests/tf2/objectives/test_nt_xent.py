@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import GOLDEN, mirrored, run_on_replicas
-from tf2.objectives.nt_xent import BLOCK, nt_xent
+from tf2.config import LOGITS_AT_A_TIME
+from tf2.objectives.nt_xent import nt_xent
 
 FIGURES = np.load(GOLDEN / 'ntxent.npz')
 
@@ -61,7 +62,7 @@ def metrics_of(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize('block', [BLOCK, 1])
+@pytest.mark.parametrize('block', [LOGITS_AT_A_TIME, 1])
 @pytest.mark.parametrize('graph', [False, True])
 @pytest.mark.parametrize('case', range(4))
 def test_golden_on_one_replica(case: int, graph: bool, block: int) -> None:
@@ -83,7 +84,7 @@ def test_golden_on_one_replica(case: int, graph: bool, block: int) -> None:
     np.testing.assert_allclose(found['entropy'], golden['contrast_entropy'], rtol=1e-4)
 
 
-@pytest.mark.parametrize('block', [BLOCK, 1])
+@pytest.mark.parametrize('block', [LOGITS_AT_A_TIME, 1])
 @pytest.mark.parametrize('replicas', [2, 4])
 def test_golden_on_several_replicas(replicas: int, block: int) -> None:
     golden = [
@@ -318,7 +319,7 @@ def test_blocks_give_what_one_block_gives(replicas: int) -> None:
                 np.testing.assert_allclose(figure, theirs[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('block', [BLOCK, 200])
+@pytest.mark.parametrize('block', [LOGITS_AT_A_TIME, 200])
 def test_the_number_of_rows_may_be_unknown_beforehand(block: int) -> None:
     # So it is where several workers share a batch.
     @tf.function(input_signature=2 * [tf.TensorSpec([None, 5])])

@@ -1,0 +1,136 @@
+"""The estimate of memory is arithmetic, held to built models and to the step's graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import tensorflow as tf
+
+from benchmarks import scaling
+from tests.support import GOLDEN
+from tf2 import memory_estimate
+from tf2.config import (
+    BLOCKS_PER_GROUP,
+    RESNET_DEPTHS,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+)
+from tf2.memory_estimate import Network, Run
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.objectives.fine_tuning import FineTuning
+from tf2.objectives.nt_xent import Pretraining
+from tf2.optimizers import builder
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves few blocks in the groups, of which one has two, which is faster to build."""
+    for depth in RESNET_DEPTHS:
+        monkeypatch.setitem(BLOCKS_PER_GROUP, depth, (2, 1, 1, 1))
+
+
+def numbers(variables: list[tf.Variable]) -> int:
+    return sum(variable.shape.num_elements() for variable in variables)
+
+
+def built(config: ModelConfig, size: int, classes: int | None = 1000) -> SimCLRModel:
+    with tf.Graph().as_default():  # in which variables hold nothing
+        return build_model(SimCLRModel(config, size, classes))
+
+
+def test_parameters_are_the_golden_ones() -> None:
+    rows = json.loads((GOLDEN / 'parameter_counts.json').read_text())
+    assert len(rows) > 10
+    for row in rows:
+        names = ('resnet_depth', 'width_multiplier', 'sk_ratio')
+        network = Network(ModelConfig(*(row[name] for name in names)), 224, 1000)
+        encoder = sum(network.encoder(), memory_estimate.Part())
+        head = sum(network.head(), memory_estimate.Part())
+        assert encoder.parameters == row['backbone_trainable_parameters'], row
+        assert encoder.parameters + encoder.statistics == row['backbone_variables_total'], row
+        assert head.parameters == row['projection_head_trainable_parameters'], row
+        assert network.classifier().parameters == row['supervised_head_parameters'], row
+
+
+@pytest.mark.parametrize(
+    ('config', 'size'),
+    [
+        (ModelConfig(18, 0.3, proj_head_mode='none'), 32),
+        (ModelConfig(34, 0.25, se_ratio=0.25, proj_head_mode='linear'), 33),
+        (ModelConfig(50, 0.3, 0.0625, num_proj_layers=1), 32),
+        (ModelConfig(152, 0.3, 0.0625, 0.25, proj_out_dim=64, num_proj_layers=4), 64),
+    ],
+)
+def test_parameters_are_those_of_every_kind_of_model(
+    shallow: None, config: ModelConfig, size: int
+) -> None:
+    """Depth, selective kernels, squeeze-and-excitation, head and stem; trained ones and others."""
+    for selector in (0, -1):
+        config = dataclasses.replace(config, ft_proj_selector=selector)
+        model, whole = built(config, size), Network(config, size, 1000).whole()
+        assert numbers(model.trainable_variables) == whole.parameters, config
+        assert numbers(model.non_trainable_variables) == whole.statistics, config
+
+
+@pytest.mark.parametrize(
+    ('config', 'size', 'precision', 'global_bn'),
+    [
+        (ModelConfig(18, 0.25), 32, 'float32', False),
+        (ModelConfig(50, 0.5, se_ratio=0.25), 97, 'float32', True),
+        (ModelConfig(50, 0.25, 0.0625), 64, 'bfloat16', False),
+        (ModelConfig(18, 0.3, proj_head_mode='linear'), 65, 'bfloat16', True),
+    ],
+)
+def test_backward_keeps_what_is_estimated(
+    shallow: None, config: ModelConfig, size: int, precision: str, global_bn: bool
+) -> None:
+    graph = scaling.trace(scaling.Network(config, size, precision), 4, global_bn=global_bn)
+    whole = Network(config, size, 1000, precision, global_bn).whole()
+    copies = 0 if precision == 'float32' else 2 * whole.kernels
+    assert scaling.kept_bytes(graph) == pytest.approx(8 * whole.kept + copies, rel=0.03)
+
+
+@pytest.mark.parametrize('name', list(builder.OPTIMIZERS))
+def test_an_optimizer_has_as_many_slots(name: str) -> None:
+    if name == 'lamb':
+        pytest.importorskip('tensorflow_addons')
+    variable = tf.Variable(tf.ones([5, 7]))
+    optimizer = builder.build(OptimizerConfig(optimizer=name), 0.1, [variable])
+    builder.create_variables(optimizer, [variable])
+    slots = (
+        [v for v in optimizer.variables() if v.shape.rank]
+        if callable(optimizer.variables)
+        else [v for v in optimizer.variables if v.shape.rank]
+    )
+    assert numbers(slots) == 35 * memory_estimate.SLOTS[name]
+
+
+def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
+    """A momentum encoder and its queue; what fine-tuning trains, from each block on."""
+    config, network = ModelConfig(18, 0.25), Network(ModelConfig(18, 0.25), 32, 10)
+    model = build_model(SimCLRModel(config, 32, 10))
+    objective = Pretraining(model, ObjectiveConfig(memory_size=64))
+    held = Run(network, objective.config, 'lars', 32, 0).training()
+    own = numbers(objective.memory.encoder.variables)
+    assert held['momentum encoder'] == 4 * own
+    assert held['memory'] == 4 * 64 * 128
+    for block in range(-1, 5):
+        tuning = ObjectiveConfig(train_mode='finetune', fine_tune_after_block=block)
+        tuned = FineTuning(build_model(SimCLRModel(config, 32, 10)), tuning)
+        held = Run(network, tuning, 'adam', 32, 0).training()
+        assert held['gradients'] == 4 * numbers(tuned.trainable_variables)
+        assert held['adam'] == 2 * held['gradients']
+
+
+def test_replicas_share_batches_and_what_is_theirs_adds_up() -> None:
+    network, objective = Network(ModelConfig(18), 32, 10), ObjectiveConfig()
+    one = Run(network, objective, 'lars', 64, 32)
+    spread = Run(network, objective, 'lars', 64, 32, replicas=4)
+    shared = Run(network, objective, 'lars', 64, 32, replicas=4, sharing=4)
+    assert spread.training()['activations'] * 4 == one.training()['activations']
+    assert shared.training()['activations'] == one.training()['activations']
+    assert shared.training()['weights'] == 4 * one.training()['weights']
+    assert spread.evaluation()['activations'] * 4 == one.evaluation()['activations']

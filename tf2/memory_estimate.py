@@ -1,0 +1,331 @@
+"""How much memory a run needs on each device: arithmetic alone, before anything is built.
+
+No TensorFlow is imported. Tests compare parameters with built models, and what is kept for backward
+with the graph of the training step (`benchmarks.scaling`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from tf2.config import (
+    BLOCKS_PER_GROUP,
+    GROUP_FILTERS,
+    LOGITS_AT_A_TIME,
+    MIN_SK_FILTERS,
+    NORM_VECTOR,
+    SMALL_IMAGE,
+    ModelConfig,
+    ObjectiveConfig,
+    has_bottlenecks,
+)
+
+FLOAT = 4  # bytes
+# float32 numbers that an optimizer keeps for each that is trained.
+SLOTS = {'momentum': 1, 'lars': 1, 'adam': 2, 'lamb': 2}
+VIEWS = {'pretrain': 2, 'finetune': 1, 'distill': 1}
+BATCHES_AT_HAND = 2  # the one in use and the next
+
+
+@dataclasses.dataclass
+class Part:
+    """What a part of a network holds; parts add up.
+
+    Attributes:
+        parameters: numbers that can be trained.
+        kernels: those of them that are copied to the compute dtype.
+        statistics: moving means and variances.
+        kept: bytes that forward keeps for backward, of one view.
+        largest: bytes of the layer whose inputs and outputs are largest, of one view.
+    """
+
+    parameters: int = 0
+    kernels: int = 0
+    statistics: int = 0
+    kept: int = 0
+    largest: int = 0
+
+    def __add__(self, other: Part) -> Part:
+        return Part(
+            self.parameters + other.parameters,
+            self.kernels + other.kernels,
+            self.statistics + other.statistics,
+            self.kept + other.kept,
+            max(self.largest, other.largest),
+        )
+
+    def times(self, count: int) -> Part:
+        """`count` of these, one behind the other."""
+        return Part(
+            count * self.parameters,
+            count * self.kernels,
+            count * self.statistics,
+            count * self.kept,
+            self.largest if count else 0,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Encoder, projection head and classifier, by arithmetic.
+
+    Attributes:
+        config: architecture.
+        image_size: pixels.
+        num_classes: of the classifier; 0 builds none.
+        precision: 'float32', 'bfloat16' or 'float16'.
+        global_bn: whether batch normalisation is that of several replicas.
+    """
+
+    config: ModelConfig
+    image_size: int
+    num_classes: int
+    precision: str = 'float32'
+    global_bn: bool = False
+
+    @property
+    def compute(self) -> int:
+        """Bytes of a number that convolutions and dense layers compute in."""
+        return FLOAT if self.precision == 'float32' else 2
+
+    @property
+    def features(self) -> int:
+        """Width of the encoder's output."""
+        expansion = 4 if has_bottlenecks(self.config.resnet_depth) else 1
+        return expansion * int(GROUP_FILTERS[-1] * self.config.width_multiplier)
+
+    @property
+    def projections(self) -> int:
+        """Width of the projection head's output."""
+        config = self.config
+        return self.features if config.proj_head_mode == 'none' else config.proj_out_dim
+
+    def encoder(self) -> list[Part]:
+        """Stem and block groups."""
+        config, width = self.config, int(64 * self.config.width_multiplier)
+        stem, size = self._stem(width)
+        parts, channels = [stem], width
+        for index, blocks in enumerate(BLOCKS_PER_GROUP[config.resnet_depth]):
+            filters = int(GROUP_FILTERS[index] * config.width_multiplier)
+            first, size, channels = self._block(size, channels, filters, 2 if index else 1, True)
+            other, *_ = self._block(size, channels, filters, 1, False)
+            parts.append(first + other.times(blocks - 1))
+        return parts
+
+    def head(self) -> list[Part]:
+        """Layers of the projection head, those between the first and the last in one."""
+        config, width = self.config, self.features
+        layers = {'none': 0, 'linear': 1, 'nonlinear': config.num_proj_layers}
+        count = layers[config.proj_head_mode]
+        if not count:
+            return []
+        last = self._dense(width, config.proj_out_dim)
+        last.parameters -= config.proj_out_dim  # no beta
+        return [self._dense(width, width).times(count - 1), last]
+
+    def classifier(self) -> Part:
+        """The linear classifier, in float32."""
+        parameters = (self.features_read + 1) * self.num_classes if self.num_classes else 0
+        return Part(parameters, kept=self.features_read * FLOAT if self.num_classes else 0)
+
+    @property
+    def features_read(self) -> int:
+        """Width of what the classifier reads."""
+        layers = {'none': 0, 'linear': 1, 'nonlinear': self.config.num_proj_layers}
+        count, selector = layers[self.config.proj_head_mode], self.config.ft_proj_selector
+        return self.projections if count and selector in (-1, count) else self.features
+
+    def whole(self) -> Part:
+        """All of it."""
+        return sum([*self.encoder(), *self.head()], self.classifier())
+
+    # Sizes are those of square maps; each method returns what a layer adds, and its output's size.
+
+    def _normalised(self, numbers: int, channels: int) -> int:
+        """Bytes that batch normalisation keeps of its input."""
+        exact = self.global_bn or channels % NORM_VECTOR
+        return numbers * (FLOAT if exact else self.compute)
+
+    def _conv(
+        self, kernel: int, strides: int, size: int, inputs: int, filters: int, relu: bool = True
+    ) -> tuple[Part, int]:
+        """Convolution, batch normalisation and, maybe, a ReLU. Its input is another one's."""
+        out = -(-size // strides)
+        numbers = out * out * filters
+        kept = self._normalised(numbers, filters)
+        if relu:
+            kept += numbers * self.compute
+        padded = (size + kernel - 1) ** 2 * inputs * self.compute
+        if kernel > 1 and strides > 1:
+            kept += padded
+        weights = kernel * kernel * inputs * filters
+        largest = size * size * inputs * self.compute + 2 * numbers * self.compute
+        return Part(weights + 2 * filters, weights, 2 * filters, kept, largest), out
+
+    def _stem(self, width: int) -> tuple[Part, int]:
+        """The first convolutions and the pool; the first keeps its images."""
+        size = self.image_size
+        if size <= SMALL_IMAGE:
+            part, size = self._conv(3, 1, size, 3, width)
+            part.kept += size * size * 3 * self.compute
+            return part, size
+        if self.config.sk_ratio > 0:
+            first, size = self._conv(3, 2, size, 3, width // 2)
+            second, size = self._conv(3, 1, size, width // 2, width // 2)
+            third, size = self._conv(3, 1, size, width // 2, width)
+            part = first + second + third
+        else:
+            part, size = self._conv(7, 2, size, 3, width)
+        size = -(-size // 2)
+        part.kept += size * size * width * self.compute
+        return part, size
+
+    def _block(
+        self, size: int, inputs: int, filters: int, strides: int, project: bool
+    ) -> tuple[Part, int, int]:
+        """A residual block; also returns its channels."""
+        config = self.config
+        if has_bottlenecks(config.resnet_depth):
+            channels = 4 * filters
+            first, _ = self._conv(1, 1, size, inputs, filters)
+            middle, out = self._middle(size, filters, strides)
+            last, _ = self._conv(1, 1, out, filters, channels, relu=False)
+            part = first + middle + last
+        else:
+            channels = filters
+            first, out = self._conv(3, strides, size, inputs, filters)
+            last, _ = self._conv(3, 1, out, filters, filters, relu=False)
+            part = first + last
+        if project:
+            part += self._shortcut(size, inputs, channels, strides)
+        if config.se_ratio > 0:
+            part += self._squeeze_excite(out, filters, channels)
+        part.kept += out * out * channels * self.compute  # the ReLU behind the sum
+        return part, out, channels
+
+    def _middle(self, size: int, filters: int, strides: int) -> tuple[Part, int]:
+        """The 3x3 convolution of a bottleneck block, or its selective kernel."""
+        if self.config.sk_ratio == 0:
+            return self._conv(3, strides, size, filters, filters)
+        branches, out = self._conv(3, strides, size, filters, 2 * filters)
+        # The branches one by one, and what is mixed of them.
+        branches.kept += out * out * 3 * filters * self.compute
+        squeezed = max(int(filters * self.config.sk_ratio), MIN_SK_FILTERS)
+        squeeze, _ = self._conv(1, 1, 1, filters, squeezed)
+        expand = squeezed * 2 * filters
+        return branches + squeeze + Part(expand, expand), out
+
+    def _shortcut(self, size: int, inputs: int, channels: int, strides: int) -> Part:
+        """The projection of a block's input; ResNet-D's averages first."""
+        part, out = self._conv(1, strides, size, inputs, channels, relu=False)
+        if self.config.sk_ratio > 0:
+            part.kept += out * out * inputs * self.compute
+        return part
+
+    def _squeeze_excite(self, size: int, filters: int, channels: int) -> Part:
+        squeezed = max(1, int(filters * self.config.se_ratio))
+        kernels = 2 * channels * squeezed
+        kept = size * size * channels * self.compute
+        return Part(kernels + squeezed + channels, kernels, 0, kept)
+
+    def _dense(self, inputs: int, units: int) -> Part:
+        """A layer of the projection head, with its input."""
+        kept = self._normalised(units, units) + inputs * self.compute
+        return Part(inputs * units + 2 * units, inputs * units, 2 * units, kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run holds in memory at a time.
+
+    Attributes:
+        network: what is trained, or evaluated.
+        objective: stage, memory and what is frozen.
+        optimizer: its name.
+        train_batch_size: images of all replicas; 0 where nothing is trained.
+        eval_batch_size: images of all replicas; 0 where nothing is evaluated.
+        replicas: all of them.
+        sharing: how many replicas share the memory of a device, such as the host's.
+        teacher: the network a distillation learns from, as far as it is known.
+    """
+
+    network: Network
+    objective: ObjectiveConfig
+    optimizer: str
+    train_batch_size: int
+    eval_batch_size: int
+    replicas: int = 1
+    sharing: int = 1
+    teacher: Network | None = None
+
+    def training(self) -> dict[str, int]:
+        """What is held while training -> bytes of a device."""
+        return self._of_device({**self._weights(), **self._of_batch()})
+
+    def evaluation(self) -> dict[str, int]:
+        """The same while evaluating."""
+        share = -(-self.eval_batch_size // self.replicas)
+        image = self.network.image_size**2 * 3 * FLOAT
+        largest = self.network.whole().largest
+        batch = {
+            'evaluation batches': BATCHES_AT_HAND * share * image,
+            'activations': share * largest,
+        }
+        return self._of_device({**self._weights(), **batch})
+
+    def fixed(self) -> int:
+        """Bytes of a device that are needed whatever the batch and the images."""
+        return sum(self._of_device(self._weights()).values())
+
+    def _of_device(self, parts: Mapping[str, int]) -> dict[str, int]:
+        return {what: self.sharing * size for what, size in parts.items() if size}
+
+    def _trained(self) -> Part:
+        """What has gradients; what lies before it keeps nothing for backward."""
+        network, frozen = self.network, self.objective.fine_tune_after_block
+        encoder, head = network.encoder(), network.head()
+        if self.objective.train_mode == 'pretrain':
+            return network.whole()
+        read = network.config.ft_proj_selector
+        if frozen >= 0:
+            encoder = encoder[1 + frozen :]
+        if frozen == 4 or read == 0:
+            head = []
+        return sum([*encoder, *head], network.classifier())
+
+    def _weights(self) -> dict[str, int]:
+        network, whole = self.network, self.network.whole()
+        sizes = {'weights': (whole.parameters + whole.statistics) * FLOAT}
+        if self.train_batch_size:
+            trained = self._trained().parameters * FLOAT
+            sizes |= {'gradients': trained, f'{self.optimizer}': SLOTS[self.optimizer] * trained}
+        if self.train_batch_size and network.precision != 'float32':
+            sizes[f'{network.precision} copies'] = whole.kernels * network.compute
+        if self.objective.memory_size and self.train_batch_size:
+            copied = whole.parameters + whole.statistics - network.classifier().parameters
+            sizes['momentum encoder'] = copied * FLOAT
+            sizes['memory'] = self.objective.memory_size * network.projections * FLOAT
+        if self.teacher is not None:
+            held = self.teacher.whole()
+            sizes['teacher'] = (held.parameters + held.statistics) * FLOAT
+        return sizes
+
+    def _of_batch(self) -> dict[str, int]:
+        network, share = self.network, -(-self.train_batch_size // self.replicas)
+        views = VIEWS[self.objective.train_mode]
+        image = network.image_size**2 * 3 * FLOAT
+        sizes = {
+            'activations': views * share * self._trained().kept,
+            'views': BATCHES_AT_HAND * views * share * image,
+        }
+        if self.objective.train_mode == 'pretrain':
+            sizes['logits'] = self._logits(share)
+        return sizes
+
+    def _logits(self, share: int) -> int:
+        """NT-Xent: all projections, their gradients, and a block of logits and exponentials."""
+        rows = 2 * self.train_batch_size
+        columns = rows + self.objective.memory_size
+        block = max(2 * columns, min(LOGITS_AT_A_TIME, 2 * share * columns))
+        return (2 * rows * self.network.projections + 2 * block) * FLOAT

@@ -1,0 +1,60 @@
+"""What a device's memory that is exhausted looks like, and what to try then."""
+
+from __future__ import annotations
+
+import re
+
+import tensorflow as tf
+
+from tf2.config import TrainConfig
+
+# As TensorFlow's allocators, CUDA and XLA put it. They raise several types of errors.
+_SAID = re.compile(r'\bOOM\b|out of memory|OUT_OF_MEMORY|failed to allocate', re.IGNORECASE)
+# What other things are exhausted than memory: TensorFlow has one type of error for all.
+_OTHERS = re.compile(r'no space left|quota|too many open files|larger than max', re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory, of the host or a device, did not suffice."""
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return _OTHERS.search(str(error)) is None
+    said = isinstance(error, tf.errors.OpError) and _SAID.search(str(error)) is not None
+    return said or isinstance(error, MemoryError)
+
+
+def advice_for(doing: str, config: TrainConfig, replicas: int) -> str:
+    """What to try, what helps most first.
+
+    Args:
+        doing: 'training', 'evaluation' or 'export'.
+        config: the batch sizes and the precision it was tried with.
+        replicas: over which a batch is split.
+    """
+    advice = {'training': _for_training, 'evaluation': _for_evaluation, 'export': _for_export}
+    return f'Try, in this order: {", ".join(advice[doing](config, replicas))}.'
+
+
+def _for_training(config: TrainConfig, replicas: int) -> list[str]:
+    half = _half(config.train_batch_size, replicas)
+    tries = [f'--train_batch_size={half} (NT-Xent then has fewer negatives)'] if half else []
+    if config.mixed_precision == 'float32':
+        tries.append('--mixed_precision=bfloat16 (float16 on GPUs before Ampere)')
+    return [*tries, 'more devices', 'a smaller --image_size or --width_multiplier']
+
+
+def _for_evaluation(config: TrainConfig, replicas: int) -> list[str]:
+    half = _half(config.eval_batch_size, replicas)
+    tries = [f'--eval_batch_size={half}'] if half else []
+    if config.knn_neighbors:
+        tries.append(f'--knn_examples={max(1, config.knn_examples // 2)}')
+    return [*tries, 'to end other programs that use the memory', 'more devices']
+
+
+def _for_export(config: TrainConfig, replicas: int) -> list[str]:
+    del config, replicas  # it works with one image, on the host
+    return ['to end other programs that use the memory', '--mode=export on a larger machine']
+
+
+def _half(batch_size: int, replicas: int) -> int:
+    """Half of a global batch, as far as it splits over the replicas; 0 if it can't be halved."""
+    return batch_size // 2 // replicas * replicas
