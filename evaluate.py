@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import configuration
 from data import pipeline
+from data.failures import told
 from data.worker import Worker
 from experiment import (
     Experiment,
@@ -148,7 +149,10 @@ class Tracker:
         """Measures, writes result files and TensorBoard events; returns name -> value."""
         config = self._experiment.config
         name = f'{config.data.eval_split!r} of {self._experiment.source.name}'
-        with distribution.within_memory('evaluation', config.train, self._experiment.strategy):
+        with (
+            distribution.within_memory('evaluation', config.train, self._experiment.strategy),
+            told(self._experiment.source),
+        ):
             results = evaluators.run(self._measures)
         penalty = penalty_of(config, self._model)
         results['eval/regularization_loss'] = float(penalty.value())

@@ -97,7 +97,11 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         config, weights = _as_recorded(config, given) or with_weights(config, given)
     if config.data.tf_data_service and not evaluates:
         check_answers(config.data.tf_data_service)
+    config = _with_recorded_range(config)
     source, subset, train_examples = open_data(config)
+    if source.image_range:
+        data = dataclasses.replace(config.data, image_range=source.image_range)
+        config = dataclasses.replace(config, data=data)
     doing = 'evaluation' if evaluates else 'training'
     with (
         distribution.together(strategy, model_dir),
@@ -205,6 +209,17 @@ def _training_source(config: Config) -> tuple[Source, LabelSubset | None]:
     # A student learns from all images.
     distills = config.objective.train_mode == 'distill'
     return (hide_other_labels if distills else restrict)(source, split, subset), subset
+
+
+def _with_recorded_range(config: Config) -> Config:
+    """`config` with the range of images that 'auto' stood for when the run began."""
+    recorded = configuration.read_flags(config.train.model_dir) or {}
+    if config.data.image_range != 'auto' or not checkpoints_in(config.train.model_dir):
+        return config
+    image_range = recorded.get('image_range', 'auto')
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, image_range=image_range)
+    )
 
 
 def _with_precision(config: Config, strategy: tf.distribute.Strategy) -> Config:

@@ -6,6 +6,7 @@ the command line from these fields, so default, help text and permitted values n
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import importlib.metadata
 import math
@@ -23,6 +24,32 @@ class UserError(Exception):
 
     `run.py` prints it without a traceback and exits with status 2.
     """
+
+
+# A TensorFlow graph can't raise a UserError. It fails with an error that holds the line in pieces
+# between these marks; `line_within` puts them together.
+LINE_BEGINS, LINE_ENDS = 'The user can mend this:', 'End of what the user can mend.'
+
+
+def line_within(error: BaseException) -> str | None:
+    """The line for the user in what a graph raised; None if it holds none."""
+    # As TensorFlow prints the operands of an assertion: [text] [text] [3 4], escaped.
+    pieces = rf'\[{LINE_BEGINS}\] \[(.*?)\] \[{LINE_ENDS}\]'
+    match = re.search(pieces, text_of(error), re.DOTALL)
+    if match is None:
+        return None
+    escaped = match[1].replace('] [', '')
+    return shown(os.fsdecode(codecs.escape_decode(escaped.encode('utf-8', 'surrogateescape'))[0]))
+
+
+def text_of(error: BaseException) -> str:
+    """An error's message.
+
+    Where it names a file whose name is not UTF-8, TensorFlow raises a UnicodeDecodeError instead of
+    its own error; that holds the message.
+    """
+    is_disguised = isinstance(error, UnicodeDecodeError) and isinstance(error.object, bytes)
+    return os.fsdecode(error.object) if is_disguised else str(error)
 
 
 def shown(name: str) -> str:

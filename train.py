@@ -14,6 +14,7 @@ import configuration
 import hub_export
 from configuration import Config
 from data import pipeline
+from data.failures import explain, told
 from data.pipeline import Batch
 from data.worker import Worker
 from evaluate import Tracker
@@ -166,6 +167,8 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
     if source.num_classes is None:
         online = 'no online classifier, and ' if experiment.pretrains else ''
         print(f'Without labels there is {online}no accuracy.')
+    if source.image_range:
+        print(f'Images are floating-point numbers, taken to be in {source.image_range}.')
     beginning = config.objective.checkpoint or 'scratch'
     start = f'going on from {resumed}' if resumed else f'from {beginning}'
     doing = {'pretrain': 'Pretraining', 'finetune': 'Fine-tuning', 'distill': 'Distilling into'}
@@ -210,7 +213,8 @@ def _fit(
     writer = make_writer(*([config.train.model_dir] if writes else []))
     with writer.as_default():
         if writes:
-            _write_sample_views(experiment, trainer.step)
+            with told(experiment.source):
+                _write_sample_views(experiment, trainer.step)
 
         def write(step: int, means: Mapping[str, float]) -> None:
             with writing(config.train.model_dir):
@@ -229,6 +233,7 @@ def _fit(
             write=write,
             on_checkpoint=tracker.measure if tracker and not experiment.pretrains else None,
             stop=stop,
+            explain=functools.partial(explain, source=experiment.source),
         )
 
 

@@ -53,6 +53,21 @@ class DataConfig:
         'several epochs mix and their order is not repeatable. Unset: this process makes them.',
         resume='free',
     )
+    image_range: str = option(
+        'auto',
+        'Range of the values of floating-point images, the same for all of them: what is outside '
+        'by more than rounding is an error. auto: found in the first training images. Integers '
+        'need none.',
+        choices=('auto', '0..1', '-1..1', '0..255'),
+    )
+    max_pixels: int = option(
+        80_000_000,
+        'Most pixels an image may have, by the header of its file: decoding takes memory for all '
+        'of them, however small the file is. 0: no limit.',
+        at_least=0,
+        modes=('eval', 'export'),
+        resume='free',
+    )
     image_size: int = option(
         224,
         'Height and width of the images the encoder sees, in pixels.',

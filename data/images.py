@@ -4,20 +4,78 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from settings import UserError
+from settings import LINE_BEGINS, LINE_ENDS, UserError
+
+# Range of floating-point images, a value of --image_range → what is black, what is white.
+RANGES = {'0..1': (0.0, 1.0), '-1..1': (-1.0, 1.0), '0..255': (0.0, 255.0)}
+ROUNDING = 1e-3  # of a range, by which values may lie outside of it
+_PNG, _GIF = (int.from_bytes(magic, 'big', signed=True) for magic in (b'\x89PNG', b'GIF8'))
 
 
-def to_rgb(image: tf.Tensor) -> tf.Tensor:
+def check_size(encoded: tf.Tensor, most: int, name: str | tf.Tensor) -> tf.Tensor:
+    """Reads height and width from the header of an image file, before it is decoded.
+
+    Args:
+        encoded: scalar string, the bytes of a PNG, JPEG, GIF or BMP file.
+        most: pixels it may have; 0 for no limit.
+        name: for the message.
+
+    Returns:
+        `encoded`. If it has more pixels, the graph fails with a line for the user.
+    """
+    if not most:
+        return encoded
+    size = _size_in_header(encoded)
+    refusal = _refuse_unless(
+        tf.reduce_prod(tf.cast(size, tf.int64)) <= most,
+        *('Images must have at most ', f'{most:,}', ' pixels (--max_pixels); ', name, ' has ('),
+        *(size, '), height and width. Remove it, or raise the limit.'),
+    )
+    with tf.control_dependencies([refusal]):
+        return tf.identity(encoded)
+
+
+def _size_in_header(encoded: tf.Tensor) -> tf.Tensor:
+    """[2] int32, height and width; zeros if this is no image, which decoding then tells."""
+    head = tf.io.decode_raw(encoded, tf.int32, little_endian=False, fixed_length=28)
+
+    def of_others() -> tf.Tensor:
+        data = tf.cast(tf.io.decode_raw(encoded, tf.uint8, fixed_length=28), tf.int32)
+        gif = tf.stack([data[8] + 256 * data[9], data[6] + 256 * data[7]])
+        bmp = tf.io.decode_raw(encoded, tf.int16, fixed_length=28)
+        bmp = tf.bitcast(tf.stack([bmp[11:13], bmp[9:11]]), tf.int32)
+        is_bmp = (data[0] == ord('B')) & (data[1] == ord('M'))
+        return tf.where(head[0] == _GIF, gif, tf.where(is_bmp, tf.abs(bmp), 0))
+
+    return tf.cond(
+        head[0] == _PNG,
+        lambda: tf.reverse(head[4:6], [0]),
+        lambda: tf.cond(
+            tf.io.is_jpeg(encoded), lambda: tf.image.extract_jpeg_shape(encoded)[:2], of_others
+        ),
+    )
+
+
+def _refuse_unless(condition: tf.Tensor, *words: str | tf.Tensor) -> tf.Operation | None:
+    """An operation that fails with a line for the user, made of `words`, unless `condition`."""
+    return tf.raw_ops.Assert(
+        condition=condition, data=[LINE_BEGINS, *words, LINE_ENDS], summarize=3
+    )
+
+
+def to_rgb(image: tf.Tensor, image_range: str = '0..1', name: str | tf.Tensor = 'one') -> tf.Tensor:
     """Brings a decoded image to three channels: grey is repeated, alpha is dropped.
 
     Args:
         image: [h, w] or [h, w, c] with c from 1 to 4 (grey, grey + alpha, RGB, RGBA); any real
             dtype.
+        image_range: key of RANGES, for floating-point images.
+        name: of the image, for messages.
 
     Returns:
         [h, w, 3] of integers as they are stored, which `to_unit_range` takes, or float32 in
-        [0, 1]. Floating-point images are taken as they are if they lie in [0, 1] and divided by
-        255 if any value is larger.
+        [0, 1]. The graph fails with a line for the user if a floating-point image is not within
+        `image_range`, apart from rounding.
 
     Raises:
         UserError: if the image has another rank or number of channels.
@@ -36,11 +94,22 @@ def to_rgb(image: tf.Tensor) -> tf.Tensor:
         is_colour = tf.shape(image)[-1] >= 3
         image = tf.gather(image, tf.where(is_colour, [0, 1, 2], [0, 0, 0]), axis=-1)
         image.set_shape([None, None, 3])
-    if image.dtype.is_floating:
-        image = tf.cast(image, tf.float32)
-        scale = tf.where(tf.reduce_max(image) > 1.0, 255.0, 1.0)
-        image = tf.clip_by_value(image / scale, 0.0, 1.0)
-    return image
+    return _from_range(image, image_range, name) if image.dtype.is_floating else image
+
+
+def _from_range(image: tf.Tensor, image_range: str, name: str | tf.Tensor) -> tf.Tensor:
+    """Floating-point `image` from its range to [0, 1], float32."""
+    image = tf.cast(image, tf.float32)
+    black, white = RANGES[image_range]
+    slack = ROUNDING * (white - black)
+    least, most = tf.reduce_min(image), tf.reduce_max(image)
+    refusal = _refuse_unless(
+        (least >= black - slack) & (most <= white + slack),  # false where a value is not a number
+        *('Images must be in ', image_range, ' as those looked at first, or as --image_range says'),
+        *('; ', name, ' has values from ', least, ' to ', most, '. Give the --image_range of all.'),
+    )
+    with tf.control_dependencies([refusal]):
+        return tf.clip_by_value((image - black) / (white - black), 0.0, 1.0)
 
 
 def to_unit_range(image: tf.Tensor) -> tf.Tensor:

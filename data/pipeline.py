@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from data.augmentations import AUGMENTATIONS
 from data.config import DataConfig
-from data.images import to_rgb
+from data.images import check_size, to_rgb
 from data.randomness import epoch_key, view_seed
 from data.recipes import RECIPES, Recipe, View
 from data.service import check_answers
@@ -312,6 +312,7 @@ def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
     Returns:
         [image_size, image_size, 3] float32 in [0, 1].
     """
+    encoded = check_size(encoded, config.max_pixels, 'one')
     image = to_rgb(tf.io.decode_image(encoded, expand_animations=False))
     return _augment(image, tf.zeros([2], tf.int32), RECIPES['eval'][0], config)
 
@@ -410,7 +411,10 @@ def _open_views(
     config: DataConfig,
 ) -> tuple[tf.Tensor, ...]:
     """Decodes one example once and makes each of `views` of it, with its seed."""
-    image = to_rgb(source.decode(example['image']))  # [h, w, 3]
+    stored, name = example['image'], example.get('path', f'one of {source.name}')
+    if stored.dtype == tf.string:
+        stored = check_size(stored, config.max_pixels, name)
+    image = to_rgb(source.decode(stored), source.image_range or '0..1', name)  # [h, w, 3]
     return tuple(_augment(image, seed, view, config) for seed, view in zip(seeds, views))
 
 

@@ -27,6 +27,7 @@ MAX_STEPS_PER_CALL = 100
 
 Notes: TypeAlias = tf.Tensor | Sequence[float]
 NO_NOTES = (0.0, 1.0)
+Explain: TypeAlias = Callable[[Exception], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,7 @@ class Trainer:
         write: Callable[[int, Mapping[str, float]], None],
         on_checkpoint: Callable[[int], object] | None = None,
         stop: Stop | None = None,
+        explain: Explain = lambda error: None,
     ) -> None:
         """Trains until `total_steps` updates are done, exactly.
 
@@ -159,10 +161,12 @@ class Trainer:
             on_checkpoint: called with the step after each checkpoint.
             stop: a signal to any process makes all of them finish the step, write a checkpoint and
                 raise.
+            explain: what TensorFlow raised in a step → a line for the user who can mend the cause,
+                None if nobody can.
 
         Raises:
-            UserError: when the loss, or a weight that would be saved, is not finite; when the
-                images can't be read, or what is written can't be.
+            UserError: when the loss, or a weight that would be saved, is not finite; when
+                `explain` has an explanation, or what is to be written can't be.
             Interrupted: when a signal came.
         """
         iterator = iter(batches)
@@ -176,7 +180,7 @@ class Trainer:
             with stop.deferred():
                 while self.step < total_steps and not stopping:
                     steps = self._steps_until(total_steps, *intervals)
-                    latest, stopping = self._call(iterator, steps, stop, checkpoints)
+                    latest, stopping = self._call(iterator, steps, stop, checkpoints, explain)
                     progress.update(self.step, latest)
                     if self._due(self._config.train_summary_steps, total_steps):
                         seconds, started = time.monotonic() - started, time.monotonic()
@@ -214,13 +218,18 @@ class Trainer:
         )
 
     def _call(
-        self, iterator: Iterable[Batch], steps: int, stop: Stop, checkpoints: Checkpoints
+        self,
+        iterator: Iterable[Batch],
+        steps: int,
+        stop: Stop,
+        checkpoints: Checkpoints,
+        explain: Explain,
     ) -> tuple[dict[str, float], bool]:
         """Runs up to `steps` updates; means of the metrics over them, and whether to stop."""
         first = self.step
         started = time.monotonic()
         notes = tf.constant([float(stop.number is not None), self._wanted_steps])
-        with self._failing(checkpoints):
+        with self._failing(checkpoints, explain):
             results = self._run_steps(iterator, tf.constant(steps), notes)
             sums, done, (stopping, wanted) = (result.numpy().tolist() for result in results)
         if not math.isfinite(sums[0]):
@@ -229,16 +238,17 @@ class Trainer:
         return self.means.add(sums, done), stopping > 0
 
     @contextlib.contextmanager
-    def _failing(self, checkpoints: Checkpoints) -> Iterator[None]:
+    def _failing(self, checkpoints: Checkpoints, explain: Explain) -> Iterator[None]:
         """Says in one line what came between, if that is nothing this program does."""
-        kept = checkpoints.latest or 'none was written yet'
-        advice = f'then give the same command to go on. The last checkpoint: {kept}.'
         try:
             yield
-        except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
+            line = explain(error)
+            if line is None:
+                raise
+            kept = checkpoints.latest or 'none was written yet'
             raise UserError(
-                f'The images should stay where they are, but one can no longer be read: '
-                f'{distribution.one_line(error)}. Mend that, {advice}'
+                f'{line} Then give the same command to go on. The last checkpoint: {kept}.'
             ) from error
 
     def _check_weights(self, checkpoints: Checkpoints) -> None:

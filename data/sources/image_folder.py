@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
+from data.image_range import check_integers
 from data.names import one_line
 from data.sources.source import NO_LABEL, Source
 from data.sources.splits import parts_of, split_names
@@ -48,6 +49,7 @@ def open_image_folder(config: DataConfig) -> Source:
                 f'{getattr(config, flag)!r} with --dataset=image_folder, whose labels are the '
                 'names of folders. Leave it out.'
             )
+    check_integers('image_folder', config.image_range)
     root = os.path.expanduser(config.data_dir or '')
     if not root or not _is_folder(root):
         raise UserError(

@@ -54,6 +54,8 @@ class Source:
         label_hint: where there are no labels, what in the data set might be some; may be empty.
         read: path of a file, scalar string → its contents, scalar string. None where `examples`
             holds the contents. Reading comes after the shuffle, whose buffer holds paths then.
+        image_range: of decoded images that are floating-point numbers, a key of
+            `data.images.RANGES`; None for integers.
         bytes_per_example: split → mean size of what `examples` holds; None if it is not known.
     """
 
@@ -69,16 +71,18 @@ class Source:
     identify: Callable[[str, Sequence[int]], list[str]] | None = None
     label_hint: str = ''
     read: Callable[[tf.Tensor], tf.Tensor] | None = None
+    image_range: str | None = None
     bytes_per_example: Callable[[str], float | None] = unknown_size
 
     def with_contents(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """`dataset` of (..., example) or of examples, with contents in place of paths."""
+        """`dataset` of (..., example) or of examples, with contents for the paths."""
         if self.read is None:
             return dataset
 
         def read(*parts: Any) -> Any:
             *others, example = parts
-            read_in = {**example, 'image': self.read(example['image'])}
+            path = example['image']
+            read_in = {**example, 'image': self.read(path), 'path': path}  # for messages
             return (*others, read_in) if others else read_in
 
         plain = tf.autograph.experimental.do_not_convert(read)

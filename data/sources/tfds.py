@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from data.config import DataConfig
+from data.image_range import check_integers, find_range
 from data.names import find_builder, one_line
 from data.sources.features import Label, find_image, find_label
 from data.sources.source import BYTES_LOOKED_AT, NO_LABEL, Source
@@ -112,6 +113,7 @@ def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: Data
             builder, split, _parts(name, builder, split), positions
         ),
         label_hint=hint,
+        image_range=_image_range(name, builder, image_key, config),
         bytes_per_example=lambda split: _bytes_per_example(builder, _parts(name, builder, split)),
     )
 
@@ -153,6 +155,21 @@ def _identify(
     names = [f'{name}[{number}:{number + 1}]' for name, numbers in parts for number in numbers]
     order = _reading_order(builder, split)
     return [names[order[position]] for position in positions]
+
+
+def _image_range(
+    name: str, builder: tfds.core.DatasetBuilder, key: str, config: DataConfig
+) -> str | None:
+    """The range of floating-point images, as given or as the first ones have it."""
+    feature, given = builder.info.features[key], config.image_range
+    if feature.np_dtype.kind != 'f':
+        check_integers(name, given)
+        return None
+    if given != 'auto':
+        return given
+    _parts(name, builder, config.train_split)
+    examples, decode = _read(builder, config.train_split, [key]), _decoder(feature)
+    return find_range(name, config.train_split, examples.map(lambda example: decode(example[key])))
 
 
 def _bytes_per_example(

@@ -29,7 +29,7 @@ def test_grey_is_repeated_and_alpha_dropped():
         (np.uint16, [0, 13107, 65535], [0, 0.2, 1]),
         (np.int32, [0, 51, 255], [0, 0.2, 1]),
         (np.float32, [0, 0.2, 1], [0, 0.2, 1]),
-        (np.float64, [0, 51, 255], [0, 0.2, 1]),
+        (np.float64, [0, 0.2, 1], [0, 0.2, 1]),
         (np.bool_, [False, True, True], [0, 1, 1]),
     ],
 )

@@ -1,0 +1,59 @@
+"""What went wrong while images were read, told in one line where the user can mend it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from data.sources.source import Source
+from settings import UserError, line_within, shown, text_of
+
+_GONE = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
+_UNDECODABLE = re.compile(r'Invalid (PNG|JPEG|GIF|BMP)|Unknown image file format|Input is empty')
+
+
+@contextlib.contextmanager
+def told(source: Source) -> Iterator[None]:
+    """Within it, failures to read `source` that the user can mend are a UserError."""
+    try:
+        yield
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        line = explain(error, source)
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+def explain(error: tf.errors.OpError | UnicodeDecodeError, source: Source) -> str | None:
+    """One line about what is wrong with the images.
+
+    Args:
+        error: raised by a step that reads batches; see `settings.text_of` for the second kind.
+        source: where the images come from.
+
+    Returns:
+        What was expected, what was found, what to do; None if the images are not the cause.
+    """
+    line = line_within(error)
+    if line is not None:
+        return line
+    said = _said(error)
+    disguised = isinstance(error, UnicodeDecodeError)
+    if isinstance(error, _GONE) or (disguised and 'No such file' in said):
+        return f'The images should stay where they are, but one can no longer be read: {said}.'
+    if isinstance(error, tf.errors.InvalidArgumentError) and _UNDECODABLE.search(said):
+        return (
+            f'Images must be whole PNG, JPEG, GIF or BMP files; one of {source.name} cannot be '
+            f'decoded ({said}). Restore it, or remove it from the data set.'
+        )
+    return None
+
+
+def _said(error: BaseException) -> str:
+    """The message without the places in the graph that TensorFlow lists around it."""
+    places = r'\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*?\].*'
+    message = re.sub(places, ' ', text_of(error), flags=re.DOTALL)
+    return shown(' '.join(message.split()))[:300]

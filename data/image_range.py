@@ -1,0 +1,50 @@
+"""The range of floating-point images: one for a data set, whatever a single image may look like."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from data.images import RANGES, ROUNDING
+from settings import UserError
+
+LOOKED_AT = 256  # images
+
+
+def check_integers(name: str, given: str) -> None:
+    """Raises UserError if a range is given for images that are integers."""
+    if given != 'auto':
+        raise UserError(
+            f'--image_range={given} is for floating-point images; those of {name} are integers, '
+            'whose type tells their range. Leave it out.'
+        )
+
+
+def find_range(name: str, split: str, images: tf.data.Dataset) -> str:
+    """The range that the first images of a data set have.
+
+    Args:
+        name: of the data set, for the message.
+        split: from which `images` are, for the message.
+        images: decoded, of a floating-point dtype, in a fixed order.
+
+    Returns:
+        Key of `RANGES`: the narrowest from 0 on that holds all of them, or -1..1.
+
+    Raises:
+        UserError: if there is none.
+    """
+    first = images.take(LOOKED_AT).map(lambda image: (tf.reduce_min(image), tf.reduce_max(image)))
+    found = list(first.as_numpy_iterator())
+    if not found:
+        return '0..1'
+    least, most = (float(part(values)) for part, values in zip((np.min, np.max), zip(*found)))
+    for image_range in ('0..1', '0..255', '-1..1'):
+        black, white = RANGES[image_range]
+        slack = ROUNDING * (white - black)
+        if least >= black - slack and most <= white + slack:  # false if they are not numbers
+            return image_range
+    raise UserError(
+        f'Floating-point images must be in {", ".join(RANGES)}; found values from {least:g} to '
+        f'{most:g} in {split!r} of {name}. Scale them to one of these, without normalising them.'
+    )
