@@ -150,9 +150,8 @@ def complete(given: dict[str, Any], environment: Mapping[str, str]) -> dict[str,
         UserError: if several workers would each choose a folder.
     """
     given = dict(given)
-    # Within an allocation SLURM sets the first for any program; in a step it sets the second.
-    in_cluster = 'TF_CONFIG' in environment or int(environment.get('SLURM_STEP_NUM_TASKS', 1)) > 1
-    if in_cluster and given.get('strategy', 'auto') == 'auto' and not given.get('use_tpu'):
+    chosen = given.get('use_tpu') or given.get('strategy', 'auto') != 'auto'
+    if not chosen and ('TF_CONFIG' in environment or _tasks_of_step(environment) > 1):
         given['strategy'] = 'multi_worker'
     if given.get('model_dir') is not None or given.get('mode') in ('eval', 'export'):
         return given
@@ -164,6 +163,18 @@ def complete(given: dict[str, Any], environment: Mapping[str, str]) -> dict[str,
     stem = os.path.join('runs', time.strftime('%Y%m%d-%H%M%S'))
     names = (stem if i == 0 else f'{stem}-{i}' for i in range(1000))
     return {**given, 'model_dir': next(name for name in names if not os.path.exists(name))}
+
+
+def _tasks_of_step(environment: Mapping[str, str]) -> int:
+    """How many tasks a step of SLURM has; 1 where there is none. An allocation is no step."""
+    name = 'SLURM_STEP_NUM_TASKS'
+    try:
+        return int(environment.get(name, 1))
+    except ValueError as error:
+        raise UserError(
+            f'{name} must be a whole number, as SLURM sets it; found {environment[name]!r}. Unset '
+            'it, or give a --strategy.'
+        ) from error
 
 
 def run(config: Config, given: dict[str, Any], stop: Stop) -> None:

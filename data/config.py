@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import urllib.parse
 
+from connections import split_address
 from settings import UserError, check_options, option
 
 
@@ -122,23 +122,3 @@ class DataConfig:
                 f'--label_fraction={self.label_fraction} and --labels_per_class='
                 f'{self.labels_per_class} both choose the labels; give one of them.'
             )
-
-
-def split_address(address: str, flag: str) -> tuple[str, int]:
-    """Host and port of 'grpc://host:port'.
-
-    Args:
-        address: what was given.
-        flag: where, for the message.
-
-    Raises:
-        UserError: if it is not written like that.
-    """
-    try:
-        parts = urllib.parse.urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is no number or too large, or half a pair of brackets
-        host, port = None, None
-    if not host or not port or address != f'grpc://{parts.netloc}' or '@' in address:
-        raise UserError(f'{flag} must be an address like grpc://host:5050; found {address!r}.')
-    return host, port

@@ -1,26 +1,33 @@
 """Starts a tf.data service, whose workers make the training batches of --tf_data_service.
 
-One dispatcher, then any number of workers, on any machines that see the data set under the same
-path as the training program and have this project:
+One dispatcher, then any number of workers, on machines that see the data set under the same path as
+the training program and have this project:
 
-  python -m data.service dispatcher --port=5050
-  python -m data.service worker --dispatcher=grpc://host:5050
+  python -m data.service dispatcher --port=5050 --bind=0.0.0.0
+  python -m data.service worker --dispatcher=grpc://host:5050 --bind=0.0.0.0
+
+Without --bind only this machine can connect. Whoever can connect can run TensorFlow graphs in a
+worker, reading and writing files as its user: the service asks for no password (docs/security.md).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ipaddress
 import os
+import pathlib
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data.config import split_address
+from connections import ask, split_address
 from settings import UserError
 
-_SECONDS_TO_ANSWER = 5.0
+LOOPBACK, EVERYWHERE = '127.0.0.1', '0.0.0.0'
+_OWN_FILES = pathlib.Path('/proc/self/fd')
 _ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -39,8 +46,7 @@ def check_answers(address: str, flag: str = '--tf_data_service') -> str:
     """
     host, port = split_address(address, flag)
     try:
-        with socket.create_connection((host, port), _SECONDS_TO_ANSWER) as connection:
-            own = connection.getsockname()[0]
+        own = ask(host, port)
     except OSError as error:
         raise UserError(
             f'{flag}={address} must be the address of a running tf.data service; nothing answers '
@@ -49,47 +55,59 @@ def check_answers(address: str, flag: str = '--tf_data_service') -> str:
     return f'[{own}]' if ':' in own else own
 
 
-def start_dispatcher(port: int) -> tuple[Any, str]:
+def start_dispatcher(port: int, bind: str = LOOPBACK) -> tuple[Any, str]:
     """Starts a dispatcher.
 
     Args:
         port: to listen at; 0 takes a free one.
+        bind: LOOPBACK, where only this machine can connect, or EVERYWHERE.
 
     Returns:
         The server, and a line that says where it listens and how to use it.
 
     Raises:
-        UserError: if `port` cannot be listened at.
+        UserError: if `port` cannot be listened at, or others can't be kept out.
     """
     _check_port(port)
     import tensorflow as tf
 
     service = tf.data.experimental.service
-    server = service.DispatchServer(service.DispatcherConfig(port=port))
+    with _bound_to(bind):
+        server = service.DispatchServer(service.DispatcherConfig(port=port))
     found = server.target.rsplit(':', 1)[1]
-    address = f'grpc://{socket.gethostname()}:{found}'
+    host = LOOPBACK if bind == LOOPBACK else socket.gethostname()
+    address = f'grpc://{host}:{found}'
+    more = '' if bind == LOOPBACK else f' --bind={bind}'
     return server, (
         f'Dispatcher at {address}; start workers with python -m data.service worker '
-        f'--dispatcher={address} and train with --tf_data_service={address}'
+        f'--dispatcher={address}{more} and train with --tf_data_service={address}'
     )
 
 
-def start_worker(dispatcher: str, port: int) -> tuple[Any, str]:
+def start_worker(dispatcher: str, port: int, bind: str = LOOPBACK) -> tuple[Any, str]:
     """Starts a worker.
 
     Args:
         dispatcher: grpc://host:port of the dispatcher, which is running.
         port: to listen at; 0 takes a free one.
+        bind: LOOPBACK, where only this machine can connect, or EVERYWHERE.
 
     Returns:
         The server, and a line that says how to use it.
 
     Raises:
-        UserError: if no dispatcher answers, or `port` cannot be listened at.
+        UserError: if no dispatcher answers, `port` cannot be listened at, or others can't be kept
+            out or are to be.
     """
     _check_port(port)
     # The training program fetches batches from here, perhaps from another machine.
     host = check_answers(dispatcher, '--dispatcher')
+    if bind == LOOPBACK and not ipaddress.ip_address(host.strip('[]')).is_loopback:
+        raise UserError(
+            f'--bind must let other machines connect, for the dispatcher {dispatcher} is not on '
+            f'this one alone; found --bind={bind}. Use --bind={EVERYWHERE} in a network that you '
+            'trust.'
+        )
 
     import tensorflow as tf
 
@@ -101,8 +119,47 @@ def start_worker(dispatcher: str, port: int) -> tuple[Any, str]:
         data_transfer_address=place,
         port=port,
     )
-    server = service.WorkerServer(config)
+    with _bound_to(bind):
+        server = service.WorkerServer(config)
     return server, f'Worker at {host} of {dispatcher}; train with --tf_data_service={dispatcher}'
+
+
+@contextlib.contextmanager
+def _bound_to(bind: str) -> Iterator[None]:
+    """Within it servers are started that only `bind` reaches.
+
+    TensorFlow's listen at all interfaces and can't be told otherwise. So, as soon as they do, the
+    kernel is told to take connections to them from the loopback interface alone.
+    """
+    before = _listening()
+    yield
+    if bind == EVERYWHERE:
+        return
+    try:
+        found = _listening() - before
+        if not found:
+            raise OSError('its socket is not to be found')
+        for number in found:
+            with socket.socket(fileno=os.dup(number)) as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'lo\0')
+    except (OSError, AttributeError) as error:  # not Linux, or before 5.7
+        raise UserError(
+            f'--bind={bind} keeps other machines out, which this system does not allow '
+            f'({error}). Use --bind={EVERYWHERE} behind a firewall.'
+        ) from error
+
+
+def _listening() -> set[int]:
+    """File descriptors of this process's sockets that wait for connections."""
+    found = set()
+    for entry in _OWN_FILES.iterdir() if _OWN_FILES.exists() else ():
+        with (
+            contextlib.suppress(OSError),  # closed meanwhile, or no socket
+            socket.socket(fileno=os.dup(int(entry.name))) as candidate,
+        ):
+            if candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                found.add(int(entry.name))
+    return found
 
 
 def _check_port(port: int) -> None:
@@ -130,6 +187,13 @@ def main(arguments: Sequence[str]) -> int:
     worker = kinds.add_parser('worker', help='makes batches; as many as you like')
     worker.add_argument('--dispatcher', required=True, help='grpc://host:port')
     worker.add_argument('--port', type=int, default=0, help='to listen at; 0: any free one')
+    for kind in (dispatcher, worker):
+        kind.add_argument(
+            '--bind',
+            default=LOOPBACK,
+            choices=(LOOPBACK, EVERYWHERE),
+            help=f'who may connect: this machine, or all ({EVERYWHERE}); default: %(default)s',
+        )
     given = parser.parse_args(arguments)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     try:
@@ -145,9 +209,9 @@ def _serve(given: argparse.Namespace) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDED_BY)
     try:
         if given.kind == 'dispatcher':
-            server, words = start_dispatcher(given.port)
+            server, words = start_dispatcher(given.port, given.bind)
         else:
-            server, words = start_worker(given.dispatcher, given.port)
+            server, words = start_worker(given.dispatcher, given.port, given.bind)
         print(words, flush=True)
         signal.sigwait(_ENDED_BY)
         del server

@@ -14,13 +14,13 @@ ROOMS = ('data', 'tf2', 'hub_export', 'report', 'benchmarks')
 ALLOWED = {
     'settings': (),
     'interruption': (),
-    'data': ('settings', 'data'),
+    'data': ('settings', 'connections', 'data'),
     'tf2': ('settings', 'interruption', 'tf2'),
     'tf2.config': ('settings',),
     'tf2.records': ('settings', 'tf2.config'),
     'tf2.out_of_memory': ('tf2.config',),
     'tf2.files': ('settings', 'tf2.out_of_memory'),
-    'tf2.distribution': ('settings', 'tf2.config', 'tf2.files', 'tf2.out_of_memory'),
+    'tf2.distribution': ('settings', 'connections', 'tf2.config', 'tf2.files', 'tf2.out_of_memory'),
     'tf2.models': ('tf2.models', 'tf2.config'),
     'tf2.weights': ('settings', 'tf2.weights', 'tf2.models', 'tf2.config', 'tf2.records'),
     'tf2.objectives': (
@@ -33,6 +33,7 @@ ALLOWED = {
     'tf2.optimizers': ('settings', 'tf2.optimizers', 'tf2.config'),
     'tf2.evaluators': ('settings', 'tf2.evaluators', 'tf2.files', 'tf2.records'),
     'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config', 'tf2.records'),
+    'connections': ('settings',),
     'presets': (),
     'benchmarks': ('settings', 'run', 'hub_export', 'data', 'tf2', 'benchmarks'),
     'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files', 'tf2.records'),
@@ -139,6 +140,7 @@ def test_usage_errors_need_no_tensorflow() -> None:
             'configuration',
             'places',
             'capacity',
+            'connections',
             'presets',
             'settings',
         )

@@ -395,6 +395,14 @@ class TrainConfig:
     master: str | None = option(
         None, 'Address of the TPU worker, instead of --tpu_name.', modes=('eval',), resume='free'
     )
+    connect_timeout: int = option(
+        120,
+        'Seconds to wait for what is elsewhere: a TPU, the other workers, a remote folder.',
+        at_least=1,
+        at_most=86_400,
+        modes=('eval', 'export'),
+        resume='free',
+    )
     knn_neighbors: int = option(
         0,
         'Evaluate with k nearest neighbours, this many of them; 0 turns it off.',

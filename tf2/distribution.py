@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
+import connections
 from settings import UserError
 from tf2.config import TrainConfig
 from tf2.files import checkpoints_in
@@ -41,7 +42,7 @@ def build_strategy(config: TrainConfig) -> tf.distribute.Strategy:
     if kind == 'tpu':
         return _tpu_strategy(config)
     if kind == 'multi_worker':
-        return _multi_worker_strategy()
+        return _multi_worker_strategy(config.connect_timeout)
     names = [device.name for device in _devices()]
     if kind == 'one_device':
         return tf.distribute.OneDeviceStrategy(names[0])
@@ -109,10 +110,10 @@ def split_device(count: int) -> None:
 
 # TensorFlow takes one in a process; all stages of a pipeline share it.
 @functools.cache
-def _multi_worker_strategy() -> tf.distribute.Strategy:
+def _multi_worker_strategy(seconds: float) -> tf.distribute.Strategy:
     resolver, cluster = _cluster()
     workers = cluster.get('chief', []) + cluster.get('worker', [])
-    print(f'Waiting until all workers are there: {", ".join(workers)}.', flush=True)
+    _wait_for_workers(resolver, workers, seconds)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
@@ -120,6 +121,45 @@ def _multi_worker_strategy() -> tf.distribute.Strategy:
             f'The workers {", ".join(workers)} should connect to each other; found: '
             f'{one_line(error)}. Check TF_CONFIG and that each of them was started once.'
         ) from error
+
+
+def _wait_for_workers(
+    resolver: tf.distribute.cluster_resolver.ClusterResolver, workers: list[str], seconds: float
+) -> None:
+    """Returns when all other workers answer. TensorFlow's own waiting can't be interrupted.
+
+    Raises:
+        UserError: if some of them don't within `seconds`.
+    """
+    own = _own_address(resolver)
+    others = {_place_of(worker): worker for worker in workers if worker != own}
+    print(
+        f'Waiting up to {seconds} s (--connect_timeout) until all workers are there: '
+        f'{", ".join(workers)}.',
+        flush=True,
+    )
+    try:
+        with connections.answering(_place_of(own)[1]):
+            missing = connections.wait_for(list(others), seconds)
+    except OSError as error:
+        raise UserError(
+            f'Worker {own} must be able to listen at its port; found: {one_line(error)}. Start '
+            'each worker once, and give each of them an index of its own.'
+        ) from error
+    if missing:
+        found = ', '.join(f'{others[place]} ({one_line(why)})' for place, why in missing.items())
+        raise UserError(
+            f'All workers must be there within {seconds} s (--connect_timeout); no answer from '
+            f'{found}. Start each of them once, and check their addresses.'
+        )
+
+
+def _own_address(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> str:
+    return resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
+
+
+def _place_of(worker: str) -> tuple[str, int]:
+    return connections.split_address(f'grpc://{worker}', 'A worker in TF_CONFIG')
 
 
 def _cluster() -> tuple[tf.distribute.cluster_resolver.ClusterResolver, dict[str, list[str]]]:
@@ -133,6 +173,7 @@ def _cluster() -> tuple[tf.distribute.cluster_resolver.ClusterResolver, dict[str
             resolver = resolvers.SlurmClusterResolver(
                 gpus_per_node=MAX_TASKS_PER_NODE, gpus_per_task=1, auto_set_gpu=False
             )
+        _place_of(_own_address(resolver))
         return resolver, resolver.cluster_spec().as_dict()
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, OSError) as error:
         raise UserError(
@@ -212,13 +253,27 @@ def _tpu_strategy(config: TrainConfig) -> tf.distribute.Strategy:
             '--strategy=tpu expects an attached TPU, --tpu_name or --master; found none of them. '
             'Name the TPU, or leave it out to run on what is there.'
         )
-    try:
+
+    def connect() -> tf.distribute.cluster_resolver.ClusterResolver:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
             address or 'local', zone=config.tpu_zone, project=config.gcp_project
         )
         if address:
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
+        return resolver
+
+    seconds = config.connect_timeout
+    if address:
+        print(
+            f'Waiting up to {seconds} s (--connect_timeout) for the TPU at {address}.', flush=True
+        )
+    try:
+        if address and address.startswith('grpc://'):
+            flag = '--tpu_name' if config.tpu_name else '--master'
+            place = connections.split_address(address, flag)
+            connections.ask(*place, min(seconds, connections.SECONDS_TO_ANSWER))
+        resolver = connections.bounded(connect, seconds)
     except (ValueError, tf.errors.OpError, RuntimeError, OSError, ImportError) as error:
         raise UserError(
             f'No TPU could be reached at {address or "this machine"} ({one_line(error)}). '

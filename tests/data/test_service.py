@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
+import os
 import pathlib
 import re
 import signal
@@ -20,8 +21,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from connections import answering, split_address
 from data import service
-from data.config import DataConfig, split_address
+from data.config import DataConfig
 from data.label_subset import LabelSubset, restrict
 from data.pipeline import train_batches
 from data.sources import Source
@@ -204,8 +206,10 @@ def test_a_port_that_is_taken_is_refused(capsys):
 
 def test_an_address_where_nothing_answers_is_refused(capsys):
     with taken_port() as taken:
-        address = f'grpc://localhost:{taken.getsockname()[1]}'
-        assert service.check_answers(address) == '127.0.0.1'
+        port = taken.getsockname()[1]
+    address = f'grpc://localhost:{port}'
+    with answering(port):
+        assert service.check_answers(address) in ('127.0.0.1', '[::1]')
     with pytest.raises(UserError, match='nothing answers there') as error:
         batches(png_source(4), address)
     assert f'--tf_data_service={address}' in str(error.value)
@@ -232,3 +236,39 @@ def test_addresses_are_split():
     assert split_address('grpc://a.host:5050', '--x') == ('a.host', 5050)
     assert split_address('grpc://[::1]:80', '--x') == ('::1', 80)
     assert DataConfig(tf_data_service='grpc://host:1').tf_data_service == 'grpc://host:1'
+
+
+def devices_of(numbers: set[int]) -> set[bytes]:
+    """The interfaces that listening sockets of this process take connections from."""
+    found = set()
+    for number in numbers:
+        with socket.socket(fileno=os.dup(number)) as server:
+            found.add(server.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).strip(b'\0'))
+    return found
+
+
+def test_servers_are_for_this_machine_unless_told_otherwise():
+    """Whatever listens: a dispatcher, a worker, and a dispatcher that is open to all."""
+    before = service._listening()
+    dispatcher, words = service.start_dispatcher(0)
+    assert 'Dispatcher at grpc://127.0.0.1:' in words and '--bind' not in words
+    worker, _ = service.start_worker(re.search(r'grpc://\S+:\d+', words)[0], 0)
+    closed = service._listening() - before
+    assert len(closed) >= 2
+    assert devices_of(closed) == {b'lo'}
+    opened, words = service.start_dispatcher(0, service.EVERYWHERE)
+    assert '--bind=0.0.0.0' in words
+    assert devices_of(service._listening() - before - closed) == {b''}
+    del dispatcher, worker, opened
+
+
+def test_where_others_cannot_be_kept_out_nothing_starts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(service, '_listening', lambda: set())
+    with pytest.raises(UserError, match='keeps other machines out, which this system does not'):
+        service.start_dispatcher(0)
+
+
+def test_a_worker_of_another_machines_dispatcher_has_to_be_open(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(service, 'ask', lambda host, port: '10.0.0.7')
+    with pytest.raises(UserError, match=r'--bind must let other machines connect.*--bind=0\.0\.0'):
+        service.start_worker('grpc://elsewhere:5050', 0)

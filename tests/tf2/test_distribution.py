@@ -52,7 +52,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         (1, {}, ('OneDeviceStrategy', '/gpu:0')),
         (2, {}, ('MirroredStrategy', ['/gpu:0', '/gpu:1'], None)),
         (2, {'strategy': 'one_device'}, ('OneDeviceStrategy', '/gpu:0')),
-        (2, {'strategy': 'multi_worker'}, ('multi_worker',)),
+        (2, {'strategy': 'multi_worker'}, ('multi_worker', 120)),
     ],
 )
 def test_the_strategy_fits_the_devices_or_is_the_one_named(
