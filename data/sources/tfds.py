@@ -162,7 +162,7 @@ def _image_range(
 ) -> str | None:
     """The range of floating-point images, as given or as the first ones have it."""
     feature, given = builder.info.features[key], config.image_range
-    if feature.np_dtype.kind != 'f':
+    if np.dtype(feature.np_dtype).kind != 'f':
         check_integers(name, given)
         return None
     if given != 'auto':
