@@ -175,13 +175,13 @@ def _is_class(feature: Any) -> bool:
 
 
 def _is_integer(feature: Any) -> bool:
-    return _is_plain(feature) and feature.shape == () and feature.np_dtype.kind in 'iu'
+    return _is_plain(feature) and feature.shape == () and _letter(feature) in 'iu'
 
 
 def _is_vector(feature: Any) -> bool:
     if not _is_plain(feature) or len(feature.shape) != 1:
         return False
-    return (feature.shape[0] or 0) >= 2 and feature.np_dtype.kind in 'uifb'
+    return (feature.shape[0] or 0) >= 2 and _letter(feature) in 'uifb'
 
 
 def _is_plain(feature: Any) -> bool:
@@ -189,7 +189,12 @@ def _is_plain(feature: Any) -> bool:
     import tensorflow_datasets as tfds
 
     kinds = (tfds.features.Tensor, tfds.features.Scalar)
-    return type(feature) in kinds and hasattr(feature.np_dtype, 'kind')
+    return type(feature) in kinds
+
+
+def _letter(feature: Any) -> str:
+    """Letter of NumPy for the kind of a feature's type, which it tells by a dtype or a class."""
+    return np.dtype(feature.np_dtype).kind
 
 
 def _holds_image(feature: Any) -> bool:
@@ -197,7 +202,7 @@ def _holds_image(feature: Any) -> bool:
 
     if isinstance(feature, tfds.features.Image):
         return True
-    if type(feature) is not tfds.features.Tensor or feature.np_dtype.kind not in 'uifb':
+    if type(feature) is not tfds.features.Tensor or _letter(feature) not in 'uifb':
         return False
     shape = feature.shape
     return len(shape) == 2 or (len(shape) == 3 and shape[-1] in (None, 1, 2, 3, 4))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from data.labels import read_labels
 from data.pipeline import eval_batches, train_batches
 from data.sources import SOURCES, open_source
 from data.sources import bundled as bundled_module
+from data.sources.features import find_image
 from settings import UserError
 
 
@@ -95,6 +97,24 @@ def test_data_sets_without_labels_can_be_trained_on(write_builder):
     (batch,) = eval_batches(source, config, split='train', batch_size=4)
     assert batch['label'].numpy().tolist() == [-1] * 4
     assert batch['mask'].numpy().all()
+
+
+def test_a_registered_data_set_tells_types_by_classes(write_builder):
+    """np.uint8, where one that is only on disk says np.dtype('uint8'): of image and label alike."""
+    features = {'image': tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8)}
+    rows = [{'image': i, 'label': n} for n, i in enumerate(pixels(10, 28, 28, 1))]
+    for label in (tfds.features.Scalar(dtype=np.int64), tfds.features.ClassLabel(num_classes=10)):
+        data_dir = write_builder('mnist', {**features, 'label': label}, {'train': rows})
+        folder = next(data_dir.rglob('1.0.0')).rename(data_dir / 'mnist' / '3.0.1')
+        told = folder / 'dataset_info.json'
+        told.write_text(told.read_text().replace('"1.0.0"', '"3.0.1"'))
+        source = open_source(DataConfig(dataset='mnist', data_dir=str(data_dir)))
+        assert source.num_examples('train') == 10
+    stub = types.SimpleNamespace(
+        features={**features, 'number': tfds.features.Scalar(dtype=np.int64)}, supervised_keys=None
+    )
+    assert stub.features['image'].np_dtype is np.uint8
+    assert find_image('stub', stub) == 'image'
 
 
 def test_data_set_without_images_is_refused(write_builder):

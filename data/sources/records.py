@@ -1,0 +1,269 @@
+"""TFRecord files on disk: whether they are whole, and the good records of one that is not.
+
+A file is a sequence of records: length, checksum of the length, data, checksum of the data.
+TensorFlow's reader stops at a record that is corrupt; here the ones behind it are found again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import struct
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from settings import UserError, shown
+
+_HEADER, _FOOTER = 12, 4  # bytes before and after the data of a record
+_POLYNOMIAL = 0x82F63B78  # of CRC-32C, reflected
+_MASK = 0xA282EAD8
+_COUNTED_AT_ONCE = 256
+_SEARCHED_AT_ONCE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file of a data set, with what the data set says of it.
+
+    Attributes:
+        path: where it is.
+        expected: number of records.
+        size: bytes on disk.
+        modified: when it was last written.
+    """
+
+    path: str
+    expected: int
+    size: int
+    modified: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The good records of a damaged file.
+
+    Attributes:
+        offsets: [n] int64, where the data of each begins.
+        lengths: [n] int64, bytes of data.
+        gaps: places at which there is something else.
+        is_cut_off: whether the last record goes on beyond the end of the file.
+    """
+
+    offsets: np.ndarray
+    lengths: np.ndarray
+    gaps: int
+    is_cut_off: bool
+
+
+def find_files(expected: Mapping[str, int]) -> list[File]:
+    """Looks at the files of a split.
+
+    Args:
+        expected: path → number of records.
+
+    Raises:
+        UserError: if one is missing or empty.
+    """
+    files = []
+    for path, count in expected.items():
+        try:
+            stat = tf.io.gfile.stat(path)
+        except tf.errors.OpError as error:
+            what = 'missing' if isinstance(error, tf.errors.NotFoundError) else 'not readable'
+            raise _damaged(path, f'hold {count} records', f'it {what}') from error
+        if count and not stat.length:
+            raise _damaged(path, f'hold {count} records', 'it empty')
+        files.append(File(path, count, stat.length, stat.mtime_nsec))
+    return files
+
+
+def check_total(files: Sequence[File], num_bytes: int) -> None:
+    """Raises UserError if files have fewer bytes than the data set says that records take."""
+    found = sum(file.size for file in files)
+    if found < num_bytes:
+        smallest = min(files, key=lambda file: file.size / max(1, file.expected))
+        raise UserError(
+            f'The {len(files)} files of {shown(smallest.path)} and its like should have more than '
+            f'{num_bytes:,} bytes, as dataset_info.json says; found {found:,}. Some are cut off: '
+            'restore them, or prepare the data set again.'
+        )
+
+
+@functools.cache
+def examine(files: tuple[File, ...]) -> dict[str, Records]:
+    """Reads all records and compares their checksums and their number.
+
+    Args:
+        files: of one split.
+
+    Returns:
+        The good records of each file with corrupt ones, by path; mostly none. It is said how many
+        are left out.
+
+    Raises:
+        UserError: if a file is cut off, or holds another number of records than it should.
+    """
+    return {file.path: _salvage(file) for file in files if _count(file.path) != file.expected}
+
+
+def _count(path: str) -> int:
+    """The number of records of a file, -1 if one is corrupt."""
+    try:
+        # Eagerly: nothing has to be traced, which would take longer than reading a small file.
+        return sum(len(batch) for batch in tf.data.TFRecordDataset(path).batch(_COUNTED_AT_ONCE))
+    except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
+        return -1
+
+
+def _salvage(file: File) -> Records:
+    """The good records of a file, where only a few are corrupt."""
+    with tf.io.gfile.GFile(file.path, 'rb') as opened:
+        records = find_records(np.frombuffer(opened.read(), np.uint8))
+    good, lost = len(records.offsets), file.expected - len(records.offsets)
+    if records.is_cut_off:
+        raise _damaged(file.path, f'hold {file.expected} records', f'it cut off after {good}')
+    if not records.gaps or lost < records.gaps or 2 * good < file.expected:
+        corrupt = f', and {records.gaps} corrupt' if records.gaps else ''
+        raise _damaged(file.path, f'hold {file.expected} records', f'{good} whole ones{corrupt}')
+    are = 'record of {} is' if lost == 1 else 'records of {} are'
+    print(f'{lost} {are.format(shown(file.path))} corrupt and skipped.', flush=True)
+    return records
+
+
+def _damaged(path: str, expected: str, found: str) -> UserError:
+    return UserError(
+        f'{shown(path)} must {expected}, as dataset_info.json says; found {found}. Restore the '
+        'file, or prepare the data set again.'
+    )
+
+
+def find_records(content: np.ndarray) -> Records:
+    """Finds the records of a file.
+
+    Args:
+        content: [n] uint8.
+    """
+    offsets, lengths, place, gaps, end = [], [], 0, 0, len(content)
+    while place < end:
+        if not _is_header(content[place : place + _HEADER]):
+            gaps += 1
+            place = _next_header(content, place + 1)
+            continue
+        (length,) = struct.unpack_from('<Q', content, place)
+        offsets.append(place + _HEADER)
+        lengths.append(length)
+        place += _HEADER + length + _FOOTER
+    starts, sizes = np.array(offsets, np.int64), np.array(lengths, np.int64)
+    is_cut_off = place > end
+    if is_cut_off:
+        starts, sizes = starts[:-1], sizes[:-1]
+    good = _checksums(content, starts, sizes) == _stored(content, starts + sizes)
+    return Records(starts[good], sizes[good], gaps + int(np.sum(~good)), is_cut_off)
+
+
+def _is_header(header: np.ndarray) -> bool:
+    return len(header) == _HEADER and len(_headers(header)) == 1
+
+
+def _next_header(content: np.ndarray, place: int) -> int:
+    """The first place from `place` on where a record begins; the end if there is none."""
+    for start in range(place, len(content), _SEARCHED_AT_ONCE):
+        found = _headers(content[start : start + _SEARCHED_AT_ONCE + _HEADER - 1])
+        if len(found):
+            return start + int(found[0])
+    return len(content)
+
+
+def _headers(content: np.ndarray) -> np.ndarray:
+    """Places in `content` at which there is a length with its checksum."""
+    starts = np.arange(max(0, len(content) - _HEADER + 1))
+    lengths = np.full(len(starts), 8)
+    return np.flatnonzero(_checksums(content, starts, lengths) == _stored(content, starts + 8))
+
+
+def _stored(content: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The checksums in a file at `places`, [n] uint32."""
+    bytes_ = content[places[:, np.newaxis] + np.arange(4)].astype(np.uint32)
+    return bytes_ @ (np.uint32(1) << np.arange(0, 32, 8, dtype=np.uint32))
+
+
+def _checksums(content: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Masked CRC-32C of parts of `content`, byte by byte of all of them at once: [n] uint32."""
+    table = _table()
+    order = np.argsort(-lengths, kind='stable')  # so that those that go on are the first ones
+    starts, ascending = starts[order], np.sort(lengths)
+    state = np.full(len(starts), 0xFFFFFFFF, np.uint32)
+    for i in range(int(ascending[-1]) if len(ascending) else 0):
+        n = len(starts) - int(np.searchsorted(ascending, i, side='right'))
+        state[:n] = table[(state[:n] ^ content[starts[:n] + i]) & 0xFF] ^ (state[:n] >> 8)
+    sums = np.empty_like(state)
+    sums[order] = ~state
+    return ((sums >> 15) | (sums << 17)) + np.uint32(_MASK)
+
+
+@functools.cache
+def _table() -> np.ndarray:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> 1) ^ np.uint32(_POLYNOMIAL), table >> 1)
+    return table.astype(np.uint32)
+
+
+def read_files(
+    files: Sequence[tuple[str, int, int]],
+    damaged: Mapping[str, Records],
+    *,
+    at_once: int,
+    in_a_row: int,
+) -> tf.data.Dataset:
+    """The records of several files in turns, as TFDS reads them, without corrupt ones.
+
+    A damaged file is held in memory while it is read.
+
+    Args:
+        files: path, number of records to leave out, number to read.
+        damaged: good records of those that are damaged.
+        at_once: files that take turns.
+        in_a_row: records of one file before the next one's.
+
+    Returns:
+        Dataset of scalar strings.
+    """
+    none = np.zeros([0], np.int64)
+    found = [damaged.get(path) for path, _, _ in files]
+    offsets, lengths = (
+        tf.constant(np.concatenate([none, *(getattr(r, key) for r in found if r is not None)]))
+        for key in ('offsets', 'lengths')
+    )
+    sizes = [0 if records is None else len(records.offsets) for records in found]
+    first = np.cumsum([0, *sizes[:-1]])
+    paths, skip, take = zip(*files, strict=True)
+    rows = tf.data.Dataset.from_tensor_slices(
+        (list(paths), np.int64(skip), np.int64(take), np.int64(first), np.bool_(sizes))
+    )
+
+    def read(
+        path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, first: tf.Tensor, damaged: tf.Tensor
+    ) -> tf.data.Dataset:
+        whole = (
+            tf.data.TFRecordDataset(path)
+            .skip(skip)
+            .take(tf.where(damaged, tf.zeros_like(take), take))
+        )
+        content = tf.data.Dataset.from_tensors(path).repeat(tf.cast(damaged, tf.int64))
+        parts = content.map(tf.io.read_file).flat_map(
+            lambda content: tf.data.Dataset.range(first + skip, first + skip + take).map(
+                lambda i: tf.strings.substr(content, offsets[i], lengths[i])
+            )
+        )
+        return whole.concatenate(parts)
+
+    return rows.interleave(
+        tf.autograph.experimental.do_not_convert(read),
+        cycle_length=at_once,
+        block_length=in_a_row,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
