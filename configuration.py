@@ -178,17 +178,17 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     Raises:
         UserError: if the preset is unknown, or a value is out of bounds or contradicts another.
     """
+    name = given.get('preset')
+    if name is not None and name not in presets:
+        raise UserError(f'--preset must be one of {", ".join(presets)}; found {name!r}.')
     if given.get('mode') == 'eval':
         # The folder's own settings complete these, and only then can they be compared.
         for name, value in given.items():
             check_option(name, value, OPTIONS[name])
         return Config(run=RunConfig(mode='eval'))
     needs_data = given.get('mode') != 'export'
-    name = given.get('preset')
     if needs_data and given.get('dataset') is None and name is None:
         name = 'demo'
-    if name is not None and name not in presets:
-        raise UserError(f'--preset must be one of {", ".join(presets)}; found {name!r}.')
     flags = presets[name].flags if name else {}
     config = from_values({**_unless_given(flags, given), **given, 'preset': name})
     if config.run.mode != 'pipeline':  # its stages read different flags

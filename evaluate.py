@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 from tqdm import tqdm
 
 import configuration
+import lock
 from data import pipeline
 from data.failures import told
 from data.worker import Worker
@@ -27,10 +28,11 @@ from settings import UserError
 from tf2 import checkpoints, distribution, evaluators
 from tf2.evaluators.base import Inputs
 from tf2.evaluators.results import read_results, write_results
-from tf2.files import checkpoints_in, writing
+from tf2.files import checkpoints_in, is_partial, names_in, step_of, writing
 from tf2.models.encoder import SimCLRModel
 
-SECONDS_BETWEEN_POLLS = 10
+SECONDS_BETWEEN_POLLS = 10.0
+SECONDS_WITHOUT_TRAINING = 60.0  # after which a training that stopped is not waited for
 TOP_1 = 'eval/label_top_1_accuracy'
 
 
@@ -61,11 +63,43 @@ def follow(given: Mapping[str, Any]) -> None:
         # Fine-tuning freezes parts of the model, which the regularisation loss leaves out.
         build_objective(experiment, model)
         tracker = Tracker(experiment, model)
-        for path in tf.train.checkpoints_iterator(model_dir, SECONDS_BETWEEN_POLLS):
-            step = checkpoints.load_model(path, model)
+        for path in _as_they_come(model_dir, experiment.total_steps):
+            try:
+                step = checkpoints.load_model(path, model)
+            except UserError:
+                if tf.io.gfile.exists(f'{path}.index'):
+                    raise
+                continue  # the training removed it meanwhile, for there are newer ones
             tracker.measure(step)
-            if step >= experiment.total_steps:
-                return
+
+
+def _as_they_come(model_dir: str, total_steps: int) -> Iterator[str]:
+    """The newest checkpoint, then each that is newest when it is asked for, up to the last step.
+
+    Raises:
+        UserError: when nothing trains there any more, and the last one will not come.
+    """
+    newest, idle = None, 0.0
+    while newest is None or step_of(newest) < total_steps:
+        found = next(reversed(checkpoints_in(model_dir)), None)
+        if found != newest and found is not None:
+            newest, idle = found, 0.0
+            yield found
+        elif idle >= SECONDS_WITHOUT_TRAINING:
+            reached = f'is at step {step_of(newest)}' if newest else 'has no checkpoint'
+            raise UserError(
+                f'--mode=eval follows {model_dir} to step {total_steps}; it {reached}, and no '
+                'training is at work there. Give the command of the training to go on with it.'
+            )
+        elif '://' in model_dir or lock.holder(model_dir):
+            idle = 0.0
+            time.sleep(SECONDS_BETWEEN_POLLS)
+        else:
+            if not idle:
+                wait = f'waiting {SECONDS_WITHOUT_TRAINING:.0f} s for one to start'
+                print(f'No training is at work in {model_dir}; {wait}.', flush=True)
+            idle += SECONDS_BETWEEN_POLLS
+            time.sleep(SECONDS_BETWEEN_POLLS)
 
 
 def _wait_for_flags(model_dir: str) -> dict[str, Any]:
@@ -76,8 +110,18 @@ def _wait_for_flags(model_dir: str) -> dict[str, Any]:
             f'--mode=eval needs the settings of the run, {configuration.FLAGS_FILE}, beside its '
             f'checkpoints; found none in {model_dir}.'
         )
+    others = [
+        n for n in names_in(model_dir) if n[0] != '.' and n != lock.FILE and not is_partial(n)
+    ]
+    if recorded is None and others and not lock.holder(model_dir):
+        raise UserError(
+            f'--mode=eval needs --model_dir, the folder of a training run; {model_dir} holds none, '
+            f'but {", ".join(others[:3])}. Check the path.'
+        )
     if recorded is None:
-        print(f'Waiting for a training run to start in {model_dir}.', flush=True)
+        trains = lock.holder(model_dir)
+        wanted = f'{trains} to begin' if trains else 'a training run to start'
+        print(f'Waiting for {wanted} in {model_dir}, which holds none yet.', flush=True)
     while recorded is None:
         time.sleep(SECONDS_BETWEEN_POLLS)
         recorded = configuration.read_flags(model_dir)

@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: a step in progress is finished and saved; a second signal stops at once."""
+"""Signals that stop a run: a step in progress is finished and saved; a second one stops at once.
+
+SIGHUP, of a terminal that is closed, and SIGUSR1, SLURM's warning before the time limit, may come
+more than once for one cause. They count as a first signal only.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
+TOLD = b'\nFinishing the step and writing a checkpoint; a second signal stops now.\n'
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
 
 
 class Interrupted(BaseException):
@@ -38,11 +44,14 @@ class Stop:
     def __init__(self) -> None:
         self.number: int | None = None
         self._deferred = False
+        self._numbers = SIGNALS
 
     @contextlib.contextmanager
     def handling(self) -> Iterator[Stop]:
         """Within it signals are handled; to be entered in the main thread."""
         before = [signal.getsignal(number) for number in SIGNALS]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: to outlive its terminal
+            self._numbers = tuple(number for number in SIGNALS if number != signal.SIGHUP)
         self.listen()
         try:
             yield self
@@ -52,17 +61,18 @@ class Stop:
 
     def listen(self) -> None:
         """Takes the signals, again where TensorFlow took SIGTERM when it connected workers."""
-        for number in SIGNALS:
+        for number in self._numbers:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        for each in self._numbers:
+            signal.signal(each, signal.SIG_IGN if each in WARNINGS else signal.SIG_DFL)
         self.number = number
         if not self._deferred:
             raise Interrupted(number)
         # Not through print, which may be what the signal interrupted.
-        os.write(2, b'\nFinishing the step and writing a checkpoint; a second signal stops now.\n')
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, TOLD)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

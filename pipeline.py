@@ -5,6 +5,7 @@ Each stage is a run of its own in a folder of its own, with the settings of a pr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 import configuration
 import experiment
+import lock
 import report
 import train
 from configuration import DEFAULTS, LABELS, OPTIONS, PIPELINE_FILE, Config
@@ -92,10 +94,17 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     strategy = distribution.build_strategy(config.train)
     writes = distribution.is_chief(strategy)
     _check(stages, strategy)
-    if writes:
-        with writing(model_dir):
-            clear_leftovers(model_dir)
-            _write_settings(model_dir, stages)
+    with lock.held(model_dir) if writes else contextlib.nullcontext():
+        if writes:
+            with writing(model_dir):
+                clear_leftovers(model_dir)
+                _write_settings(model_dir, stages)
+        _run(stages, stop)
+        if writes:
+            _conclude(model_dir, stages)
+
+
+def _run(stages: list[Stage], stop: Stop) -> None:
     for number, stage in enumerate(stages, 1):
         print(f'\nStage {number} of {len(stages)}: {STAGES[stage.name]}, in {stage.folder}')
         if is_done(stage):
@@ -103,8 +112,6 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
             continue
         train.train(experiment.prepare(stage.config, stage.given), evaluate=True, stop=stop)
         tf.keras.backend.clear_session()
-    if writes:
-        _conclude(model_dir, stages)
 
 
 def _check(stages: list[Stage], strategy: tf.distribute.Strategy) -> None:

@@ -6,8 +6,10 @@ Only what is plainly missing is refused here. Whoever opens a place then looks c
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 from configuration import FLAGS_FILE, Config
 from data.names import check_name
@@ -21,7 +23,7 @@ def check_places(config: Config) -> None:
     if config.run.mode == 'pipeline':  # its stages read each other, and it refuses what is given
         objective = dataclasses.replace(objective, checkpoint=None)
     # A run that goes on needs its own checkpoints only.
-    begun = config.train.model_dir and not _is_missing(config.train.model_dir)
+    begun = config.train.model_dir and _may_hold_checkpoints(config.train.model_dir)
     named = {'checkpoint': None if begun else objective.checkpoint, 'teacher': objective.teacher}
     for flag, path in named.items():
         if path and _is_missing(path):
@@ -47,7 +49,40 @@ def _check_apart(model_dir: str | None, data_dir: str | None) -> None:
         )
 
 
+def check_characters(given: Mapping[str, Any]) -> None:
+    """Raises UserError for paths that TensorFlow, or a message of one line, can't take.
+
+    Args:
+        given: the flags that were given.
+    """
+    for flag in ('model_dir', 'checkpoint', 'teacher', 'eval_name'):
+        for character in given.get(flag) or '':
+            # Control characters; bytes that are no UTF-8; ends of lines and paragraphs.
+            if unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp'):
+                raise UserError(
+                    f'--{flag} must be a path in UTF-8 without control characters; found '
+                    f'{character!a} in {given[flag]!a}. Rename what it names.'
+                )
+
+
+def _may_hold_checkpoints(folder: str) -> bool:
+    if '://' in folder:
+        return True
+    try:
+        names = os.listdir(os.path.expanduser(folder))
+    except OSError:
+        return False
+    return any(name.startswith('ckpt-') for name in names)
+
+
 def _is_missing(path: str) -> bool:
     """Whether no file or folder of this machine has a name that begins with `path`."""
-    local = '://' not in path
-    return local and not glob.glob(f'{glob.escape(os.path.expanduser(path).rstrip("/"))}*')
+    if '://' in path:
+        return False
+    folder, start = os.path.split(os.path.expanduser(path).rstrip('/'))
+    try:
+        return not any(name.startswith(start) for name in os.listdir(folder or '.'))
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # whoever opens it says why it can't be read

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import re
 import sys
@@ -18,13 +19,16 @@ from typing import Any
 from absl import flags, logging
 
 import configuration
+import output
+import scratch
 from capacity import check_on_host
 from configuration import Config
 from interruption import Interrupted, Stop
-from places import check_places
+from places import check_characters, check_places
 from presets import PRESETS
 from settings import UserError, choose_keras_2, command_line, option_type
 
+RUNS = 'runs'  # where folders of runs go whose command line names none
 USAGE = """\
 SimCLR for TensorFlow 2: pretrain an image encoder without labels.
 
@@ -160,9 +164,28 @@ def complete(given: dict[str, Any], environment: Mapping[str, str]) -> dict[str,
             'Several workers need a --model_dir, one folder that all of them see; found none. '
             'Give each of them the same.'
         )
-    stem = os.path.join('runs', time.strftime('%Y%m%d-%H%M%S'))
-    names = (stem if i == 0 else f'{stem}-{i}' for i in range(1000))
-    return {**given, 'model_dir': next(name for name in names if not os.path.exists(name))}
+    return {**given, 'model_dir': _new_folder()}
+
+
+def _new_folder() -> str:
+    """Makes a folder in `runs`, which no other process that starts now takes too.
+
+    Raises:
+        UserError: if none can be made here.
+    """
+    stem = os.path.join(RUNS, time.strftime('%Y%m%d-%H%M%S'))
+    try:
+        os.makedirs(RUNS, exist_ok=True)
+        for number in itertools.count():
+            with contextlib.suppress(FileExistsError):
+                name = f'{stem}-{number}' if number else stem
+                os.mkdir(name)
+                return name
+    except OSError as error:
+        raise UserError(
+            f'--model_dir is needed where no folder can be made in {os.path.abspath(RUNS)!a} '
+            f'({error.strerror}). Give one.'
+        ) from error
 
 
 def _tasks_of_step(environment: Mapping[str, str]) -> int:
@@ -189,6 +212,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
     # None of TensorFlow's start-up notes about CPU features and GPU plug-ins: a user can't act on
     # them, and what goes wrong comes as an exception.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    check_characters(given)
     check_places(config)
     check_on_host(config)
     with _without_collections():
@@ -234,23 +258,42 @@ def main(arguments: list[str]) -> int:
     """Runs the program.
 
     Returns:
-        The exit status: 2 for what the user can mend, 143 or 130 after SIGTERM or SIGINT.
+        The exit status: 2 for what the user can mend, 128 and its number after a signal: 143 after
+        SIGTERM, 130 after SIGINT.
     """
-    if any(argument in ('--help', '-h', '--helpfull', '--helpshort') for argument in arguments):
-        print(help_text(), end='')
-        return 0
-    given, stop = {}, Stop()
+    with output.lasting():
+        if any(argument in ('--help', '-h', '--helpfull', '--helpshort') for argument in arguments):
+            print(help_text(), end='')
+            return 0
+        return _run_and_tell(arguments)
+
+
+def _run_and_tell(arguments: list[str]) -> int:
+    asked, given, stop, had_runs = {}, {}, Stop(), os.path.isdir(RUNS)
     try:
         with stop.handling():
-            given = complete(parse(arguments), os.environ)
-            run(configuration.resolve(given, PRESETS), given, stop)
+            asked = parse(arguments)
+            given = complete(asked, os.environ)
+            config = configuration.resolve(given, PRESETS)
+            with scratch.own_folder():
+                run(config, given, stop)
     except UserError as error:
         print(f'{os.path.basename(arguments[0])}: error: {error}', file=sys.stderr)
         return 2
     except Interrupted as error:
         print(f'\nStopped by {error}. To go on: {_again(arguments, given)}', file=sys.stderr)
         return 128 + error.number
+    finally:
+        if asked.get('model_dir') is None and given.get('model_dir') is not None:
+            _remove_empty(given['model_dir'], *([] if had_runs else [RUNS]))
     return 0
+
+
+def _remove_empty(*folders: str) -> None:
+    """Removes folders that were made for a run that came to nothing."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # something is in it
+            os.rmdir(folder)
 
 
 def _again(arguments: list[str], given: dict[str, Any]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ import tensorflow as tf
 
 import configuration
 import hub_export
+import lock
 from configuration import Config
 from data import pipeline
 from data.failures import explain, told
@@ -30,13 +33,14 @@ from experiment import (
 from interruption import Stop
 from settings import UserError
 from tf2 import checkpoints, distribution, schedules
-from tf2.files import clear_leftovers, write_text, writing
+from tf2.files import CHECKPOINT, PATTERN, checkpoints_in, clear_leftovers, write_text, writing
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
 from tf2.trainer import Trainer
 from tf2.weights import Report
 
 SAMPLE_VIEWS = 8  # images of which the views are shown in TensorBoard
+MODULES, MOMENTUM_MODULES = 'saved_model', 'momentum_saved_model'
 LABELS_FILE = 'labelled_examples.txt'  # lines 'index label', where only some labels are used
 
 
@@ -49,12 +53,17 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         stop: whether a signal has come.
 
     Raises:
-        UserError: when the loss is not finite, files can't be read or written, or another worker
-            is gone.
+        UserError: when the loss is not finite, files can't be read or written, another process
+            uses the folder, or another worker is gone.
         Interrupted: when a signal came.
     """
     config, strategy = experiment.config.train, experiment.strategy
+    roots = [MODULES, MOMENTUM_MODULES] if config.export_momentum_encoder else [MODULES]
+    for root in roots:
+        hub_export.check_place(os.path.join(config.model_dir, root), experiment.total_steps)
+    writes = distribution.is_chief(strategy)
     with (
+        lock.held(config.model_dir) if writes else contextlib.nullcontext(),
         distribution.together(strategy, config.model_dir),
         distribution.within_memory('training', config, strategy),
     ):
@@ -104,7 +113,7 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
     _export(config, model, trainer.step, writes=writes)
     if config.train.export_momentum_encoder:
         momentum = objective.momentum_encoder
-        _export(config, momentum, trainer.step, 'momentum_saved_model', writes=writes)
+        _export(config, momentum, trainer.step, MOMENTUM_MODULES, writes=writes)
     if tracker is not None:
         tracker.finish(trainer.step)
     distribution.wait_for_all(experiment.strategy)
@@ -294,6 +303,7 @@ def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
             f'module; found {config.objective.checkpoint} and {config.train.model_dir}.'
         )
     config = with_model_dir(config)
+    _check_own_folder(config.train.model_dir, config.objective.checkpoint)
     config, weights = with_weights(config, given)
     settings = config.model
     if 'ft_proj_selector' not in given and weights.selector is not None:
@@ -308,11 +318,27 @@ def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
             f'{weights.path}; {lacking} were not loaded. If the classifier reads a layer of the '
             'projection head, name it with --ft_proj_selector.'
         )
-    _export(config, model, weights.step, writes=True)
+    with lock.held(config.train.model_dir):
+        _export(config, model, weights.step, writes=True)
+
+
+def _check_own_folder(model_dir: str, checkpoint: str) -> None:
+    """Raises UserError if an export would replace modules of a run that it doesn't read."""
+    files = (configuration.FLAGS_FILE, configuration.PIPELINE_FILE)
+    holds_run = any(tf.io.gfile.exists(os.path.join(model_dir, file)) for file in files)
+    below = os.path.relpath(
+        os.path.realpath(os.path.expanduser(checkpoint)), os.path.realpath(model_dir)
+    )
+    own = re.match(rf'\.$|{CHECKPOINT}-\d+|{MODULES}(/|$)', below)
+    if not own and (holds_run or checkpoints_in(model_dir)):
+        raise UserError(
+            f'--mode=export must not replace the modules of another run; found one in {model_dir}, '
+            f'and --checkpoint={checkpoint} is not of that run. Choose another --model_dir.'
+        )
 
 
 def _export(
-    config: Config, model: SimCLRModel, step: int, folder: str = 'saved_model', *, writes: bool
+    config: Config, model: SimCLRModel, step: int, folder: str = MODULES, *, writes: bool
 ) -> None:
     if not writes:
         # The writing process reads variables that are means over all processes.
@@ -331,3 +357,7 @@ def _export(
             keep=config.train.keep_hub_module_max,
         )
     print(f'Exported: hub.load({path!r})')
+    if PATTERN.search(path):
+        print(
+            'Before others load it, rename the folder with [ or \\, which TensorFlow cannot read.'
+        )

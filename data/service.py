@@ -207,6 +207,8 @@ def _serve(given: argparse.Namespace) -> None:
     """Runs a server until one of the signals that end it."""
     # Before any thread starts, so that none is interrupted by what `sigwait` waits for.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDED_BY)
+    # SLURM's warning before the time limit: the training needs batches to finish its step.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         if given.kind == 'dispatcher':
             server, words = start_dispatcher(given.port, given.bind)

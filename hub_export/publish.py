@@ -19,7 +19,9 @@ import tensorflow as tf
 
 from hub_export import check
 from hub_export.module import Decode, build_module, plain_copy
-from hub_export.record import ModuleRecord, write_record
+from hub_export.record import ModuleRecord, has_record, write_record
+from settings import UserError
+from tf2.files import names_in, plain_path, remove_if_there
 from tf2.models.encoder import SimCLRModel
 
 LEFTOVER = re.compile(r'\.(\d+)\.[0-9a-f]{32}\.(partial|replaced)')
@@ -61,8 +63,10 @@ def export_module(
     Raises:
         ExportError: if the module, loaded by another process, doesn't compute what it should. No
             trace of it remains, and what was published before still is.
+        UserError: if something that is no module of this program is in its place.
     """
     root = root.rstrip('/')
+    check_place(root, step)
     tf.io.gfile.makedirs(root)
     _clear_leftovers(root)
     path, partial = f'{root}/{step}', _aside(root, step, 'partial')
@@ -71,12 +75,29 @@ def export_module(
         with tempfile.TemporaryDirectory() as scratch, _checker() as check_module:
             reference = f'{scratch}/reference.npz'
             _save(plain_copy(model, image_size), partial, record, decode, weight_decay, reference)
-            check_module(partial, reference)
+            with plain_path(partial) as plain:
+                check_module(plain, reference)
         _publish(partial, path)
     finally:
-        _remove(partial)
+        remove_if_there(partial)
     _prune(root, step, keep)
     return path
+
+
+def check_place(root: str, step: int) -> None:
+    """Raises UserError if the module of `step` would replace something that this program didn't
+    write: a link, or a folder without its record.
+    """
+    path = f'{root.rstrip("/")}/{step}'
+    if (os.path.lexists(path) or tf.io.gfile.exists(path)) and not has_record(path):
+        raise UserError(
+            f'{path} should be free for the module that is exported; found {_foreign(path)}. Move '
+            'it, then give the same command.'
+        )
+
+
+def _foreign(path: str) -> str:
+    return 'a link' if os.path.islink(path) else 'something that is no module of this program'
 
 
 def _save(
@@ -88,10 +109,10 @@ def _save(
     reference: str,
 ) -> None:
     """Writes the SavedModel to `path`, and what it should compute to the file `reference`."""
+    write_record(path, record)  # first: by it a later start knows whose this is
     module, signatures = build_module(model, record.image_size, decode, weight_decay)
     with _quiet():
         tf.saved_model.save(module, path, signatures=signatures)
-    write_record(path, record)
     shape = [2, record.image_size, record.image_size, 3]
     pixels = np.random.RandomState(0).randint(256, size=shape).astype(np.uint8)
     with tf.device('/cpu:0'):  # as the check does: an accelerator may round otherwise
@@ -158,7 +179,7 @@ def _publish(partial: str, path: str) -> None:
     except BaseException:
         tf.io.gfile.rename(replaced, path)
         raise
-    _remove(replaced)
+    remove_if_there(replaced)
 
 
 def _aside(root: str, step: int, kind: str) -> str:
@@ -167,28 +188,27 @@ def _aside(root: str, step: int, kind: str) -> str:
 
 def _clear_leftovers(root: str) -> None:
     """Tidies up after an export that was killed: unfinished modules go, a replaced one returns."""
-    for name in _names(root):
-        match = LEFTOVER.fullmatch(name)
-        if match is None:
+    for name in names_in(root):
+        match, path = LEFTOVER.fullmatch(name), f'{root}/{name}'
+        if match is None or not has_record(path):
             continue
-        path = f'{root}/{match[1]}'
-        if match[2] == 'replaced' and not tf.io.gfile.exists(path):
-            tf.io.gfile.rename(f'{root}/{name}', path)
+        published = f'{root}/{match[1]}'
+        if match[2] == 'replaced' and not tf.io.gfile.exists(published):
+            tf.io.gfile.rename(path, published)
         else:
-            _remove(f'{root}/{name}')
+            remove_if_there(path)
 
 
 def _prune(root: str, step: int, keep: int) -> None:
-    """Removes all modules but that of `step` and the newest `keep` - 1 others."""
-    others = sorted(int(name) for name in _names(root) if name.isdecimal() and int(name) != step)
-    for old in others[: max(0, len(others) - keep + 1)] if keep else []:
-        _remove(f'{root}/{old}')
-
-
-def _names(root: str) -> list[str]:
-    return [name.rstrip('/') for name in tf.io.gfile.listdir(root)]  # object stores add the slash
-
-
-def _remove(folder: str) -> None:
-    if tf.io.gfile.exists(folder):
-        tf.io.gfile.rmtree(folder)
+    """Removes our modules but that of `step` and the newest `keep` - 1 others; says what stays."""
+    if not keep:
+        return
+    numbers = sorted((n for n in names_in(root) if n.isdecimal() and int(n) != step), key=int)
+    paths = [f'{root}/{number}' for number in numbers]
+    ours = [path for path in paths if has_record(path) and not os.path.islink(root)]
+    for old in ours[: max(0, len(ours) - keep + 1)]:
+        remove_if_there(old)
+    for path in paths if len(paths) >= keep else []:
+        if path not in ours:
+            found = f'{root} is a link' if os.path.islink(root) else f'it is {_foreign(path)}'
+            print(f'{path} stays, though {keep} modules are to be kept: {found}.')

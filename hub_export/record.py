@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import tensorflow as tf
 
@@ -38,6 +39,11 @@ def write_record(path: str, record: ModuleRecord) -> None:
     tf.io.gfile.makedirs(folder)
     with tf.io.gfile.GFile(f'{folder}/{FILE}', 'w') as file:
         file.write(json.dumps(dataclasses.asdict(record), indent=2) + '\n')
+
+
+def has_record(path: str) -> bool:
+    """Whether `path` is a folder, and no link to one, that a module of this program is in."""
+    return not os.path.islink(path) and tf.io.gfile.exists(f'{path}/{FOLDER}/{FILE}')
 
 
 def read_record(path: str) -> ModuleRecord:

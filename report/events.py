@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf2.files import names_in
+
 _FILE = re.compile(r'\.tfevents\.\d+\.(?P<process>.+)\.\d+\.v2$')  # process: host and number
 
 
@@ -59,7 +61,8 @@ class _File:
 
 def read_events(folder: str) -> Events:
     """Reads the event files in `folder`, every single event, but not those in folders below."""
-    paths = sorted(tf.io.gfile.glob(os.path.join(folder, '*.tfevents.*')))
+    names = names_in(folder) if tf.io.gfile.isdir(folder) else []
+    paths = [os.path.join(folder, name) for name in names if '.tfevents.' in name]
     files = [_File(_process(path), list(_events(path))) for path in paths]
     files = sorted((file for file in files if file.events), key=lambda file: file.first)
     scalars: dict[str, dict[int, float]] = {}

@@ -14,6 +14,7 @@ import tensorflow as tf
 from data import pipeline
 from data.sources.source import NO_LABEL, Source
 from report.runs import Run
+from tf2.files import names_in, plain_path
 
 QUERIES = 8  # test images of which neighbours are shown
 NEIGHBORS = 6
@@ -64,9 +65,12 @@ class Neighborhood:
 def load_module(run: Run) -> Any | None:
     """The newest module that a stage exported; None if there is none."""
     folder = os.path.join(run.stage.folder, 'saved_model')
-    found = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-    steps = [int(name.rstrip('/')) for name in found if name.rstrip('/').isdigit()]
-    return tf.saved_model.load(os.path.join(folder, str(max(steps)))) if steps else None
+    found = names_in(folder) if tf.io.gfile.isdir(folder) else []
+    steps = [int(name) for name in found if name.isdecimal()]
+    if not steps:
+        return None
+    with plain_path(os.path.join(folder, str(max(steps)))) as plain:
+        return tf.saved_model.load(plain)
 
 
 def class_names(source: Source) -> list[str]:

@@ -14,6 +14,9 @@ ROOMS = ('data', 'tf2', 'hub_export', 'report', 'benchmarks')
 ALLOWED = {
     'settings': (),
     'interruption': (),
+    'lock': ('settings',),
+    'output': (),
+    'scratch': ('settings',),
     'data': ('settings', 'connections', 'data'),
     'tf2': ('settings', 'interruption', 'tf2'),
     'tf2.config': ('settings',),
@@ -22,7 +25,14 @@ ALLOWED = {
     'tf2.files': ('settings', 'tf2.out_of_memory'),
     'tf2.distribution': ('settings', 'connections', 'tf2.config', 'tf2.files', 'tf2.out_of_memory'),
     'tf2.models': ('tf2.models', 'tf2.config'),
-    'tf2.weights': ('settings', 'tf2.weights', 'tf2.models', 'tf2.config', 'tf2.records'),
+    'tf2.weights': (
+        'settings',
+        'tf2.weights',
+        'tf2.models',
+        'tf2.config',
+        'tf2.files',
+        'tf2.records',
+    ),
     'tf2.objectives': (
         'settings',
         'tf2.objectives',
@@ -32,7 +42,14 @@ ALLOWED = {
     ),
     'tf2.optimizers': ('settings', 'tf2.optimizers', 'tf2.config'),
     'tf2.evaluators': ('settings', 'tf2.evaluators', 'tf2.files', 'tf2.records'),
-    'hub_export': ('settings', 'hub_export', 'tf2.models', 'tf2.config', 'tf2.records'),
+    'hub_export': (
+        'settings',
+        'hub_export',
+        'tf2.models',
+        'tf2.config',
+        'tf2.files',
+        'tf2.records',
+    ),
     'connections': ('settings',),
     'presets': (),
     'benchmarks': ('settings', 'run', 'hub_export', 'data', 'tf2', 'benchmarks'),
@@ -50,6 +67,7 @@ ALLOWED = {
     'pipeline': (
         'settings',
         'interruption',
+        'lock',
         'configuration',
         'experiment',
         'presets',
@@ -58,10 +76,11 @@ ALLOWED = {
         'tf2',
     ),
     'experiment': ('settings', 'capacity', 'configuration', 'data', 'tf2'),
-    'evaluate': ('settings', 'configuration', 'experiment', 'data', 'tf2'),
+    'evaluate': ('settings', 'lock', 'configuration', 'experiment', 'data', 'tf2'),
     'train': (
         'settings',
         'interruption',
+        'lock',
         'configuration',
         'experiment',
         'evaluate',
@@ -73,6 +92,8 @@ ALLOWED = {
     'run': (
         'settings',
         'interruption',
+        'output',
+        'scratch',
         'configuration',
         'presets',
         'places',
@@ -137,6 +158,8 @@ def test_usage_errors_need_no_tensorflow() -> None:
         for name in (
             'run',
             'interruption',
+            'output',
+            'scratch',
             'configuration',
             'places',
             'capacity',
@@ -151,13 +174,10 @@ def test_usage_errors_need_no_tensorflow() -> None:
             'data/config',
             'data/names',
             'tf2/config',
+            'tf2/records',
             'tf2/memory_estimate',
             'tf2/device_memory',
         )
-    ]
-    rooms = [
-        pathlib.Path(f'{name}.py')
-        for name in ('data/config', 'data/names', 'tf2/config', 'tf2/records')
     ]
     for file in [*light, *rooms]:
         tree = ast.parse((ROOT / file).read_text())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from interruption import SIGNALS, Interrupted, Stop
+from interruption import SIGNALS, WARNINGS, Interrupted, Stop
 
 
 def send(number: signal.Signals) -> None:
@@ -88,22 +89,67 @@ def test_handlers_are_as_before_in_the_end() -> None:
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-@pytest.mark.parametrize('number', SIGNALS)
-def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> None:
-    program = (
-        'import time; from interruption import Stop; stop = Stop()\n'
-        'with stop.handling(), stop.deferred():\n'
-        '    print("ready", flush=True)\n'
-        '    while True: time.sleep(0.01)\n'
-    )
+WAITING = """
+import time
+from interruption import Stop
+stop = Stop()
+with stop.handling(), stop.deferred():
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+@contextlib.contextmanager
+def waiting(**options: object) -> Iterator[subprocess.Popen]:
+    """A process that defers signals for ever."""
     process = subprocess.Popen(
-        [sys.executable, '-c', program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, '-c', WAITING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
     )
     with process:
         assert process.stdout.readline() == b'ready\n'
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def told(process: subprocess.Popen) -> None:
+    assert process.stderr.readline() == b'\n'
+    assert b'a second signal' in process.stderr.readline()
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> None:
+    with waiting() as process:
         process.send_signal(number)
-        process.stderr.readline()
-        assert b'a second signal' in process.stderr.readline()
-        assert process.poll() is None
+        told(process)
         process.send_signal(number)
         assert process.wait(10) == -number
+
+
+@pytest.mark.parametrize('number', WARNINGS)
+def test_a_warning_that_comes_twice_is_one(number: signal.Signals) -> None:
+    """The shell and the kernel both tell of a closed terminal; SLURM tells every process."""
+    with waiting() as process:
+        process.send_signal(number)
+        told(process)
+        for repeated in WARNINGS * 2:
+            process.send_signal(repeated)
+            time.sleep(0.05)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_a_program_under_nohup_outlives_its_terminal() -> None:
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    with waiting(preexec_fn=ignore) as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGUSR1)
+        told(process)  # of the second one only

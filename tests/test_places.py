@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import configuration
 from data.names import OWN
 from data.sources import SOURCES
-from places import check_places
+from places import check_characters, check_places
 from presets import PRESETS
 from settings import UserError
 
@@ -60,13 +61,38 @@ def test_what_begins_with_the_path_is_looked_at_later(tmp_path: pathlib.Path) ->
     check(checkpoint=str(prefix), model_dir=str(tmp_path / 'new'), **TUNING)
 
 
+@pytest.mark.parametrize('name', ['g[1]', 'g*', 'g?', 'a\\b', '[!a]', 'a b', '.hidden', 'café'])
+def test_any_name_is_taken_literally(name: str, tmp_path: pathlib.Path) -> None:
+    for other in ('g1', 'g', 'ab', 'b', 'visible'):
+        (tmp_path / other).mkdir()
+    arguments = {'checkpoint': str(tmp_path / name), 'model_dir': str(tmp_path / 'new'), **TUNING}
+    with pytest.raises(UserError, match='found nothing there'):
+        check(**arguments)
+    (tmp_path / name).mkdir()
+    check(**arguments)
+
+
+@pytest.mark.parametrize('flag', ['model_dir', 'checkpoint', 'teacher', 'eval_name'])
+@pytest.mark.parametrize('character', ['\n', '\x1b', '\udce9', '\u2028'])
+def test_characters_that_nothing_can_take_are_named(flag: str, character: str) -> None:
+    """Ends of lines, control characters, bytes that are no UTF-8: refused before all else."""
+    with pytest.raises(UserError, match=re.escape(f'found {character!a} in')) as refused:
+        check_characters({flag: f'a{character}b'})
+    assert str(refused.value).isascii() and str(refused.value).isprintable()
+    check_characters({flag: 'a [b]*?\\{c} café'})
+
+
 @pytest.mark.parametrize('path', ['https://tfhub.dev/x', 'gs://bucket/x'])
 def test_what_is_elsewhere_is_looked_at_later(tmp_path: pathlib.Path, path: str) -> None:
     check(checkpoint=path, model_dir=str(tmp_path / 'new'), **TUNING)
 
 
 def test_a_run_that_goes_on_needs_no_weights(tmp_path: pathlib.Path) -> None:
-    check(checkpoint=str(tmp_path / 'gone'), model_dir=str(tmp_path), **TUNING)
+    arguments = {'checkpoint': str(tmp_path / 'gone'), 'model_dir': str(tmp_path), **TUNING}
+    with pytest.raises(UserError, match='found nothing there'):  # a folder alone is no run
+        check(**arguments)
+    (tmp_path / 'ckpt-3.index').write_text('')
+    check(**arguments)
 
 
 def test_an_export_reads_no_images(tmp_path: pathlib.Path) -> None:

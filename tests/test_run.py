@@ -22,6 +22,7 @@ import tensorflow as tf
 import configuration
 import evaluate
 import experiment
+import lock
 import run
 import train
 from hub_export import publish
@@ -32,6 +33,7 @@ from tests.support import mirrored, no_checker
 from tf2 import distribution, precision
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
+from tf2.teacher import open_teacher
 
 VALUE = '/.ATTRIBUTES/VARIABLE_VALUE'
 PROGRAM = pathlib.Path(__file__).parents[1] / 'run.py'
@@ -179,9 +181,10 @@ def test_the_environment_tells_whether_there_are_more_workers(
 
 
 def test_a_folder_is_chosen_where_none_is_given(folder: pathlib.Path) -> None:
-    chosen = run.complete({}, {})['model_dir']
-    pathlib.Path(chosen).mkdir(parents=True)
-    assert chosen.startswith('runs/') and run.complete({}, {})['model_dir'] != chosen
+    """It is made at once, so that no two starts within a second choose the same."""
+    chosen = [run.complete({}, {})['model_dir'] for _ in range(3)]
+    assert len(set(chosen)) == 3 and all(pathlib.Path(name).is_dir() for name in chosen)
+    assert all(name.startswith('runs/') for name in chosen)
     assert 'model_dir' not in run.complete({'mode': 'export'}, {})
 
 
@@ -536,7 +539,7 @@ def remembering(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path,
 def saved_values(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     """Every variable of a checkpoint."""
     reader = tf.train.load_checkpoint(str(folder / f'ckpt-{step}'))
-    names = [name for name in reader.get_variable_to_dtype_map() if '.ATTRIBUTES' in name]
+    names = [name for name in reader.get_variable_to_dtype_map() if name.endswith(VALUE)]
     return {name: reader.get_tensor(name) for name in names}
 
 
@@ -674,11 +677,11 @@ def test_a_teacher_of_other_classes_is_refused(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     for name in ('cat', 'dog'):
-        (tmp_path / 'train' / name).mkdir(parents=True)
+        (tmp_path / 'images' / 'train' / name).mkdir(parents=True)
         for number in range(8):
-            path = tmp_path / 'train' / name / f'{number}.png'
+            path = tmp_path / 'images' / 'train' / name / f'{number}.png'
             path.write_bytes(tf.io.encode_png(np.zeros([8, 8, 3], np.uint8)).numpy())
-    data = ('--dataset=image_folder', f'--data_dir={tmp_path}')
+    data = ('--dataset=image_folder', f'--data_dir={tmp_path / "images"}')
     flags = ('--train_mode=distill', f'--teacher={finished[0]}', f'--model_dir={tmp_path / "run"}')
     capsys.readouterr()
     assert run.main(['run.py', *TINY, *data, *flags]) == 2
@@ -856,6 +859,43 @@ def test_any_weights_become_a_module(
         np.testing.assert_allclose(second(images)[name], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('file', ['flags.json', 'pipeline.json', 'ckpt-1.index'])
+def test_an_export_does_not_touch_the_folder_of_another_run(
+    file: str,
+    finished: tuple[pathlib.Path, str],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / file).write_text('{}')
+    sources = [finished[0], finished[0] / 'ckpt-3', finished[0] / 'saved_model' / '3']
+    for source in sources:
+        capsys.readouterr()
+        arguments = ['--mode=export', f'--checkpoint={source}', f'--model_dir={tmp_path}']
+        assert run.main(['run.py', *arguments]) == 2
+        message = capsys.readouterr().err
+        assert 'must not replace the modules of another run' in message
+        assert message.count('\n') == 1 and listed(tmp_path) == [file]
+        train._check_own_folder(str(finished[0]), str(source))  # which is that run's own
+    with pytest.raises(UserError):  # it would take the place of the model's module
+        train._check_own_folder(str(finished[0]), str(finished[0] / 'momentum_saved_model' / '3'))
+
+
+@pytest.mark.usefixtures('no_export')
+@pytest.mark.parametrize('odd', ['g[1]', 'back\\slash [x]'])
+def test_weights_and_teachers_are_found_below_any_folder(
+    odd: str, finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+) -> None:
+    """As a run, a checkpoint and a module; and evaluation follows a run there."""
+    source = tmp_path / odd / 'run'
+    shutil.copytree(finished[0], source)
+    for path in (source, source / 'ckpt-3', source / 'saved_model' / '3'):
+        shown = main('--mode=export', f'--checkpoint={path}', f'--model_dir={tmp_path / "new"}')
+        assert 'Loaded 121 variables' in shown
+        teacher = open_teacher(str(path), precision='float32')
+        assert teacher.logits(tf.zeros([1, 8, 8, 3])).shape == [1, 10]
+    assert 'Step 3 on' in main('--mode=eval', f'--model_dir={source}', '--eval_name=again')
+
+
 @pytest.mark.parametrize(
     ('mode', 'layers', 'few', 'teacher', 'stays'),
     [
@@ -883,3 +923,125 @@ def test_a_classifier_stays_only_where_it_fits_and_knows_no_more(
         subset='some' if few else None,
     )
     assert train._classifier_may_stay(prepared) is stays
+
+
+# --- evaluation of a run by another process
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, 'SECONDS_BETWEEN_POLLS', 0.01)
+    monkeypatch.setattr(evaluate, 'SECONDS_WITHOUT_TRAINING', 0.05)
+
+
+def unfinished(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """The run as it was when its first checkpoint was there."""
+    for path in [*finished.glob('ckpt-2.*'), finished / 'flags.json']:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.usefixtures('hurried')
+def test_evaluation_ends_where_no_training_is_at_work(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    """After the last checkpoint there is, or where none came at all."""
+    unfinished(finished[0], tmp_path)
+    command = ['run.py', '--mode=eval', f'--model_dir={tmp_path}']
+    for said in ('it is at step 2', 'it has no checkpoint'):
+        capsys.readouterr()
+        assert run.main(command) == 2
+        shown = capsys.readouterr()
+        assert ('Step 2 on' in shown.out) == ('step 2' in said)
+        assert f'No training is at work in {tmp_path}; waiting' in shown.out
+        assert f'to step 3; {said}, and no training is at work' in shown.err
+        assert shown.err.count('\n') == 1
+        for path in tmp_path.glob('ckpt-*'):
+            path.unlink()
+
+
+@pytest.mark.usefixtures('hurried')
+def test_evaluation_waits_while_a_training_is_at_work(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes; a checkpoint that is pruned meanwhile is no damaged one."""
+    unfinished(finished[0], tmp_path)
+    load, slept = evaluate.checkpoints.load_model, []
+
+    def prune(path: str, model: SimCLRModel) -> int:
+        if path.endswith('ckpt-2'):
+            for file in tmp_path.glob('ckpt-2.*'):
+                file.unlink()
+        return load(path, model)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 100:  # many times what is waited for where none is at work
+            for path in finished[0].glob('ckpt-3.*'):
+                shutil.copy(path, tmp_path)
+
+    monkeypatch.setattr(evaluate.checkpoints, 'load_model', prune)
+    monkeypatch.setattr(evaluate.time, 'sleep', sleep)
+    monkeypatch.setattr(evaluate.lock, 'holder', lambda folder: lock.Holder())
+    shown = main('--mode=eval', f'--model_dir={tmp_path}')
+    assert 'Step 3 on' in shown and 'Step 2 on' not in shown and len(slept) == 100
+
+
+def test_evaluation_says_what_it_waits_for_and_refuses_what_is_no_run(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder, one that a training begins in, one with other files; unknown presets."""
+
+    def give_up(seconds: float) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(evaluate.time, 'sleep', give_up)
+    command = ['run.py', '--mode=eval', f'--model_dir={tmp_path}']
+    assert run.main(command) == 130
+    assert f'Waiting for a training run to start in {tmp_path}' in capsys.readouterr().out
+    with lock.held(str(tmp_path)):
+        assert run.main(command) == 130
+        assert f'Waiting for process {os.getpid()} on' in capsys.readouterr().out
+    for name in ('photo.jpg', 'saved_model'):
+        (tmp_path / name).mkdir()
+        assert run.main(command) == 2
+        assert f'{tmp_path} holds none, but photo.jpg' in capsys.readouterr().err
+    assert run.main([*command, '--preset=zz']) == 2
+    assert '--preset must be one of demo, ' in capsys.readouterr().err
+
+
+# --- two processes and one folder
+
+
+@pytest.mark.usefixtures('no_export')
+def test_a_folder_in_use_is_refused_to_every_mode_that_writes(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Training, pipeline, export; evaluation writes nothing that a training does."""
+    commands = [
+        ['--mode=train', *BUNDLED],
+        ['--mode=pipeline', '--preset=demo'],
+        ['--mode=export', f'--checkpoint={finished[0]}'],
+    ]
+    with lock.held(str(tmp_path)):
+        before = listed(tmp_path)
+        for command in commands:
+            capsys.readouterr()
+            assert run.main(['run.py', *command, f'--model_dir={tmp_path}']) == 2
+            message = capsys.readouterr().err
+            assert f'found it in use by process {os.getpid()} on' in message
+            assert message.count('\n') == 1 and listed(tmp_path) == before
+    with lock.held(str(finished[0])):
+        main('--mode=eval', f'--model_dir={finished[0]}', '--eval_name=meanwhile')
+    assert not (finished[0] / lock.FILE).exists()
+
+
+def test_a_folder_chosen_for_a_run_that_came_to_nothing_is_not_left(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    for had in (False, True):
+        if had:
+            (folder / 'runs').mkdir()
+        assert run.main(['run.py', '--train_split=nothing']) == 2
+        assert listed(folder) == (['runs'] if had else [])
+    assert capsys.readouterr().err.count('\n') == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -14,18 +15,28 @@ import tensorflow as tf
 
 from settings import UserError
 from tf2 import distribution
-from tf2.files import CHECKPOINT, checkpoints_in, remove_if_there, step_of, write_text, writing
+from tf2.files import (
+    CHECKPOINT,
+    checkpoints_in,
+    names_in,
+    plain_path,
+    remove_if_there,
+    step_of,
+    write_text,
+    writing,
+)
 from tf2.models.encoder import SimCLRModel
 from tf2.objectives.base import Objective
 
 _OF_FILES = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
-
-
+_DATA = r'\.data-\d{5}-of-(\d{5})'
+_WHOLE = rf'(?:\.index|{_DATA})'  # what follows the prefix in the names of a checkpoint's files
+_SCRATCH = rf'(?:_temp|{_WHOLE}\.tempstate\d+)'  # and in those of what it is written from
 RECORD_KEY = 'record/.ATTRIBUTES/py_state'
 
 
 class DamagedError(UserError):
-    """A checkpoint that was cut off or changed."""
+    """A checkpoint whose files were read to their ends, and were cut off or changed."""
 
 
 class _Record(tf.train.experimental.PythonState):
@@ -94,8 +105,8 @@ class Checkpoints:
     def resume(self) -> str | None:
         """Restores the newest checkpoint that can be, all of it; None where there is none.
 
-        Those that can't be are named. Damaged ones are then removed, for others of the same names
-        will be written.
+        Damaged ones are named and get other names. One that can't be read just now, or doesn't
+        fit, ends the search.
 
         Returns:
             Its path.
@@ -103,32 +114,35 @@ class Checkpoints:
         Raises:
             UserError: if there are some, but none that can be restored.
         """
-        failures: dict[str, Exception] = {}
+        _check_indexes(self._folder)
+        damaged: dict[str, DamagedError] = {}
         for path in reversed(checkpoints_in(self._folder)):
             try:
                 has_record = recorded_in(path) is not None
                 _restore(self._checkpoint if has_record else self._without_record, path)
-            except UserError as error:
-                failures[path] = error
+            except DamagedError as error:
+                damaged[path] = error
             else:
-                self._tidy(failures)
+                self._tidy(damaged)
                 return path
-        if failures:
-            raise next(iter(failures.values()))
+        if damaged:
+            raise next(iter(damaged.values()))
         if self._writes and tf.io.gfile.isdir(self._folder):
             self._remove_unfinished()
         return None
 
-    def _tidy(self, failures: Mapping[str, Exception]) -> None:
-        """Says what could not be restored; removes what is damaged or was not finished."""
-        for error in failures.values():
+    def _tidy(self, damaged: Mapping[str, DamagedError]) -> None:
+        """Says what was damaged and sets it aside; removes what was not finished."""
+        for path, error in damaged.items():
             print(f'The checkpoint before is taken: {error}', flush=True)
+            distribution.wait_for_all(tf.distribute.get_strategy())  # each of them has read it
+            if self._writes:
+                with writing(self._folder):
+                    kept = ', '.join(_set_aside(path))
+                print(f'What is damaged is kept as {kept}.', flush=True)
         if not self._writes:
             return
-        damaged = [path for path, error in failures.items() if isinstance(error, DamagedError)]
         with writing(self._folder):
-            for path in damaged:
-                _remove(path)
             for old in self._list_kept():
                 _remove(old)
         self._remove_unfinished()
@@ -139,7 +153,8 @@ class Checkpoints:
                 _remove(path)
             # A checkpoint is whole a moment before what it was written from is gone.
             for path in checkpoints_in(self._folder):
-                _remove_scratch(path)
+                for file in _files_of(path, _SCRATCH):
+                    remove_if_there(file)
 
     def _list_kept(self) -> list[str]:
         """Writes the file `checkpoint`, by which others find the newest one; returns the rest."""
@@ -176,23 +191,59 @@ class Checkpoints:
 
 def _unfinished(folder: str) -> list[str]:
     """Path prefixes of which there are files, but no index."""
-    names = (re.match(rf'({CHECKPOINT}-\d+)[._]', name) for name in tf.io.gfile.listdir(folder))
+    pattern = re.compile(rf'({CHECKPOINT}-\d+)(?:{_WHOLE}|{_SCRATCH})')
+    names = (pattern.fullmatch(name) for name in names_in(folder))
     prefixes = {os.path.join(folder, name[1]) for name in names if name}
     return sorted(prefixes - set(checkpoints_in(folder)))
 
 
+def _files_of(path: str, pattern: str) -> list[str]:
+    """Paths of the files of checkpoint `path` that go on with `pattern`, those of no other."""
+    # Not by a glob, to which a folder's own name may be a pattern that others match.
+    folder, base = os.path.split(path)
+    names = names_in(folder or '.')
+    return [os.path.join(folder, n) for n in names if re.fullmatch(re.escape(base) + pattern, n)]
+
+
 def _remove(path: str) -> None:
     """Removes the files of checkpoint `path`, its index first: without it there is none."""
-    remove_if_there(f'{path}.index')
-    for file in tf.io.gfile.glob(f'{path}.data-*'):
+    for file in [f'{path}.index', *_files_of(path, _DATA), *_files_of(path, _SCRATCH)]:
         remove_if_there(file)
-    _remove_scratch(path)
 
 
-def _remove_scratch(path: str) -> None:
-    """Removes what checkpoint `path` was, or was to be, written from."""
-    for file in tf.io.gfile.glob([f'{path}.index.*', f'{path}_temp']):
-        remove_if_there(file)
+def _set_aside(path: str) -> list[str]:
+    """Renames the files of checkpoint `path`, its index first; returns their new names."""
+    files = [f'{path}.index', *_files_of(path, _DATA)]
+    endings = (f'.damaged-{number}' for number in itertools.count(1))
+    free = next(e for e in endings if not any(tf.io.gfile.exists(f'{f}{e}') for f in files))
+    for file in files:
+        tf.io.gfile.rename(file, f'{file}{free}')
+    return [os.path.basename(f'{file}{free}') for file in files]
+
+
+def _check_indexes(folder: str) -> None:
+    """Raises UserError where a whole checkpoint has lost its index: it looks unfinished then."""
+    if not tf.io.gfile.isdir(folder):
+        return
+    listed = _listed_in(folder)
+    for path in _unfinished(folder):
+        data = _files_of(path, _DATA)
+        if data and os.path.basename(path) in listed:
+            raise UserError(
+                f'{path}.index should be there, beside {os.path.basename(data[0])} of a checkpoint '
+                'that was whole; found no such file. Bring it back, or move the data away to go on '
+                'from the checkpoint before.'
+            )
+
+
+def _listed_in(folder: str) -> set[str]:
+    """Names in the file `checkpoint`, which were whole when it was written."""
+    path = os.path.join(folder, 'checkpoint')
+    if not tf.io.gfile.exists(path):
+        return set()
+    with tf.io.gfile.GFile(path, 'rb') as file:
+        text = file.read().decode(errors='replace')  # by a program that was killed, or by hand
+    return set(re.findall(rf'all_model_checkpoint_paths: "({CHECKPOINT}-\d+)"', text))
 
 
 def load_model(path: str, model: SimCLRModel) -> int:
@@ -219,15 +270,15 @@ def recorded_in(path: str) -> dict[str, Any] | None:
     Raises:
         DamagedError: if the checkpoint can't be read.
     """
-    with _reading(path):
-        reader = tf.train.load_checkpoint(path)
+    with _reading(path), plain_path(path) as plain:
+        reader = tf.train.load_checkpoint(plain)
         return json.loads(reader.get_tensor(RECORD_KEY)) if reader.has_tensor(RECORD_KEY) else None
 
 
 def _restore(checkpoint: tf.train.Checkpoint, path: str) -> Any:
     """Restores every variable of `checkpoint` from `path`, or raises UserError."""
-    with _reading(path):
-        return checkpoint.read(path).assert_existing_objects_matched()
+    with _reading(path), plain_path(path) as plain:
+        return checkpoint.read(plain).assert_existing_objects_matched()
 
 
 @contextlib.contextmanager
@@ -241,7 +292,13 @@ def _reading(path: str) -> Iterator[None]:
             'does not. Choose another --model_dir, or the flags it was made with. Cause: '
             f'{_one_line(error)}'
         ) from error
-    except (tf.errors.OpError, IndexError) as error:
+    except (tf.errors.OpError, IndexError, OSError) as error:
+        hindrance = _hindrance(path)
+        if hindrance:
+            raise UserError(
+                f"{path} should be a checkpoint that can be read, but can't be just now: "
+                f'{hindrance}. Mend that, then give the same command.'
+            ) from error
         # TensorFlow has no type of its own for most of what a damaged file does to its reader.
         if not (type(error) in (tf.errors.OpError, IndexError) or isinstance(error, _OF_FILES)):
             raise
@@ -249,6 +306,22 @@ def _reading(path: str) -> Iterator[None]:
             f'{path} should be a whole checkpoint, but is damaged. Remove its files, or choose '
             f'another --model_dir. Cause: {_one_line(error)}'
         ) from error
+
+
+def _hindrance(path: str) -> str | None:
+    """Why the files of checkpoint `path` can't be read to their ends; None where they can."""
+    try:
+        data = _files_of(path, _DATA)
+        wanted = int(data[0].rsplit('-', 1)[1]) if data else 1
+        if len(data) < wanted:
+            return f'{wanted - len(data)} of {wanted} data files missing'
+        for name in (f'{path}.index', *data):
+            with tf.io.gfile.GFile(name, 'rb') as file:
+                while file.read(1 << 20):
+                    pass
+    except (OSError, tf.errors.OpError) as error:
+        return _one_line(error).rstrip('.')
+    return None
 
 
 def _one_line(error: Exception) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ from settings import UserError
 from tf2.out_of_memory import is_out_of_memory
 
 CHECKPOINT = 'ckpt'  # 'ckpt-N' after N updates
+PATTERN = re.compile(r'[\[\\]')  # what makes a path a pattern that doesn't match itself
 PARTIAL = re.compile(r'.+\.[0-9a-f]{32}\.partial')
 
 
@@ -30,20 +33,57 @@ def write_text(path: str, text: str) -> None:
 
 
 def remove_if_there(path: str) -> None:
-    """Removes a file or a folder with all that is in it."""
-    if tf.io.gfile.isdir(path):
-        tf.io.gfile.rmtree(path)
-    elif tf.io.gfile.exists(path):
-        tf.io.gfile.remove(path)
+    """Removes a file, a link, or a folder with all that is in it; what links lead to stays."""
+    if '://' in path:
+        if tf.io.gfile.isdir(path):
+            tf.io.gfile.rmtree(path)
+        elif tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
+    elif os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)  # TensorFlow's would follow links
+    elif os.path.lexists(path):
+        os.remove(path)
+
+
+def names_in(folder: str) -> list[str]:
+    """Names of the files and folders in `folder`, in order."""
+    # Object stores add a slash to the names of folders.
+    return sorted(name.rstrip('/') for name in tf.io.gfile.listdir(folder))
+
+
+@contextlib.contextmanager
+def plain_path(path: str) -> Iterator[str]:
+    """A path by which TensorFlow can read the checkpoint or SavedModel `path`.
+
+    Its readers take the path for a pattern, and so don't find what is below a folder such as
+    'run[1]'. There it is a path of links that last as long as the context.
+
+    Args:
+        path: prefix of a checkpoint, or folder of a SavedModel.
+    """
+    if '://' in path or not PATTERN.search(path):
+        yield path
+        return
+    folder, base = os.path.split(os.path.abspath(path))
+    with tempfile.TemporaryDirectory() as links:
+        for name in os.listdir(folder):
+            if name == base or name.startswith(f'{base}.'):
+                os.symlink(f'{folder}/{name}', f'{links}/link{name.removeprefix(base)}')
+        yield f'{links}/link'
 
 
 def clear_leftovers(folder: str) -> None:
     """Removes what a killed `write_text` left in `folder`, if there is one."""
     if not tf.io.gfile.isdir(folder):
         return
-    for name in tf.io.gfile.listdir(folder):
-        if PARTIAL.fullmatch(name):
+    for name in names_in(folder):
+        if is_partial(name):
             remove_if_there(f'{folder}/{name}')
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file of this name is one that `write_text` has not finished."""
+    return bool(PARTIAL.fullmatch(name))
 
 
 @contextlib.contextmanager
@@ -73,9 +113,7 @@ def checkpoints_in(folder: str) -> list[str]:
     """
     if not tf.io.gfile.isdir(folder):
         return []
-    matches = (
-        re.fullmatch(rf'({CHECKPOINT}-\d+)\.index', name) for name in tf.io.gfile.listdir(folder)
-    )
+    matches = (re.fullmatch(rf'({CHECKPOINT}-\d+)\.index', name) for name in names_in(folder))
     return sorted((os.path.join(folder, match[1]) for match in matches if match), key=step_of)
 
 

@@ -17,7 +17,7 @@ _OTHERS = re.compile(r'no space left|quota|too many open files|larger than max',
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory, of the host or a device, did not suffice."""
     if isinstance(error, tf.errors.ResourceExhaustedError):
-        return _OTHERS.search(str(error)) is None
+        return _OTHERS.search(' '.join(str(error).split())) is None
     said = isinstance(error, tf.errors.OpError) and _SAID.search(str(error)) is not None
     return said or isinstance(error, MemoryError)
 

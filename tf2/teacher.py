@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from settings import UserError
 from tf2.config import ModelConfig
+from tf2.files import plain_path
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.weights import Weights, open_weights
 from tf2.weights.files import URL_SCHEMES, fetched
@@ -101,7 +102,8 @@ def _from_module(path: str, place: str) -> Teacher:
     import tensorflow_hub as hub  # takes a second, and only other programs' modules need it
 
     try:
-        module = hub.load(place)
+        with plain_path(place) as plain:
+            module = hub.load(plain)
     except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
         cause = ' '.join(str(error).split())[:200]
         raise UserError(

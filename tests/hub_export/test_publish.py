@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import signal
 import subprocess
@@ -11,8 +12,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hub_export import ExportError, check, export_module, publish
-from tests.hub_export.conftest import SIZE, Exported, decode, export, lively_model, random_images
+from hub_export import ExportError, ModuleRecord, check, export_module, publish
+from hub_export.record import write_record
+from settings import UserError
+from tests.hub_export.conftest import (
+    CLASSES,
+    CONFIG,
+    SIZE,
+    Exported,
+    decode,
+    export,
+    lively_model,
+    random_images,
+)
 from tests.support import no_checker
 from tf2.models.encoder import SimCLRModel
 from tf2.models.resnet import ResNet
@@ -29,8 +41,8 @@ def model() -> SimCLRModel:
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands a folder with one file in for the SavedModel."""
 
-    def save(model: SimCLRModel, path: str, *rest: object) -> None:
-        pathlib.Path(path).mkdir()
+    def save(model: SimCLRModel, path: str, record: ModuleRecord, *rest: object) -> None:
+        write_record(path, record)
         pathlib.Path(path, 'content').write_text('new')
 
     monkeypatch.setattr(publish, '_save', save)
@@ -40,7 +52,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def older(root: pathlib.Path, *names: str) -> None:
     for name in names:
-        (root / name).mkdir(parents=True)
+        write_record(str(root / name), ModuleRecord(CONFIG, SIZE, CLASSES, 1))
         (root / name / 'content').write_text('old')
 
 
@@ -79,6 +91,66 @@ def test_tidies_up_after_a_crash(tmp_path: pathlib.Path, fast: None, model: SimC
     older(tmp_path, f'.3.{HEX}.partial', f'.4.{HEX}.replaced', f'.6.{HEX}.replaced', '6', '.git')
     export(model, str(tmp_path), 7)
     assert names(tmp_path) == {'4', '6', '7', '.git'}
+
+
+def test_what_this_program_did_not_write_stays_and_is_said(
+    tmp_path: pathlib.Path, fast: None, model: SimCLRModel, capsys: pytest.CaptureFixture
+) -> None:
+    """A link to a module, a folder of the user's, a file, and what only looks unfinished."""
+    root, elsewhere = tmp_path / 'saved_model', tmp_path / 'elsewhere'
+    older(root, '4', '5')
+    older(elsewhere, 'module')
+    (root / '1').symlink_to(elsewhere / 'module')
+    (root / '0').mkdir()
+    (root / '0' / 'mine').write_text('')
+    (root / '2').write_text('')
+    (root / f'.3.{HEX}.partial').symlink_to(elsewhere / 'module')
+    (root / f'.9.{HEX}.partial').mkdir()
+    (root / '5' / 'inside').symlink_to(elsewhere)
+    export(model, str(root), 7, keep=1)
+    assert names(root) == {'0', '1', '2', '7', f'.3.{HEX}.partial', f'.9.{HEX}.partial'}
+    assert names(root / '0') == {'mine'}
+    assert (elsewhere / 'module' / 'content').read_text() == 'old'
+    shown = capsys.readouterr().out
+    assert f'{root / "1"} stays, though 1 modules are to be kept: it is a link' in shown
+    assert f'{root / "0"} stays' in shown and f'{root / "2"} stays' in shown
+
+
+def test_nothing_is_pruned_where_the_folder_of_modules_is_a_link(
+    tmp_path: pathlib.Path, fast: None, model: SimCLRModel
+) -> None:
+    older(tmp_path / 'shared', '4')
+    (tmp_path / 'saved_model').symlink_to('shared')
+    export(model, str(tmp_path / 'saved_model'), 7, keep=1)
+    assert names(tmp_path / 'shared') == {'4', '7'}
+
+
+@pytest.mark.parametrize('kind', ['link', 'link to nothing', 'folder', 'file'])
+def test_what_is_in_the_place_of_a_module_is_not_replaced(
+    kind: str, tmp_path: pathlib.Path, fast: None, model: SimCLRModel
+) -> None:
+    older(tmp_path / 'elsewhere', 'module')
+    root = tmp_path / 'saved_model'
+    root.mkdir()
+    if kind.startswith('link'):
+        (root / '7').symlink_to(tmp_path / 'elsewhere' / ('module' if kind == 'link' else 'none'))
+    elif kind == 'folder':
+        (root / '7').mkdir()
+    else:
+        (root / '7').write_text('mine')
+    with pytest.raises(UserError, match=r'7 should be free .* Move it') as refused:
+        export(model, str(root), 7)
+    assert '\n' not in str(refused.value)
+    assert names(root) == {'7'} and names(tmp_path / 'elsewhere' / 'module') >= {'content'}
+
+
+def test_a_module_below_any_folder_is_checked_and_published(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, model: SimCLRModel
+) -> None:
+    """TensorFlow's own loader takes brackets and backslashes for a pattern."""
+    monkeypatch.setattr(publish, '_checker', lambda: contextlib.nullcontext(check.check))
+    path = export(model, str(tmp_path / 'odd [1]\\x'), 3)
+    assert names(tmp_path / 'odd [1]\\x') == {'3'} and path.endswith('/3')
 
 
 @pytest.mark.parametrize('stage', ['_save', '_checker', '_publish'])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from settings import UserError
-from tf2.checkpoints import Checkpoints, load_model, recorded_in
+from tf2.checkpoints import Checkpoints, DamagedError, load_model, recorded_in
 from tf2.files import step_of
 
 
@@ -101,12 +102,11 @@ def flip(content: bytes, place: int) -> bytes:
 
 
 DATA = '.data-00000-of-00001'
-# Name of a file's ending and what happens to its content; None for a file that is gone.
+# Name of a file's ending and what happens to its content.
 DAMAGES = {
     'data cut off': (DATA, lambda content: content[: len(content) // 2]),
     'data empty': (DATA, lambda content: b''),
     'data changed': (DATA, lambda content: flip(content, 5)),
-    'data gone': (DATA, None),
     'index cut off': ('.index', lambda content: content[: len(content) // 2]),
     'index empty': ('.index', lambda content: b''),
     'index changed': ('.index', lambda content: flip(content, 30)),
@@ -116,10 +116,7 @@ DAMAGES = {
 def damage(path: str, kind: str) -> None:
     ending, change = DAMAGES[kind]
     file = pathlib.Path(path + ending)
-    content = file.read_bytes()
-    file.unlink()
-    if change is not None:
-        file.write_bytes(change(content))
+    file.write_bytes(change(file.read_bytes()))
 
 
 @pytest.mark.parametrize('kind', DAMAGES)
@@ -141,7 +138,108 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert re.search(r'The checkpoint before is taken: .*ckpt-7 should be a whole', shown)
     # Whoever reads the folder now is not led to the damaged one.
     assert tf.train.latest_checkpoint(tmp_path) == good == resumed.latest
-    assert not list(tmp_path.glob('ckpt-7*'))
+    # Nothing is removed, and what is there later is no obstacle, nor is a second damage.
+    assert names(tmp_path, 'ckpt-7') == {f'ckpt-7{DATA}.damaged-1', 'ckpt-7.index.damaged-1'}
+    damage(resumed.save(7), kind)
+    assert checkpoints(tmp_path, other)[0].resume() == good
+    assert len(names(tmp_path, 'ckpt-7')) == 4
+
+
+def names(folder: pathlib.Path, start: str = '') -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name.startswith(start)}
+
+
+def gone(file: pathlib.Path) -> Callable[[], object]:
+    moved = file.rename(file.with_name('elsewhere'))
+    return lambda: moved.rename(file)
+
+
+def folder_instead(file: pathlib.Path) -> Callable[[], object]:
+    bring_back = gone(file)
+    file.mkdir()
+    return lambda: (file.rmdir(), bring_back())
+
+
+def link_to_nothing(file: pathlib.Path) -> Callable[[], object]:
+    bring_back = gone(file)
+    file.symlink_to('nowhere')
+    return lambda: (file.unlink(), bring_back())
+
+
+@pytest.mark.parametrize('ending', [DATA, '.index'])
+@pytest.mark.parametrize('hindrance', [gone, folder_instead, link_to_nothing])
+def test_what_cannot_be_read_just_now_is_not_damaged(
+    hindrance: Callable, ending: str, tmp_path: pathlib.Path
+) -> None:
+    """A file moved away, hidden or out of reach for a moment: nothing is renamed, removed or
+    started from scratch, and with the file back the run goes on from there.
+    """
+    saved, _ = checkpoints(tmp_path, dense())
+    saved.save(3)
+    path = saved.save(7)
+    bring_back = hindrance(pathlib.Path(path + ending))
+    before = names(tmp_path)
+    with pytest.raises(UserError, match=re.escape(path)) as refused:
+        checkpoints(tmp_path, dense())[0].resume()
+    assert not isinstance(refused.value, DamagedError) and '\n' not in str(refused.value)
+    assert names(tmp_path) == before
+    bring_back()
+    assert checkpoints(tmp_path, dense())[0].resume() == path
+
+
+ODD = ['g[1]', 'g*', 'g?', 'back\\slash', '{g,h}', 'a b', '[!g]', '%20~$', 'café']
+
+
+@pytest.mark.parametrize('odd', ODD)
+def test_any_name_of_a_folder_is_taken_literally(odd: str, tmp_path: pathlib.Path) -> None:
+    """Brackets, stars, backslashes and the like are names, and no patterns that match others."""
+    folders = [tmp_path / name for name in ('g1', 'g', 'gh', 'h', 'a', odd)]
+    others = {}
+    for folder in folders:
+        saved = Checkpoints(str(folder), model := dense(), tf.Module(), optimizer_of(model), 1)
+        if folder.name != odd:
+            saved.save(1)
+            (folder / 'ckpt-2_temp').mkdir()
+            others[folder] = names(folder)
+    saved.save(1)
+    path = saved.save(2)
+    assert names(folders[-1], 'ckpt') == {f'ckpt-2{DATA}', 'ckpt-2.index'}
+    assert {folder: names(folder) for folder in others} == others
+    other = dense(seed=1)
+    assert checkpoints(folders[-1], other)[0].resume() == path and load_model(path, other) == 2
+    np.testing.assert_array_equal(other.layers[0].kernel, model.layers[0].kernel)
+    assert recorded_in(path) == {}
+
+
+@pytest.mark.parametrize(
+    'other', ['ckpt-4.txt', 'ckpt-4.index.bak', 'ckpt-4.data-mine', 'ckpt-4_x']
+)
+def test_files_of_a_user_stay_whatever_they_begin_with(other: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / other).write_text('mine')
+    model = dense()
+    saved = Checkpoints(str(tmp_path), model, tf.Module(), optimizer_of(model), keep=1)
+    for step in (3, 4, 5):
+        saved.save(step)
+        assert saved.resume()
+    assert names(tmp_path) == {'checkpoint', f'ckpt-5{DATA}', 'ckpt-5.index', other}
+
+
+def test_what_a_link_leads_to_is_never_removed(tmp_path: pathlib.Path) -> None:
+    """The data of a checkpoint, a file or a folder of an unfinished one that lie elsewhere."""
+    elsewhere, run = tmp_path / 'elsewhere', tmp_path / 'run'
+    (elsewhere / 'folder').mkdir(parents=True)
+    (elsewhere / 'folder' / 'mine').write_text('x')
+    model = dense()
+    saved = Checkpoints(str(run), model, tf.Module(), optimizer_of(model), keep=1)
+    data = run / f'ckpt-3{DATA}'
+    saved.save(3)
+    data.rename(elsewhere / 'data')
+    data.symlink_to(elsewhere / 'data')
+    (run / 'ckpt-4_temp').symlink_to(elsewhere / 'folder')
+    assert saved.resume()
+    saved.save(5)
+    assert names(run) == {'checkpoint', f'ckpt-5{DATA}', 'ckpt-5.index'}
+    assert names(elsewhere) == {'data', 'folder'} and names(elsewhere / 'folder') == {'mine'}
 
 
 @pytest.mark.parametrize('kind', ['data cut off', 'index empty'])

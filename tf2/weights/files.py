@@ -13,6 +13,7 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from settings import UserError
 from tf2.config import WEIGHTS
+from tf2.files import names_in, plain_path
 from tf2.records import newest_in
 
 GRAPH_KEY = '_CHECKPOINTABLE_OBJECT_GRAPH'
@@ -55,7 +56,7 @@ def fetched(url: str) -> str:
 
 
 def _prefix_in(folder: str) -> str:
-    names = _names(folder)
+    names = names_in(folder)
     if 'checkpoint' in names:
         return _newest(folder)
     if 'variables' in names:
@@ -86,7 +87,7 @@ def _prefix_of(path: str) -> str:
 def _check_files(path: str, prefix: str) -> None:
     """Raises UserError unless index and data files of checkpoint `prefix` are there."""
     folder, _, base = prefix.rpartition('/')
-    names = _names(folder or '.') if tf.io.gfile.isdir(folder or '.') else []
+    names = names_in(folder or '.') if tf.io.gfile.isdir(folder or '.') else []
     shards = _shards(prefix, names)
     indexed = f'{base}.index' in names
     if indexed and any(len(shards) >= int(shard[2]) for shard in shards):
@@ -108,11 +109,6 @@ def _shards(prefix: str, names: list[str]) -> list[re.Match[str]]:
     base = re.escape(prefix.rpartition('/')[2])
     matches = [re.fullmatch(rf'{base}\.data-(\d{{5}})-of-(\d{{5}})', name) for name in names]
     return [match for match in matches if match]
-
-
-def _names(folder: str) -> list[str]:
-    # Object stores add a slash to the names of folders.
-    return sorted(name.rstrip('/') for name in tf.io.gfile.listdir(folder))
 
 
 def _listed(names: list[str]) -> str:
@@ -147,8 +143,9 @@ class CheckpointFile:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
+        self._links = contextlib.ExitStack()  # the reader opens data files when it needs them
         with _legible(prefix, IndexError):
-            self._reader = tf.train.load_checkpoint(prefix)
+            self._reader = tf.train.load_checkpoint(self._links.enter_context(plain_path(prefix)))
             shapes = self._reader.get_variable_to_shape_map()
         self.shapes = {key: tuple(shape) for key, shape in shapes.items() if key != GRAPH_KEY}
         self._has_graph = GRAPH_KEY in shapes
@@ -164,7 +161,7 @@ class CheckpointFile:
         least = sum(size * math.prod(self.shapes[key]) for key, size in sizes.items())
         folder = self.prefix.rpartition('/')[0] or '.'
         with _legible(self.prefix):
-            files = [f'{folder}/{shard[0]}' for shard in _shards(self.prefix, _names(folder))]
+            files = [f'{folder}/{shard[0]}' for shard in _shards(self.prefix, names_in(folder))]
             length = sum(tf.io.gfile.stat(file).length for file in files)
         if length < least:
             raise UserError(
