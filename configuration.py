@@ -99,6 +99,7 @@ FLAGS = records.Value(
     keys={
         **{k: v for section in SECTIONS.values() for k, v in records.of_options(section).items()},
         'num_classes': records.Value(int, nullable=True, check=records.at_least(1)),
+        'class_names': records.CLASS_NAMES,
         'train_examples': records.Value(int, check=records.at_least(1)),
         'changes': records.Value(list, items=_CHANGE),
     },

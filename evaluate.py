@@ -20,8 +20,10 @@ from experiment import (
     Experiment,
     build_model_of,
     build_objective,
+    check_recorded,
     penalty_of,
     prepare,
+    show_data,
     view_for_teacher,
 )
 from settings import UserError
@@ -62,9 +64,11 @@ def follow(given: Mapping[str, Any]) -> None:
         model = build_model_of(experiment)
         # Fine-tuning freezes parts of the model, which the regularisation loss leaves out.
         build_objective(experiment, model)
+        show_data(experiment)
         tracker = Tracker(experiment, model)
         for path in _as_they_come(model_dir, experiment.total_steps):
             try:
+                check_recorded(experiment, path, checkpoints.recorded_in(path))
                 step = checkpoints.load_model(path, model)
             except UserError:
                 if tf.io.gfile.exists(f'{path}.index'):
@@ -149,13 +153,15 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
     def endpoint(name: str) -> Any:
         return lambda images: model(images, training=False)[name]
 
-    labels = source.num_classes is not None
+    data = experiment.data
+    # A classifier that saw no label says nothing; an older run may have one.
+    learns = data.train_labels.labelled > 0 or not experiment.pretrains
     inputs = Inputs(
         batches=functools.partial(batches, config.data.eval_split, config.train.eval_steps),
-        num_classes=source.num_classes or 0,
-        predict=endpoint('logits_sup') if model.classifier else None,
+        num_classes=source.num_classes if data.measures_accuracy else 0,
+        predict=endpoint('logits_sup') if model.classifier and learns else None,
         teach=teacher and teacher.logits,
-        embed=endpoint('final_avg_pool') if labels else None,
+        embed=endpoint('final_avg_pool') if data.finds_neighbors else None,
         train_batches=functools.partial(batches, config.data.train_split, 0),
         neighbors=config.train.knn_neighbors,
         neighbor_examples=config.train.knn_examples,

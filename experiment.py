@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -12,17 +12,12 @@ import tensorflow as tf
 import capacity
 import configuration
 from configuration import Config
-from data.label_subset import (
-    LabelSubset,
-    choose_labels,
-    hide_other_labels,
-    restrict,
-    wants_subset,
-)
+from data.label_subset import LabelSubset
+from data.labels import difference, in_order, listed, same_classes
 from data.recipes import View, teacher_view
 from data.service import check_answers
-from data.sources import open_source
 from data.sources.source import Source
+from data_checks import RunData, open_data, recorded_run
 from settings import UserError
 from tf2 import distribution, precision, schedules
 from tf2.config import ModelConfig
@@ -36,6 +31,9 @@ from tf2.trainer import Penalty
 from tf2.weights import Weights, config_for, open_weights
 from tf2.weights.files import URL_SCHEMES
 
+# Folders of exported modules in a model folder.
+MODULES, MOMENTUM_MODULES = 'saved_model', 'momentum_saved_model'
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -43,23 +41,40 @@ class Experiment:
 
     Attributes:
         config: all settings; `train.model_dir` is set.
-        source: the data set.
+        data: what it is trained and evaluated on.
         strategy: where it runs.
         num_classes: classes of the classifier, None without one.
-        train_examples: number of training examples.
         weights: what `--checkpoint` names, None without it.
-        subset: the labelled examples, None where all are used.
         teacher: what a distillation learns from, None in other stages.
+        class_names: what the classifier's outputs stand for, by number; None if nothing knows, or
+            there is no classifier.
+        other_classes: why the classifier in `weights` is not one of these classes; None if it is,
+            or may be.
     """
 
     config: Config
-    source: Source
+    data: RunData
     strategy: tf.distribute.Strategy
     num_classes: int | None
-    train_examples: int
     weights: Weights | None
-    subset: LabelSubset | None
     teacher: Teacher | None = None
+    class_names: tuple[str, ...] | None = None
+    other_classes: str | None = None
+
+    @property
+    def source(self) -> Source:
+        """The data set."""
+        return self.data.source
+
+    @property
+    def subset(self) -> LabelSubset | None:
+        """The labelled examples, None where all are used."""
+        return self.data.subset
+
+    @property
+    def train_examples(self) -> int:
+        """Number of training examples."""
+        return self.data.train_examples
 
     @property
     def pretrains(self) -> bool:
@@ -97,11 +112,11 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         config, weights = _as_recorded(config, given) or with_weights(config, given)
     if config.data.tf_data_service and not evaluates:
         check_answers(config.data.tf_data_service)
-    config = _with_recorded_range(config)
-    source, subset, train_examples = open_data(config)
-    if source.image_range:
-        data = dataclasses.replace(config.data, image_range=source.image_range)
-        config = dataclasses.replace(config, data=data)
+    config, data = open_data(_with_recorded_range(config), given, strategy.num_replicas_in_sync)
+    if data.source.image_range:
+        ranged = dataclasses.replace(config.data, image_range=data.source.image_range)
+        config = dataclasses.replace(config, data=ranged)
+    recorded = configuration.read_flags(model_dir) if evaluates else recorded_run(model_dir)
     doing = 'evaluation' if evaluates else 'training'
     with (
         distribution.together(strategy, model_dir),
@@ -110,10 +125,15 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         config = _with_precision(config, strategy)
         check_devices(config, strategy)
         teacher = _open_teacher(config, strategy)
-    num_classes = _num_classes(config, source, teacher)
+    classes = _match_classes(config, data.source, recorded, teacher, weights)
+    num_classes = _num_classes(config, data, teacher, recorded)
     configuration.check_same_architecture(model_dir, config, num_classes)
+    data = dataclasses.replace(
+        data, source=classes.source, notes=(*data.notes, *(classes.notes if num_classes else ()))
+    )
+    names = classes.names if num_classes else None
     experiment = Experiment(
-        config, source, strategy, num_classes, train_examples, weights, subset, teacher
+        config, data, strategy, num_classes, weights, teacher, names, classes.others
     )
     if not evaluates:
         _check_length(model_dir, experiment.total_steps)
@@ -129,30 +149,6 @@ def _check_length(model_dir: str, total_steps: int) -> None:
             f'holds step {done}, this run is to end at step {total_steps}. Choose another '
             '--model_dir, or train longer.'
         )
-
-
-def open_data(config: Config) -> tuple[Source, LabelSubset | None, int]:
-    """The data set, the labelled examples where only some are, and how many there are to train on.
-
-    Raises:
-        UserError: if they don't suffice for what `config` wants.
-    """
-    source, subset = _training_source(config)
-    train_examples = source.num_examples(config.data.train_split)
-    if train_examples < config.train.train_batch_size:
-        raise UserError(
-            f'--train_batch_size must be at most the number of training examples, '
-            f'{train_examples} in {config.data.train_split!r} of {source.name}; found '
-            f'{config.train.train_batch_size}.'
-        )
-    if config.objective.train_mode == 'finetune' and source.num_classes is None:
-        raise UserError(
-            f'--train_mode=finetune needs labels; {source.name} has none. Choose another '
-            '--dataset, or --train_mode=pretrain.'
-        )
-    if config.run.mode != 'train':
-        _check_evaluation(config, source, train_examples, subset)
-    return source, subset, train_examples
 
 
 def _as_recorded(config: Config, given: Mapping[str, Any]) -> tuple[Config, None] | None:
@@ -194,23 +190,6 @@ def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weig
     return dataclasses.replace(config, data=data, model=model), weights
 
 
-def _training_source(config: Config) -> tuple[Source, LabelSubset | None]:
-    """The data set, with fewer training examples where only some labels are to be used."""
-    source = open_source(config.data)
-    if not wants_subset(config.data):
-        return source, None
-    split = config.data.train_split
-    source.num_examples(split)
-    if source.num_classes is None:
-        raise UserError(
-            f'--label_fraction and --labels_per_class need labels; {source.name} has none.'
-        )
-    subset = choose_labels(source, config.data, split=split, seed=config.train.seed)
-    # A student learns from all images.
-    distills = config.objective.train_mode == 'distill'
-    return (hide_other_labels if distills else restrict)(source, split, subset), subset
-
-
 def _with_recorded_range(config: Config) -> Config:
     """`config` with the range of images that 'auto' stood for when the run began."""
     recorded = configuration.read_flags(config.train.model_dir) or {}
@@ -244,13 +223,21 @@ def _open_teacher(config: Config, strategy: tf.distribute.Strategy) -> Teacher |
         )
 
 
-def _num_classes(config: Config, source: Source, teacher: Teacher | None) -> int | None:
-    if config.objective.train_mode == 'pretrain':
-        return source.num_classes if config.objective.lineareval_while_pretraining else None
+def _num_classes(
+    config: Config, data: RunData, teacher: Teacher | None, recorded: Mapping[str, Any] | None
+) -> int | None:
+    """Classes of the classifier, None without one."""
+    source = data.source
     if teacher is not None:
         _check_teacher(config, source, teacher)
         return teacher.num_classes
-    return source.num_classes
+    if config.objective.train_mode != 'pretrain':
+        return source.num_classes
+    if not config.objective.lineareval_while_pretraining:
+        return None
+    # A run that goes on has the variables that it began with.
+    begun = recorded is not None and recorded.get('num_classes') is not None
+    return source.num_classes if data.train_labels.labelled or begun else None
 
 
 def _check_teacher(config: Config, source: Source, teacher: Teacher) -> None:
@@ -260,27 +247,73 @@ def _check_teacher(config: Config, source: Source, teacher: Teacher) -> None:
             f'{source.num_classes}; found {teacher.num_classes}. Choose a teacher that was '
             'fine-tuned on this data set.'
         )
-    if source.num_classes is None and config.objective.distill_alpha < 1:
-        raise UserError(
-            f'--distill_alpha={config.objective.distill_alpha} gives weight to labels; '
-            f'{source.name} has none. Use --distill_alpha=1.'
-        )
 
 
-def _check_evaluation(
-    config: Config, source: Source, train_examples: int, subset: LabelSubset | None
-) -> None:
-    """Refuses now what would fail when the training is over."""
-    split, neighbors = config.data.eval_split, config.train.knn_neighbors
-    if not source.num_examples(split):
-        raise UserError(f'--eval_split must have examples; {split!r} of {source.name} has none.')
-    labelled = len(subset.indices) if subset else train_examples
-    known = min(labelled, config.train.knn_examples)
-    if source.num_classes and neighbors > known:
-        raise UserError(
-            f'--knn_neighbors must be at most the number of labelled training examples that are '
-            f'searched, {known}; found {neighbors}.'
+@dataclasses.dataclass(frozen=True)
+class _Classes:
+    """What outputs of the classifier stand for.
+
+    Attributes:
+        source: the data set, with the same numbers for its classes.
+        names: by number; None if nothing knows them.
+        notes: lines for the user.
+        others: why the classifier of `--checkpoint` is none of these classes; None if it is, or
+            may be.
+    """
+
+    source: Source
+    names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+    others: str | None = None
+
+
+def _match_classes(
+    config: Config,
+    source: Source,
+    recorded: Mapping[str, Any] | None,
+    teacher: Teacher | None,
+    weights: Weights | None,
+) -> _Classes:
+    """Finds out what the classes are called, and numbers those of the data set likewise.
+
+    The run itself knows best, then its teacher, then the checkpoint it starts from, then the data.
+
+    Raises:
+        UserError: if the data set, or the teacher, has other classes.
+    """
+    own, theirs, loaded = (
+        tuple(names) if names else None
+        for names in (
+            (recorded or {}).get('class_names'),
+            teacher and teacher.class_names,
+            weights and weights.class_names,
         )
+    )
+    known, whose = own, f'--model_dir={config.train.model_dir}'
+    if theirs:
+        path = f'--teacher={teacher.path}'
+        known, whose = (known, whose) if known else (theirs, path)
+        if theirs != known:
+            raise UserError(
+                f'{path} must have the classes of {whose}, in the same order: '
+                f'{difference(known, theirs)}. Choose the teacher it was trained with.'
+            )
+    kept = source.class_names
+    if not known and loaded and kept and same_classes(loaded, kept):
+        known, whose = loaded, f'--checkpoint={weights.path}'
+    if known and kept:
+        source = in_order(source, known, whose)
+    names = known or kept
+    notes = ()
+    if source.class_names != kept:
+        notes = (
+            f'Classes are numbered as in {whose}: {listed(names)}; {config.data.dataset} has '
+            f'{listed(kept)}.',
+        )
+    others = None
+    if loaded and names and loaded != names:
+        others = f'its classes are {difference(loaded, names)}'
+    return _Classes(source, names, notes, others)
 
 
 def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
@@ -329,22 +362,74 @@ def with_model_dir(config: Config) -> Config:
         UserError: if the one given is, or can become, no such folder.
     """
     model_dir = os.path.expanduser(config.train.model_dir)
-    _check_model_dir(model_dir)
+    if not model_dir:
+        raise UserError(
+            f'--model_dir must be a folder; found {config.train.model_dir!r}. Give a name, or '
+            'leave it out.'
+        )
+    momentum = MOMENTUM_MODULES if config.train.export_momentum_encoder else ''
+    below = (MODULES, momentum, config.train.eval_name or '')
+    check_writable(model_dir, folders=below, files=(configuration.FLAGS_FILE, 'result.json'))
     return dataclasses.replace(config, train=dataclasses.replace(config.train, model_dir=model_dir))
 
 
-def _check_model_dir(model_dir: str) -> None:
+def check_writable(model_dir: str, *, folders: Iterable[str] = (), files: Iterable[str]) -> None:
+    """Raises UserError if what a run writes has no place in `model_dir`.
+
+    Args:
+        model_dir: a folder, or what is to become one.
+        folders: names in it that are to be folders.
+        files: names in it that are to be files.
+    """
     if '://' in model_dir:
         return
-    if os.path.exists(model_dir) and not os.path.isdir(model_dir):
+    if os.path.lexists(model_dir) and not os.path.isdir(model_dir):
         raise UserError(f'--model_dir must be a folder; {model_dir} is a file.')
-    existing = os.path.abspath(model_dir)
-    while not os.path.exists(existing):
+    for folder in ('', *folders):
+        _check_folder(model_dir, os.path.join(model_dir, folder))
+    for name in files:
+        if os.path.isdir(os.path.join(model_dir, name)):
+            raise UserError(
+                f'--model_dir={model_dir} cannot be written: {name} in it must be a file, but is '
+                'a folder. Move it away, or choose another --model_dir.'
+            )
+
+
+def _check_folder(model_dir: str, folder: str) -> None:
+    existing = os.path.abspath(folder)
+    while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
         raise UserError(f'--model_dir={model_dir} cannot be made: {existing} is a file.')
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f'--model_dir={model_dir} cannot be written: {existing} is not writable.')
+
+
+def show_data(experiment: Experiment) -> None:
+    """Says what the run has to do with, and what it does without."""
+    for line in (experiment.data.describe(), *experiment.data.notes):
+        print(line)
+    if experiment.source.image_range:
+        print(f'Images are floating-point numbers, taken to be in {experiment.source.image_range}.')
+
+
+def check_recorded(
+    experiment: Experiment, path: str | None, record: Mapping[str, Any] | None
+) -> None:
+    """Raises UserError if a checkpoint says that its classes are others than the run's.
+
+    Args:
+        experiment: what is run.
+        path: of the checkpoint; None without one.
+        record: see `Checkpoints`.
+    """
+    names = (record or {}).get('class_names')
+    if names and experiment.class_names and tuple(names) != experiment.class_names:
+        raise UserError(
+            f'{path} must have the classes of this run, in the same order: '
+            f'{difference(names, experiment.class_names)}. Choose another --model_dir, or the '
+            'data it was trained on.'
+        )
 
 
 def build_model_of(experiment: Experiment) -> SimCLRModel:

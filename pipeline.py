@@ -20,6 +20,7 @@ import lock
 import report
 import train
 from configuration import DEFAULTS, LABELS, OPTIONS, PIPELINE_FILE, Config
+from data_checks import open_data
 from interruption import Stop
 from presets import PRESETS
 from settings import UserError, command_line
@@ -89,6 +90,7 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         Interrupted: when a signal came.
     """
     model_dir = experiment.with_model_dir(config).train.model_dir
+    experiment.check_writable(model_dir, files=(PIPELINE_FILE, REPORT_FILE))
     stages = list(_stages(model_dir, config.run.preset, given))
     _check_same_settings(model_dir, stages)
     strategy = distribution.build_strategy(config.train)
@@ -117,8 +119,8 @@ def _run(stages: list[Stage], stop: Stop) -> None:
 def _check(stages: list[Stage], strategy: tf.distribute.Strategy) -> None:
     """Raises UserError for what a later stage, too, would find wrong with data or devices."""
     for stage in stages:
-        experiment.open_data(stage.config)
-        experiment.check_devices(stage.config, strategy)
+        config, _ = open_data(stage.config, stage.given, strategy.num_replicas_in_sync)
+        experiment.check_devices(config, strategy)
     unfinished = [stage for stage in stages if not is_done(stage)]
     if unfinished:
         experiment.prepare(unfinished[0].config, unfinished[0].given)
@@ -240,7 +242,9 @@ def is_done(stage: Stage) -> bool:
     recorded = configuration.read_flags(stage.folder, need=('train_examples',))
     if recorded is None:
         return False
-    steps = schedules.train_steps(recorded['train_examples'], stage.config.train)
+    # As recorded: it may have been sized for the data.
+    train = configuration.from_values(recorded).train
+    steps = schedules.train_steps(recorded['train_examples'], train)
     result = read_results(os.path.join(stage.folder, 'result.json'))
     exported = os.path.join(stage.folder, 'saved_model', str(steps))
     return result.get('global_step') == steps and tf.io.gfile.isdir(exported)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -22,10 +22,14 @@ from data.pipeline import Batch
 from data.worker import Worker
 from evaluate import Tracker
 from experiment import (
+    MODULES,
+    MOMENTUM_MODULES,
     Experiment,
     build_model_of,
     build_objective,
+    check_recorded,
     penalty_of,
+    show_data,
     view_for_teacher,
     with_model_dir,
     with_weights,
@@ -40,8 +44,7 @@ from tf2.trainer import Trainer
 from tf2.weights import Report
 
 SAMPLE_VIEWS = 8  # images of which the views are shown in TensorBoard
-MODULES, MOMENTUM_MODULES = 'saved_model', 'momentum_saved_model'
-LABELS_FILE = 'labelled_examples.txt'  # lines 'index label', where only some labels are used
+LABELS_FILE = 'labelled_examples.txt'  # see LabelSubset.listing; where only some are used
 
 
 def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
@@ -99,6 +102,8 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
             trainer.means,
         )
         resumed = saved.resume()
+        check_recorded(experiment, resumed, saved.record)
+        saved.record['class_names'] = experiment.class_names
         # Before anything is written: the file may turn out to be damaged.
         report = None if resumed else _initialise(experiment, model)
         if not resumed:
@@ -110,7 +115,7 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         if resumed and tracker and not experiment.pretrains:
             tracker.catch_up(trainer.step)
         _fit(experiment, trainer, saved, schedule, tracker, stop)
-    _export(config, model, trainer.step, writes=writes)
+    _export(config, model, trainer.step, names=experiment.class_names, writes=writes)
     if config.train.export_momentum_encoder:
         momentum = objective.momentum_encoder
         _export(config, momentum, trainer.step, MOMENTUM_MODULES, writes=writes)
@@ -131,24 +136,28 @@ def _initialise(experiment: Experiment, model: SimCLRModel) -> Report | None:
     return experiment.weights.load_into(
         model,
         head_layers=0 if experiment.pretrains else experiment.config.model.ft_proj_selector,
-        classifier=not zero and _classifier_may_stay(experiment),
+        no_classifier='starts anew' if zero else _why_no_classifier(experiment),
     )
 
 
-def _classifier_may_stay(experiment: Experiment) -> bool:
-    """Whether the classifier in `--checkpoint` may be the one to go on with.
+def _why_no_classifier(experiment: Experiment) -> str | None:
+    """Why the classifier in `--checkpoint` may not be the one to go on with; None if it may.
 
-    Not if it read another layer of the head, nor if it may have learned from labels that this run
-    is not to know. A student may know what its teacher knows, and no more.
+    It may not if it knows other classes or read another layer of the head, nor if it may have
+    learned from labels that this run is not to know. A student may know what its teacher knows,
+    and no more.
     """
     config = experiment.config
+    if experiment.other_classes is not None:
+        return experiment.other_classes
     if experiment.pretrains:
-        return True
-    if (experiment.weights.selector or 0) != config.model.ft_proj_selector:
-        return False
+        return None
+    stays = (experiment.weights.selector or 0) == config.model.ft_proj_selector
     if experiment.teacher is not None:
-        return config.objective.checkpoint == config.objective.teacher
-    return experiment.subset is None
+        stays &= config.objective.checkpoint == config.objective.teacher
+    else:
+        stays &= experiment.subset is None
+    return None if stays else 'starts anew'
 
 
 def _show(report: Report, verbosity: int) -> None:
@@ -169,15 +178,8 @@ def describe_trainable(model: SimCLRModel) -> str:
 
 
 def _announce(experiment: Experiment, resumed: str | None, report: Report | None) -> None:
-    config, source = experiment.config, experiment.source
-    model_dir = config.train.model_dir
-    classes = f'{source.num_classes} classes' if source.num_classes else 'no labels'
-    print(f'{source.name}: {experiment.train_examples} training images, {classes}.')
-    if source.num_classes is None:
-        online = 'no online classifier, and ' if experiment.pretrains else ''
-        print(f'Without labels there is {online}no accuracy.')
-    if source.image_range:
-        print(f'Images are floating-point numbers, taken to be in {source.image_range}.')
+    config, model_dir = experiment.config, experiment.config.train.model_dir
+    show_data(experiment)
     beginning = config.objective.checkpoint or 'scratch'
     start = f'going on from {resumed}' if resumed else f'from {beginning}'
     doing = {'pretrain': 'Pretraining', 'finetune': 'Fine-tuning', 'distill': 'Distilling into'}
@@ -197,7 +199,11 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
         _show(report, config.run.verbosity)
     if not distribution.is_chief(experiment.strategy):
         return
-    facts = {'num_classes': experiment.num_classes, 'train_examples': experiment.train_examples}
+    facts = {
+        'num_classes': experiment.num_classes,
+        'class_names': experiment.class_names,
+        'train_examples': experiment.train_examples,
+    }
     with writing(model_dir):
         tf.io.gfile.makedirs(model_dir)
         configuration.write_flags(model_dir, config, facts)
@@ -319,7 +325,7 @@ def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
             'projection head, name it with --ft_proj_selector.'
         )
     with lock.held(config.train.model_dir):
-        _export(config, model, weights.step, writes=True)
+        _export(config, model, weights.step, names=weights.class_names, writes=True)
 
 
 def _check_own_folder(model_dir: str, checkpoint: str) -> None:
@@ -338,7 +344,13 @@ def _check_own_folder(model_dir: str, checkpoint: str) -> None:
 
 
 def _export(
-    config: Config, model: SimCLRModel, step: int, folder: str = MODULES, *, writes: bool
+    config: Config,
+    model: SimCLRModel,
+    step: int,
+    folder: str = MODULES,
+    *,
+    names: Sequence[str] | None = None,
+    writes: bool,
 ) -> None:
     if not writes:
         # The writing process reads variables that are means over all processes.
@@ -352,6 +364,7 @@ def _export(
             root,
             step,
             image_size=config.data.image_size,
+            class_names=names,
             decode=functools.partial(pipeline.decode_for_evaluation, config=config.data),
             weight_decay=config.optimizer.weight_decay,
             keep=config.train.keep_hub_module_max,

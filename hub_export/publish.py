@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -40,6 +40,7 @@ def export_module(
     decode: Decode,
     weight_decay: float,
     keep: int,
+    class_names: Sequence[str] | None = None,
 ) -> str:
     """Exports `model` to the folder `<root>/<step>`.
 
@@ -56,6 +57,7 @@ def export_module(
             float32 in [0, 1]. It becomes a part of the module.
         weight_decay: factor of the module's L2 term; 0 leaves it without one.
         keep: number of modules to keep, this one and the newest others; 0 keeps all.
+        class_names: of the classes of its classifier; None where nothing tells.
 
     Returns:
         The path of the module. An older one of the same step is replaced.
@@ -70,7 +72,7 @@ def export_module(
     tf.io.gfile.makedirs(root)
     _clear_leftovers(root)
     path, partial = f'{root}/{step}', _aside(root, step, 'partial')
-    record = ModuleRecord(model.config, image_size, model.num_classes, step)
+    record = ModuleRecord(model.config, image_size, model.num_classes, step, class_names)
     try:
         with tempfile.TemporaryDirectory() as scratch, _checker() as check_module:
             reference = f'{scratch}/reference.npz'

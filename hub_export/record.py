@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -25,12 +26,14 @@ class ModuleRecord:
         image_size: pixels the model was trained at; the encoder's stem depends on it.
         num_classes: of its linear classifier; None where it has none.
         step: number of updates its weights have had.
+        class_names: of the classes of its classifier; None where nothing tells.
     """
 
     model: ModelConfig
     image_size: int
     num_classes: int | None
     step: int
+    class_names: Sequence[str] | None = None
 
 
 def write_record(path: str, record: ModuleRecord) -> None:
@@ -62,4 +65,4 @@ def read_record(path: str) -> ModuleRecord:
         raise UserError(f'Expected a module exported by this program at {path}; found no {file}.')
     model = records.model_config(file, values['model'], advice)
     others = {name: values[name] for name in ('image_size', 'num_classes', 'step')}
-    return ModuleRecord(model, **others)
+    return ModuleRecord(model, **others, class_names=values.get('class_names'))

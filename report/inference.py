@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from data import pipeline
+from data.labels import in_order
 from data.sources.source import NO_LABEL, Source
 from report.runs import Run
 from tf2.files import names_in, plain_path
@@ -71,6 +72,14 @@ def load_module(run: Run) -> Any | None:
         return None
     with plain_path(os.path.join(folder, str(max(steps)))) as plain:
         return tf.saved_model.load(plain)
+
+
+def source_of(run: Run, source: Source) -> Source:
+    """`source` with its classes numbered as the run has them."""
+    names = run.values.get('class_names')
+    if not names or source.class_names is None:
+        return source
+    return in_order(source, names, f'--model_dir={run.stage.folder}')
 
 
 def class_names(source: Source) -> list[str]:

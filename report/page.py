@@ -51,7 +51,7 @@ def _page(read: Sequence[Run], source: Source) -> str:
         _facts(read[-1], source),
         _table(read),
         *(_stage(run) for run in read),
-        _confusion(read[-1], inference.confusion(read[-1], source)),
+        _confusion(read[-1], inference.confusion(read[-1], inference.source_of(read[-1], source))),
         _neighbors(pretrained, inference.neighborhoods(pretrained, source), source),
         _commands(read),
     ]

@@ -78,6 +78,10 @@ def refused(
     [
         (['--dataset=cifar11'], "no data set 'cifar11'"),
         (['--dataset='], '--dataset must be a name'),
+        (['--mode=train_then_eval', '--eval_split=test[5:2]'], 'must not end before it starts'),
+        (['--train_split=train[9:3]+test'], 'must not end before it starts'),
+        (['--train_split=train[:0]'], '--train_split must have examples'),
+        (['--model_dir='], '--model_dir must be a folder; found'),
         (['--train_split=tarin'], "no split 'tarin'; its splits are: test, train"),
         (['--mode=train_then_eval', '--eval_split=validation'], "no split 'validation'"),
         (['--mode=train_then_eval', '--eval_split=test[:0]'], '--eval_split must have examples'),
@@ -685,7 +689,8 @@ def test_a_teacher_of_other_classes_is_refused(
     flags = ('--train_mode=distill', f'--teacher={finished[0]}', f'--model_dir={tmp_path / "run"}')
     capsys.readouterr()
     assert run.main(['run.py', *TINY, *data, *flags]) == 2
-    assert 'must have the classes of image_folder, 2; found 10' in capsys.readouterr().err
+    words = 'knows other classes than image_folder: 10 classes, found 2; only there: T-shirt/top'
+    assert words in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
 
 
@@ -721,7 +726,8 @@ def test_fine_tuning_takes_the_architecture_of_its_checkpoint(
     flags = json.loads((tmp_path / 'run' / 'flags.json').read_text())
     assert (flags['resnet_depth'], flags['width_multiplier'], flags['image_size']) == (18, 0.25, 8)
     chosen = (tmp_path / 'run' / 'labelled_examples.txt').read_text().splitlines()
-    assert sorted(line.split()[1] for line in chosen) == sorted([*'0123456789'] * 2)
+    names = sorted(line.split('\t')[1] for line in chosen)
+    assert names == sorted([*flags['class_names']] * 2) and 'Ankle boot' in names
 
 
 def test_fine_tuning_keeps_the_final_figure_apart_from_the_best(
@@ -921,8 +927,11 @@ def test_a_classifier_stays_only_where_it_fits_and_knows_no_more(
         weights=types.SimpleNamespace(selector=found),
         teacher=teacher,
         subset='some' if few else None,
+        other_classes=None,
     )
-    assert train._classifier_may_stay(prepared) is stays
+    assert (train._why_no_classifier(prepared) is None) is stays
+    prepared.other_classes = 'its classes are others'
+    assert train._why_no_classifier(prepared) == 'its classes are others'
 
 
 # --- evaluation of a run by another process

@@ -27,12 +27,12 @@ from tf2.files import (
 )
 from tf2.models.encoder import SimCLRModel
 from tf2.objectives.base import Objective
+from tf2.weights.record import RECORD_KEY
 
 _OF_FILES = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
 _DATA = r'\.data-\d{5}-of-(\d{5})'
 _WHOLE = rf'(?:\.index|{_DATA})'  # what follows the prefix in the names of a checkpoint's files
 _SCRATCH = rf'(?:_temp|{_WHOLE}\.tempstate\d+)'  # and in those of what it is written from
-RECORD_KEY = 'record/.ATTRIBUTES/py_state'
 
 
 class DamagedError(UserError):

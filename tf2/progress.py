@@ -5,11 +5,34 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+_DAY = 86_400.0  # seconds
+_LONGEST = 100 * 365  # days; beyond them, how many it is makes no difference
+
+
+def time_left(seconds: float) -> str:
+    """'01:30', '27:46:40', '12 days' or 'over 100 years'."""
+    days = seconds / _DAY
+    if days < 3:
+        return tqdm.format_interval(seconds)
+    return f'{days:,.0f} days' if days < _LONGEST else 'over 100 years'
+
+
+class _Bar(tqdm):
+    """A bar that knows `left`, see `time_left`; '?' while the rate is not known."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What the layout of the bar may name."""
+        values = super().format_dict
+        done = values['n'] - values['initial']
+        rate = values['rate'] or done / max(values['elapsed'], 1e-9)
+        left = time_left((values['total'] - values['n']) / rate) if rate else '?'
+        return {**values, 'left': left}
 
 
 class Progress:
@@ -38,10 +61,8 @@ class Progress:
         self._measured_from: tuple[float, int] | None = None
         self._bar = None
         if self._stream.isatty():
-            layout = (
-                '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]'
-            )
-            self._bar = tqdm(
+            layout = '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{left} left{postfix}]'
+            self._bar = _Bar(
                 total=total_steps,
                 initial=first_step,
                 desc='step',
@@ -64,7 +85,7 @@ class Progress:
             self._last_line = now
             if rate:
                 left = (self._total - step) * self._batch / rate
-                words.append(f'{tqdm.format_interval(left)} left')
+                words.append(f'{time_left(left)} left')
             print(f'step {step}/{self._total}: ' + ', '.join(words), file=self._stream, flush=True)
 
     def _rate(self, now: float, step: int) -> float | None:

@@ -71,6 +71,7 @@ def at_least(bound: int) -> Callable[[Any], None]:
 RESULT = Value(
     dict, items=Value(float, nullable=True), keys={'global_step': Value(int, required=True)}
 )
+CLASS_NAMES = Value(list, nullable=True, items=Value(str))
 MODULE = Value(
     dict,
     keys={
@@ -78,6 +79,7 @@ MODULE = Value(
         'image_size': Value(int, required=True, check=at_least(1)),
         'num_classes': Value(int, nullable=True, required=True, check=at_least(1)),
         'step': Value(int, required=True, check=at_least(0)),
+        'class_names': CLASS_NAMES,
     },
 )
 

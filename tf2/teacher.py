@@ -30,6 +30,7 @@ class Teacher:
         path: as the user gave it.
         num_classes: classes of its logits.
         image_size: pixels of the images it wants; None where it takes any size.
+        class_names: of the classes; None if nothing tells.
         logits: images [b, h, w, 3] float32 in [0, 1] -> [b, num_classes] float32, in inference
             mode. Callable in a replica of the strategy in whose scope it was opened.
     """
@@ -38,6 +39,7 @@ class Teacher:
     num_classes: int
     image_size: int | None
     logits: Callable[[tf.Tensor], tf.Tensor] = dataclasses.field(repr=False)
+    class_names: tuple[str, ...] | None = None
 
 
 def open_teacher(path: str, *, precision: str) -> Teacher:
@@ -95,6 +97,7 @@ def _from_weights(path: str, weights: Weights, precision: str) -> Teacher:
         weights.num_classes,
         weights.image_size,
         lambda images: model(images, training=False)[LOGITS],
+        weights.class_names,
     )
 
 

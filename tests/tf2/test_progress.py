@@ -24,6 +24,38 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+@pytest.mark.parametrize(
+    ('seconds', 'words'),
+    [
+        (0, '00:00'),
+        (90, '01:30'),
+        (100_000, '27:46:40'),
+        (1e6, '12 days'),
+        (1e9, '11,574 days'),
+        (1e30, 'over 100 years'),
+        (float('inf'), 'over 100 years'),
+    ],
+)
+def test_no_time_takes_more_room_than_the_line_has(seconds: float, words: str) -> None:
+    assert progress.time_left(seconds) == words
+
+
+def test_absurd_times_fit_the_bar_and_the_log(clock: list[float]) -> None:
+    for stream in (Terminal(), io.StringIO()):
+        shown = Progress(0, 10**15, 2, (), stream)
+        for step in (1, 2, 10**15):
+            clock[0] += 1000
+            if shown._bar is not None:
+                shown._bar.start_t -= 1000
+            shown.update(step, {})
+            if shown._bar is not None:
+                shown._bar.refresh()
+        shown.close()
+        text = stream.getvalue().replace('\r', '\n')
+        assert 'over 100 years left' in text or not stream.isatty()
+        assert max(map(len, text.splitlines())) < 110
+
+
 def test_a_log_gets_a_plain_line_now_and_then(clock: list[float]) -> None:
     log = io.StringIO()
     shown = Progress(0, 100, 32, ('contrast_loss', 'contrast_acc'), log)

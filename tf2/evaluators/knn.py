@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -63,7 +64,10 @@ def knn_accuracy(
     classifier = KNeighborsClassifier(
         neighbors, weights=weights, metric='cosine', algorithm='brute'
     )
-    classifier.fit(train_features, train_labels)
+    with warnings.catch_warnings():
+        # Few examples of many classes, which scikit-learn takes for a regression. They are labels.
+        warnings.filterwarnings('ignore', 'The number of unique classes', UserWarning)
+        classifier.fit(train_features, train_labels)
     return float(np.mean(classifier.predict(test_features) == test_labels))
 
 

@@ -72,16 +72,16 @@ class Loading:
             else:
                 self._leave_out(f'projection layer {layer + 1}: {_difference(file, mine)}', file)
 
-    def choose_classifier(self, wanted: bool) -> None:
-        """Takes it if it is `wanted` and has as many inputs and classes as the model's."""
+    def choose_classifier(self, refusal: str | None) -> None:
+        """Takes it, if nothing is said against it and its inputs and classes are the model's."""
         ours, theirs = self._shapes_below(CLASSIFIER)
         if not theirs:
             if ours:
                 self.missing['classifier: not in the file'] = list(ours)
         elif not ours:
             self._leave_out('classifier: not in this model', theirs)
-        elif not wanted:
-            self._leave_out('classifier: starts anew', theirs)
+        elif refusal is not None:
+            self._leave_out(f'classifier: {refusal}', theirs)
         elif ours != theirs:
             self._leave_out(f'classifier: {_classes(theirs, ours)}', theirs)
         else:

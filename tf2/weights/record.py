@@ -10,6 +10,7 @@ from tf2 import records
 from tf2.config import ModelConfig
 
 FLAGS_FILE = 'flags.json'  # in a model_dir
+RECORD_KEY = 'record/.ATTRIBUTES/py_state'  # what a checkpoint says in words
 MODULE_RECORD = 'assets.extra/simclr.json'  # in an exported module
 FIELDS = (
     'resnet_depth',
@@ -26,6 +27,7 @@ _FLAGS = records.Value(
     keys={
         **records.of_options(ModelConfig),
         'image_size': records.Value(int, check=records.at_least(1)),
+        'class_names': records.CLASS_NAMES,
     },
 )
 _ADVICE = 'Restore it, or remove it so that the architecture is inferred.'
@@ -42,6 +44,7 @@ class Record:
         image_size: pixels they were trained at; None if it doesn't say.
         step: number of updates they have had; None if it doesn't say.
         module: whether it is the record of an exported module.
+        class_names: of the classes of the classifier; None if it doesn't say.
     """
 
     file: str
@@ -50,6 +53,7 @@ class Record:
     image_size: int | None
     step: int | None
     module: bool
+    class_names: tuple[str, ...] | None = None
 
 
 def read_record(prefix: str) -> Record | None:
@@ -82,4 +86,5 @@ def _read(file: str, *, module: bool) -> Record | None:
         image_size=values.get('image_size'),
         step=values.get('step') if module else None,
         module=module,
+        class_names=tuple(values.get('class_names') or ()) or None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from tf2.weights import inference
 from tf2.weights.files import CheckpointFile, locate
 from tf2.weights.formats import OURS, Contents, contents_of
 from tf2.weights.loading import Loading
-from tf2.weights.record import FIELDS, Record, read_record
+from tf2.weights.record import FIELDS, RECORD_KEY, Record, read_record
 from tf2.weights.report import Report
 
 MODULE = 'module exported by this program'
@@ -38,6 +39,7 @@ class Weights:
         head_layers: layers of the projection head that are there.
         selector: head layer that the classifier reads, where that is recorded, else None.
         step: number of updates the weights have had; 0 if nothing tells.
+        class_names: of the classes of the linear classifier; None if nothing tells.
         contents: keys and shapes.
     """
 
@@ -52,10 +54,11 @@ class Weights:
     head_layers: int
     selector: int | None
     step: int
+    class_names: tuple[str, ...] | None
     contents: Contents = dataclasses.field(repr=False)
 
     def load_into(
-        self, model: SimCLRModel, *, head_layers: int = 0, classifier: bool = True
+        self, model: SimCLRModel, *, head_layers: int = 0, no_classifier: str | None = None
     ) -> Report:
         """Assigns encoder, projection head and classifier, as far as they fit.
 
@@ -63,8 +66,8 @@ class Weights:
             model: built; under a distribution strategy or not.
             head_layers: how many layers of the projection head must be there, the first ones; -1
                 means all that the model has.
-            classifier: whether to load the classifier. It's left out anyway if it has another
-                number of inputs or classes.
+            no_classifier: why not to load the classifier; None to load it. It's left out anyway if
+                it has another number of inputs or classes.
 
         Returns:
             What was loaded, left out and missing.
@@ -78,7 +81,7 @@ class Weights:
         loading = Loading(self.path, self.contents, model)
         loading.choose_encoder()
         loading.choose_head(required)
-        loading.choose_classifier(classifier)
+        loading.choose_classifier(no_classifier)
         return loading.assign(CheckpointFile(self.prefix))
 
     def _check_model_stem(self, model: SimCLRModel) -> None:
@@ -119,6 +122,7 @@ def open_weights(path: str) -> Weights:
         head_layers=inference.head_layer_count(contents),
         selector=record and record.selector,
         step=_step(file, record),
+        class_names=_class_names(file, record, inference.class_count(contents)),
         contents=contents,
     )
 
@@ -263,6 +267,17 @@ def _check_selector(weights: Weights, selector: int) -> None:
             f'found {layers or "none"} in --checkpoint={weights.path}. Choose a selector from 0 to '
             f'{layers}, or another --checkpoint.'
         )
+
+
+def _class_names(
+    file: CheckpointFile, record: Record | None, count: int | None
+) -> tuple[str, ...] | None:
+    """What the checkpoint itself says, else the record beside it."""
+    if RECORD_KEY in file.shapes:
+        names = json.loads(file.value(RECORD_KEY)).get('class_names')
+    else:
+        names = record and record.class_names
+    return tuple(names) if names and len(names) == count else None
 
 
 def _step(file: CheckpointFile, record: Record | None) -> int:

@@ -115,3 +115,14 @@ def test_evaluator_without_training_examples() -> None:
     )
     with pytest.raises(UserError, match='--knn_neighbors'):
         NearestNeighbors(inputs).run()
+
+
+@pytest.mark.parametrize('classes', [30, 40, 2], ids=['rare', 'one of each', 'few'])
+def test_rare_classes_are_no_reason_for_a_warning(
+    classes: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    """scikit-learn takes labels of which most stand alone for the values of a regression."""
+    features = np.random.default_rng(0).normal(size=[40, 4])
+    labels = np.arange(40) % classes
+    knn_accuracy(features, labels, features[:9], np.full([9], 99), 3)
+    assert not recwarn.list

@@ -431,7 +431,7 @@ def test_classifier_that_is_not_wanted_or_not_there(weights: Weights) -> None:
     report = weights.load_into(blank(None))
     assert list(report.left_out) == ['classifier: not in this model']
     model = blank()
-    report = weights.load_into(model, classifier=False)
+    report = weights.load_into(model, no_classifier='starts anew')
     assert report.left_out_count == CLASSIFIER
     assert np.all(model.classifier.kernel.numpy() == 7)
     model = blank(ft_proj_selector=-1)
