@@ -49,6 +49,13 @@ def explain(error: tf.errors.OpError | UnicodeDecodeError, source: Source) -> st
             f'Images must be whole PNG, JPEG, GIF or BMP files; one of {source.name} cannot be '
             f'decoded ({said}). Restore it, or remove it from the data set.'
         )
+    place = re.search(r'corrupted record at (\d+)', said)
+    if isinstance(error, tf.errors.DataLossError) and place:
+        file = source.corrupt_file(int(place[1]))
+        return (
+            f'{shown(file) if file else f"Each file of {source.name}"} must hold whole records; '
+            f'found a {place[0]}. Restore the file, or prepare the data set again.'
+        )
     return None
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from typing import TYPE_CHECKING
 
-from settings import UserError
+from settings import UserError, shown
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -37,9 +38,44 @@ def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         raise UserError(_unknown_name(name, data_dir)) from None
-    # TFDS reports unknown configurations and versions in several ways.
-    except (ValueError, AssertionError, KeyError, TypeError, ImportError, OSError) as error:
-        raise UserError(f'Cannot open data set {name!r}: {one_line(error)}') from error
+    except unreadable() as error:
+        folder = os.path.join(data_dir, name.split('/')[0].split(':')[0]) if data_dir else ''
+        raise UserError(
+            what_is_broken(folder) or f'Cannot open data set {name!r}: {one_line(error)}'
+        ) from error
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """What TFDS raises for unknown configurations and versions, and for files that are broken."""
+    from google.protobuf import json_format
+
+    plain = (ValueError, AssertionError, KeyError, TypeError, AttributeError, RuntimeError)
+    return (*plain, ImportError, OSError, json_format.ParseError)
+
+
+def what_is_broken(folder: str) -> str | None:
+    """The first file about a data set in `folder` or below that can't be read, for the user."""
+    from google.protobuf import json_format
+    from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
+
+    kinds = {
+        'dataset_info.json': dataset_info_pb2.DatasetInfo,
+        'features.json': feature_pb2.Feature,
+    }
+    for place, _, names in sorted(os.walk(folder)):
+        for name in kinds.keys() & set(names):
+            path = os.path.join(place, name)
+            try:
+                with open(path, encoding='utf-8') as file:
+                    if not isinstance(content := json.load(file), dict):
+                        raise ValueError(f'it holds a {type(content).__name__}')
+                json_format.ParseDict(content, kinds[name]())
+            except (ValueError, OSError, json_format.ParseError) as error:
+                return (
+                    f'{shown(path)} must be JSON as TensorFlow Datasets writes it; found otherwise '
+                    f'({one_line(error)}). Restore it, or prepare the data set again.'
+                )
+    return None
 
 
 def _unknown_name(name: str, data_dir: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from data.config import DataConfig
-from data.names import one_line
+from data.names import one_line, unreadable
 from data.sources.source import Source
 from data.sources.tfds import source_of_builder
 from settings import UserError
@@ -34,7 +34,7 @@ def open_bundled(config: DataConfig) -> Source:
         )
     try:
         builder = tfds.builder_from_directory(str(FOLDER))
-    except (OSError, ValueError) as error:
+    except unreadable() as error:
         raise UserError(
             f'The bundled data set must be in {FOLDER}, but cannot be read there; '
             f'restore the folder from the repository. Cause: {one_line(error)}'

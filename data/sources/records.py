@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -161,6 +161,24 @@ def find_records(content: np.ndarray) -> Records:
         starts, sizes = starts[:-1], sizes[:-1]
     good = _checksums(content, starts, sizes) == _stored(content, starts + sizes)
     return Records(starts[good], sizes[good], gaps + int(np.sum(~good)), is_cut_off)
+
+
+def find_corrupt(paths: Iterable[str], place: int) -> str | None:
+    """Which of several files has corrupt data at byte `place`; None if that cannot be told."""
+    for path in paths:
+        with tf.io.gfile.GFile(path, 'rb') as file:
+            if place < _HEADER or file.size() < place:
+                continue
+            file.seek(place - _HEADER)
+            header = np.frombuffer(file.read(_HEADER), np.uint8)
+            if not _is_header(header):
+                continue
+            (length,) = struct.unpack_from('<Q', header)
+            content = np.frombuffer(file.read(length + _FOOTER), np.uint8)
+        framed = np.concatenate([header, content])
+        if len(content) < length + _FOOTER or find_records(framed).gaps:
+            return path
+    return None
 
 
 def _is_header(header: np.ndarray) -> bool:

@@ -56,6 +56,8 @@ class Source:
             holds the contents. Reading comes after the shuffle, whose buffer holds paths then.
         image_range: of decoded images that are floating-point numbers, a key of
             `data.images.RANGES`; None for integers.
+        corrupt_file: place in bytes, at which a record is corrupt → the file; None if it cannot be
+            told.
         bytes_per_example: split → mean size of what `examples` holds; None if it is not known.
     """
 
@@ -72,6 +74,7 @@ class Source:
     label_hint: str = ''
     read: Callable[[tf.Tensor], tf.Tensor] | None = None
     image_range: str | None = None
+    corrupt_file: Callable[[int], str | None] = lambda place: None
     bytes_per_example: Callable[[str], float | None] = unknown_size
 
     def with_contents(self, dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,16 @@ from data.config import DataConfig
 from data.image_range import check_integers, find_range
 from data.names import find_builder, one_line
 from data.sources.features import Label, find_image, find_label
+from data.sources.records import (
+    Records,
+    check_total,
+    examine,
+    find_corrupt,
+    find_files,
+    read_files,
+)
 from data.sources.source import BYTES_LOOKED_AT, NO_LABEL, Source
-from data.sources.splits import parts_of
+from data.sources.splits import check_split, parts_of, split_names
 from data.worker import Worker
 from settings import UserError
 
@@ -24,6 +33,10 @@ if TYPE_CHECKING:
 
 _READ_IN_A_ROW = 16  # examples of one file before the next one's, TFDS's own choice
 _NUMBERS_AT_ONCE = 65_536
+# Builder → split that was examined → path → good records of a damaged file.
+_DAMAGED: weakref.WeakKeyDictionary[Any, dict[str, dict[str, Records]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def open_tfds(config: DataConfig) -> Source:
@@ -80,6 +93,13 @@ def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: Data
         name, builder.info, config.label_key, functools.partial(_sample, builder)
     )
 
+    if label and label.names and len(label.names) != label.num_classes:
+        raise UserError(
+            f'{builder.data_path}/{label.key}.labels.txt must hold the names of '
+            f'{label.num_classes} classes, as features.json says; found {len(label.names)}. '
+            'Restore the file, or prepare the data set again.'
+        )
+
     def examples(split: Any) -> tf.data.Dataset:
         return _examples(builder, split, image_key, label)
 
@@ -114,12 +134,46 @@ def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: Data
         ),
         label_hint=hint,
         image_range=_image_range(name, builder, image_key, config),
+        corrupt_file=functools.partial(_corrupt_file, builder),
         bytes_per_example=lambda split: _bytes_per_example(builder, _parts(name, builder, split)),
     )
 
 
+def _corrupt_file(builder: tfds.core.DatasetBuilder, place: int) -> str | None:
+    splits = [builder.info.splits[split] for split in _DAMAGED.get(builder, {})]
+    return find_corrupt(
+        (file.filename for info in splits for file in info.file_instructions), place
+    )
+
+
 def _parts(name: str, builder: tfds.core.DatasetBuilder, split: str) -> list[tuple[str, range]]:
+    """What `split` consists of, once its files were examined."""
+    check_split(name, split, builder.info.splits)
+    for each in split_names(split):
+        _examine(builder, each)
     return parts_of(name, split, builder.info.splits)
+
+
+def _examine(builder: tfds.core.DatasetBuilder, split: str) -> None:
+    """Raises UserError if a file of `split` is damaged; leaves single corrupt records out."""
+    import tensorflow_datasets as tfds
+
+    info, damaged = builder.info.splits[split], _DAMAGED.setdefault(builder, {})
+    if split in damaged or isinstance(info, tfds.core.splits.MultiSplitInfo):
+        return
+    lengths = {f.filename: f.examples_in_shard for f in info.file_instructions}
+    files = find_files(lengths)
+    found: dict[str, Records] = {}
+    if sum(file.size for file in files) > BYTES_LOOKED_AT:
+        check_total(files, int(info.num_bytes))
+    elif builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        found = examine(tuple(files))
+    if found:
+        good = {path: len(records.offsets) for path, records in found.items()}
+        left = info.replace(shard_lengths=list({**lengths, **good}.values()))
+        others = {**builder.info.splits, split: left}
+        builder.info.set_splits(tfds.core.splits.SplitDict(others.values()))
+    damaged[split] = found
 
 
 def _count(parts: Sequence[tuple[str, range]]) -> int:
@@ -138,7 +192,9 @@ def _bytes(builder: tfds.core.DatasetBuilder, parts: Sequence[tuple[str, range]]
 
 def _sample(builder: tfds.core.DatasetBuilder, key: str) -> Iterator[np.ndarray]:
     """Values of a feature, of all splits: the first ones where a split is large."""
-    for split, info in builder.info.splits.items():
+    for split in list(builder.info.splits):
+        _examine(builder, split)
+        info = builder.info.splits[split]
         share = min(1.0, BYTES_LOOKED_AT / max(1, info.num_bytes))
         first = int(info.num_examples * share)
         values = _read(builder, split, [key]).take(first).map(lambda example: example[key])
@@ -209,6 +265,21 @@ def _read(
 
     encoded = [k for k in keys if isinstance(builder.info.features[k], tfds.features.Image)]
     decoders = {key: tfds.decode.SkipDecoding() for key in encoded} or None
+    files = builder.info.splits[split].file_instructions
+    damaged = {k: v for found in _DAMAGED.get(builder, {}).values() for k, v in found.items()}
+    if any(file.filename in damaged for file in files):
+        features = tfds.features.FeaturesDict({key: builder.info.features[key] for key in keys})
+        records = read_files(
+            [(file.filename, file.skip, file.take) for file in files],
+            damaged,
+            at_once=_files_at_once(builder),
+            in_a_row=_READ_IN_A_ROW,
+        )
+        return records.map(
+            lambda record: features.deserialize_example(record, decoders=decoders),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
     return builder.as_dataset(
         split=split,
         shuffle_files=False,
