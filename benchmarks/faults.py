@@ -324,6 +324,35 @@ class Trials:
         problems += self.ended(self.start(kind, place), kind)
         return Outcome('data folder gone', kind, _since(began), problems)
 
+    def corrupt_record(self) -> Outcome:
+        """Trains where a record is corrupt, against a data set that never had it."""
+        kind, data_dir = 'pretrain, records', self.folder / 'records'
+        folder = data_dir / 'fashion_mnist_small' / '1.0.0'
+        if not folder.exists():
+            shutil.copytree(ROOT / 'data' / 'bundled' / 'fashion_mnist_small' / '1.0.0', folder)
+            data = ('--dataset=fashion_mnist_small', f'--data_dir={data_dir}', *BUNDLED[1:])
+            KINDS[kind] = (*PRETRAIN, *data, '--checkpoint_steps=4')
+        (file,), info = folder.glob('*-train.tfrecord*'), folder / 'dataset_info.json'
+        content, told = file.read_bytes(), info.read_text()
+        start, end = _record(content, self.random.randrange(64))
+        file.write_bytes(content[:start] + content[end:])
+        info.write_text(told.replace('"6000"', '"5999"'))
+        self._references.pop(kind, None)
+        self.reference(kind)
+        place, began, at = self.place(), time.monotonic(), self.random.randrange(start, end)
+        changed = bytearray(content)
+        changed[at] ^= 1 << self.random.randrange(8)
+        file.write_bytes(changed)
+        info.write_text(told)
+        run = self.start(kind, place)
+        problems = self.ended(run, kind)
+        if '1 record of' not in run.shown:
+            problems.append('not said')
+        file.write_bytes(content)
+        shutil.rmtree(self.folder / f'reference {kind}')
+        note = f'bit flipped at {at - start} of {end - start}'
+        return Outcome('corrupt record', kind, _since(began), problems, note)
+
     def _workers(self, place: pathlib.Path) -> contextlib.AbstractContextManager[list[Run]]:
         """Two workers on this machine."""
         place.mkdir(exist_ok=True)
@@ -393,6 +422,14 @@ def _since(began: float) -> float:
     return time.monotonic() - began
 
 
+def _record(content: bytes, number: int) -> tuple[int, int]:
+    """First byte of a record in a TFRecord file, and the one after its last."""
+    start = end = 0
+    for _ in range(number + 1):
+        start, end = end, end + 16 + int.from_bytes(content[end : end + 8], 'little')
+    return start, end
+
+
 def _number(index: pathlib.Path) -> int:
     return int(index.stem.removeprefix('ckpt-'))
 
@@ -425,6 +462,7 @@ def campaign(trials: Trials, arguments: argparse.Namespace) -> Iterator[Outcome]
         yield trials.read_only(('finetune', 'pretrain')[turn % 2])
     for _ in range(arguments.data):
         yield trials.vanished_data()
+        yield trials.corrupt_record()
     for _ in range(arguments.workers):
         yield trials.kill_worker()
 
@@ -475,7 +513,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         ('damages', 9, 'damaged files of checkpoints'),
         ('disks', 4, 'full disks; need root'),
         ('folders', 2, 'folders that refuse writing; need root'),
-        ('data', 2, 'data folders that vanish'),
+        ('data', 2, 'data folders that vanish, and corrupt records'),
         ('checked', 3, 'runs with SIGKILLs that leave the check of the exported module on'),
         ('seed', 0, 'of the moments'),
     ):

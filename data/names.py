@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from settings import UserError, shown
@@ -12,6 +16,9 @@ from settings import UserError, shown
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
+_PORTS = {'https': 443, 'http': 80, 'ftp': 21}
+_HOSTS_ASKED = 3
+_SECONDS_TO_ANSWER = 3.0
 OWN = ('bundled', 'image_folder')  # of `data.sources.SOURCES`
 
 
@@ -23,6 +30,58 @@ def check_name(name: str, data_dir: str | None) -> None:
 
     if name.split('/')[0].split(':')[0] not in tfds.list_builders(with_community_datasets=False):
         find_builder(name, data_dir)
+
+
+def check_place(data_dir: str | None, *, for_tfds: bool) -> None:
+    """Raises UserError if TensorFlow, or TensorFlow Datasets, can't look for data at `data_dir`.
+
+    What is not there may be prepared there, or is missed by whoever looks for it.
+    """
+    import tensorflow as tf
+
+    if not data_dir:
+        return
+    if for_tfds and any('\udc80' <= character <= '\udcff' for character in data_dir):
+        raise UserError(
+            f'--data_dir must be a path in UTF-8 for TensorFlow Datasets; found {shown(data_dir)}. '
+            'Rename the folder.'
+        )
+    if '://' not in data_dir:
+        return
+    try:
+        tf.io.gfile.stat(data_dir)
+    except tf.errors.NotFoundError:
+        return
+    except tf.errors.OpError as error:
+        raise UserError(
+            '--data_dir must be a folder, or a place such as gs://bucket/folder that can be reached '
+            f'with the credentials of this machine; found {shown(data_dir)} ({one_line(error)}). '
+            'Copy the data to a folder, or see to network and credentials.'
+        ) from error
+
+
+def check_reachable(name: str, urls: Iterable[str], folder: str) -> None:
+    """Raises UserError if none of the machines answers from which a data set is downloaded.
+
+    TensorFlow Datasets itself would try again and again, with a line for every time.
+    """
+    if urllib.request.getproxies():
+        return
+    parts = [urllib.parse.urlsplit(url) for url in urls]
+    ports = {part.hostname: part.port or _PORTS.get(part.scheme) for part in parts}
+    causes = []
+    for host, port in list(ports.items())[:_HOSTS_ASKED]:
+        try:
+            socket.create_connection((host, port), _SECONDS_TO_ANSWER).close()
+            return
+        except OSError as error:
+            causes.append(f'{host}: {error}')
+    if causes:
+        raise UserError(
+            f'Data set {name!r} is not prepared in {shown(folder)} and cannot be downloaded '
+            f'without a network ({one_line(causes[0])}). Prepare it elsewhere and give its --data_dir, or '
+            'use --dataset=image_folder or the bundled images.'
+        )
 
 
 def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -89,7 +148,7 @@ def _unknown_name(name: str, data_dir: str | None) -> str:
     return f'There is no data set {name!r}: neither {own}, nor a name in TFDS, {found}. {advice}'
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
+def one_line(error: BaseException | str, limit: int = 300) -> str:
     """An error's message without line breaks, cut to `limit` characters."""
     words = ' '.join(str(error).split()) or type(error).__name__
     return words if len(words) <= limit else words[: limit - 3] + '...'

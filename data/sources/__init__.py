@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from data.config import DataConfig
+from data.names import check_place
 from data.sources.bundled import open_bundled
 from data.sources.image_folder import open_image_folder
 from data.sources.source import NO_LABEL, Source
@@ -37,4 +38,5 @@ def open_source(config: DataConfig) -> Source:
     name = DEFAULT_SOURCE if config.dataset is None else config.dataset
     if not name:
         raise UserError(f'--dataset must be a name; found {name!r}. See python run.py --help.')
+    check_place(config.data_dir, for_tfds=name not in SOURCES)
     return SOURCES.get(name, open_tfds)(dataclasses.replace(config, dataset=name))

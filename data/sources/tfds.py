@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
+import pathlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ import tensorflow as tf
 
 from data.config import DataConfig
 from data.image_range import check_integers, find_range
-from data.names import find_builder, one_line
+from data.names import check_reachable, find_builder, one_line
 from data.sources.features import Label, find_image, find_label
 from data.sources.records import (
     Records,
@@ -63,6 +65,9 @@ def open_tfds(config: DataConfig) -> Source:
 
 
 def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
+    folder = pathlib.Path(os.fspath(builder._data_dir_root))
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (folder / 'downloads').exists():
+        check_reachable(name, builder.url_infos, str(folder))
     try:
         builder.download_and_prepare()
     # A download can fail in any layer (DNS, HTTP, checksums, manual steps, missing libraries).

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import types
+import urllib.request
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from data.labels import read_labels
 from data.pipeline import eval_batches, train_batches
 from data.sources import SOURCES, open_source
 from data.sources import bundled as bundled_module
+from data.sources import tfds as tfds_module
 from data.sources.features import find_image
 from settings import UserError
 
@@ -278,6 +281,7 @@ def test_a_failed_download_says_where_the_data_should_be(tmp_path, monkeypatch):
         raise ConnectionError('no route\nto host')
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', refuse)
+    monkeypatch.setattr(tfds_module, 'check_reachable', lambda *_: None)
     with pytest.raises(UserError, match='could not be downloaded') as error:
         open_source(DataConfig(dataset='cifar10', data_dir=str(tmp_path)))
     message = check_message(error)
@@ -374,6 +378,48 @@ def test_image_folder_refuses_what_it_cannot_read(tmp_path):
     with pytest.raises(UserError, match='found both') as error:
         open_folder(tmp_path)
     assert 'loose.png' in check_message(error)
+
+
+@pytest.mark.parametrize('dataset', ['image_folder', 'mnist', 'bundled'])
+@pytest.mark.parametrize('data_dir', ['http://host/data', 'foo://data', 'gs://bucket/data'])
+def test_a_place_that_cannot_be_looked_at_is_one_line(dataset, data_dir, monkeypatch):
+    """An unknown kind of place, and one without network or credentials."""
+
+    def refuse(path):
+        raise tf.errors.PermissionDeniedError(None, None, 'no\ncredentials')
+
+    if data_dir.startswith('gs'):
+        monkeypatch.setattr(tf.io.gfile, 'stat', refuse)
+    with pytest.raises(UserError, match='--data_dir must be a folder, or a place') as error:
+        open_source(DataConfig(dataset=dataset, data_dir=data_dir))
+    assert data_dir in check_message(error)
+
+
+def test_tfds_reads_folders_in_utf_8_only(tmp_path):
+    with pytest.raises(UserError, match=r'in UTF-8 .* found .*caf\\xe9') as error:
+        open_source(DataConfig(dataset='mnist', data_dir=f'{tmp_path}/caf\udce9'))
+    check_message(error)
+
+
+@pytest.mark.parametrize('name', ['mnist', 'cifar10', 'fashion_mnist'])
+def test_without_a_network_nothing_is_tried_again(name, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(address, timeout):
+        asked.append((address, timeout))
+        raise OSError('Name or service\nnot known')
+
+    def download(self):
+        raise AssertionError('This takes minutes.')
+
+    monkeypatch.setattr(socket, 'create_connection', refuse)
+    monkeypatch.setattr(urllib.request, 'getproxies', dict)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', download)
+    with pytest.raises(UserError, match='cannot be downloaded without a network') as error:
+        open_source(DataConfig(dataset=name, data_dir=str(tmp_path)))
+    assert str(tmp_path) in check_message(error)
+    assert 1 <= len(asked) <= 3 and all(timeout <= 5 for _, timeout in asked)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('folders', ['train/cat', 'train', 'data/more/train/cat'])
