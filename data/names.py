@@ -54,8 +54,8 @@ def check_place(data_dir: str | None, *, for_tfds: bool) -> None:
         return
     except tf.errors.OpError as error:
         raise UserError(
-            '--data_dir must be a folder, or a place such as gs://bucket/folder that can be reached '
-            f'with the credentials of this machine; found {shown(data_dir)} ({one_line(error)}). '
+            '--data_dir must be a folder, or a place such as gs://bucket/folder that this machine '
+            f'has the credentials to read; found {shown(data_dir)} ({one_line(error)}). '
             'Copy the data to a folder, or see to network and credentials.'
         ) from error
 
@@ -79,8 +79,8 @@ def check_reachable(name: str, urls: Iterable[str], folder: str) -> None:
     if causes:
         raise UserError(
             f'Data set {name!r} is not prepared in {shown(folder)} and cannot be downloaded '
-            f'without a network ({one_line(causes[0])}). Prepare it elsewhere and give its --data_dir, or '
-            'use --dataset=image_folder or the bundled images.'
+            f'without a network ({one_line(causes[0])}). Prepare it elsewhere and give '
+            'its --data_dir, or use --dataset=image_folder or the bundled images.'
         )
 
 

@@ -59,7 +59,8 @@ def open_tfds(config: DataConfig) -> Source:
     builder = find_builder(config.dataset, config.data_dir)
     # Looked at first: a data set without images shouldn't be downloaded to find that out.
     find_image(config.dataset, builder.info, config.image_key)
-    if not builder.is_prepared():
+    # TFDS warns of a folder that isn't there.
+    if not tf.io.gfile.isdir(os.fspath(builder.data_path)) or not builder.is_prepared():
         _prepare(config.dataset, builder)
     return source_of_builder(config.dataset, builder, config)
 
