@@ -31,6 +31,8 @@ from tf2.trainer import Penalty
 from tf2.weights import Weights, config_for, open_weights
 from tf2.weights.files import URL_SCHEMES
 
+# Files that a run replaces again and again.
+WRITTEN = (configuration.FLAGS_FILE, 'checkpoint', 'result.json')
 # Folders of exported modules in a model folder.
 MODULES, MOMENTUM_MODULES = 'saved_model', 'momentum_saved_model'
 
@@ -369,7 +371,7 @@ def with_model_dir(config: Config) -> Config:
         )
     momentum = MOMENTUM_MODULES if config.train.export_momentum_encoder else ''
     below = (MODULES, momentum, config.train.eval_name or '')
-    check_writable(model_dir, folders=below, files=(configuration.FLAGS_FILE, 'result.json'))
+    check_writable(model_dir, folders=below, files=WRITTEN)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, model_dir=model_dir))
 
 

@@ -121,6 +121,20 @@ def test_pretraining_without_labels_in_its_split_has_no_classifier(prepare: Call
     )
 
 
+def test_a_run_that_has_such_a_classifier_keeps_it_and_reports_nothing_of_it(
+    prepare: Callable, tmp_path: pathlib.Path
+) -> None:
+    """An earlier release made one; checkpoints hold its variables."""
+    given = {'train_split': 'plain', 'image_size': 8, 'train_epochs': 2}
+    config = prepare(**given).config
+    (tmp_path / 'run').mkdir()
+    configuration.write_flags(str(tmp_path / 'run'), config, {'num_classes': 3})
+    (tmp_path / 'run' / 'ckpt-1.index').touch()
+    prepared = prepare(**given)
+    assert prepared.num_classes == 3
+    assert 'there is no online classifier' in str(prepared.data.notes)
+
+
 def test_what_only_the_evaluation_has_is_said_where_it_is_no_mistake(prepare: Callable) -> None:
     prepared = prepare(train_split='few')
     assert "'few' has no example of owl, which 'test' has" in str(prepared.data.notes)
@@ -267,6 +281,7 @@ def test_small_sets_are_not_evaluated_at_every_step(prepare: Callable) -> None:
         ('link', 'saved_model', {}, 'saved_model is a file'),
         ('folder', 'result.json', {}, 'result.json in it must be a file'),
         ('folder', 'flags.json', {}, 'flags.json in it must be a file'),
+        ('folder', 'checkpoint', {}, 'checkpoint in it must be a file'),
     ],
 )
 def test_places_of_what_comes_last_are_tried_first(
@@ -279,6 +294,15 @@ def test_places_of_what_comes_last_are_tried_first(
     make[kind]()
     with pytest.raises(UserError, match=words):
         prepare(**given)
+
+
+@pytest.mark.parametrize('name', ['report.html', 'pipeline.json'])
+def test_a_pipeline_finds_out_first_that_its_report_has_no_place(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    assert run.main(['run.py', '--mode=pipeline', '--preset=demo', f'--model_dir={tmp_path}']) == 2
+    assert f'{name} in it must be a file' in capsys.readouterr().err
 
 
 # --- class names

@@ -273,7 +273,10 @@ class TrainConfig:
         resume='free',
     )
     train_batch_size: int = option(
-        512, 'Global training batch, over all replicas.', at_least=1, resume='continue'
+        512,
+        'Global training batch, over all replicas. Unless given, at most the number of examples.',
+        at_least=1,
+        resume='continue',
     )
     train_epochs: int = option(
         100, 'Epochs to train for.', at_least=1, at_most=1_000_000, resume='continue'
@@ -301,7 +304,12 @@ class TrainConfig:
         modes=('eval',),
         resume='free',
     )
-    checkpoint_epochs: int = option(1, 'Epochs between checkpoints.', at_least=1, resume='free')
+    checkpoint_epochs: int = option(
+        1,
+        'Epochs between checkpoints; more of them unless given, where epochs are short and many.',
+        at_least=1,
+        resume='free',
+    )
     checkpoint_steps: int = option(
         0,
         'Steps between checkpoints; overrides --checkpoint_epochs when above 0.',
@@ -405,7 +413,8 @@ class TrainConfig:
     )
     knn_neighbors: int = option(
         0,
-        'Evaluate with k nearest neighbours, this many of them; 0 turns it off.',
+        'Evaluate with k nearest neighbours, this many of them; 0 turns it off. Unless given, at '
+        'most the number of labelled training examples.',
         at_least=0,
         modes=('eval',),
         resume='continue',
