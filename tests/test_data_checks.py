@@ -468,3 +468,21 @@ def test_batches_over_replicas_fit_too(prepare: Callable, monkeypatch: pytest.Mo
     prepared = prepare(train_split='train[:22]', eval_split='test[:10]', train_mode='finetune')
     assert prepared.config.train.train_batch_size == 20
     assert prepared.config.train.eval_batch_size == 12
+
+
+@pytest.mark.parametrize(
+    ('begun', 'given', 'taken'),
+    [(True, 'auto', '-1..1'), (False, 'auto', 'auto'), (True, '0..1', '0..1')],
+)
+def test_a_run_that_goes_on_has_the_range_of_images_it_began_with(
+    begun: bool, given: str, taken: str, tmp_path: pathlib.Path
+) -> None:
+    """Recorded and taken over; only of a run that has begun; what is given is compared later."""
+    values = {'model_dir': str(tmp_path), 'dataset': 'mnist'}
+    configuration.write_flags(
+        str(tmp_path), configuration.from_values({**values, 'image_range': '-1..1'}), {}
+    )
+    if begun:
+        (tmp_path / 'ckpt-3.index').write_bytes(b'')
+    config = configuration.from_values({**values, 'image_range': given})
+    assert experiment._with_recorded_range(config).data.image_range == taken
