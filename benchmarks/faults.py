@@ -117,20 +117,26 @@ class Trials:
         return self._references[kind]
 
     def start(
-        self, kind: str, place: pathlib.Path, more: Sequence[str] = (), checked: bool = False
+        self,
+        kind: str,
+        place: pathlib.Path,
+        more: Sequence[str] = (),
+        checked: bool = False,
+        name: str = 'run',
     ) -> Run:
-        """Starts a run of `kind`, in the folder `run` of `place`."""
+        """Starts a run of `kind`, in the folder `name` of `place`."""
         place.mkdir(exist_ok=True)
-        arguments = [*KINDS[kind], *SMALL, *more, f'--model_dir={place / "run"}']
+        arguments = [*KINDS[kind], *SMALL, *more, f'--model_dir={place / name}']
         if kind == 'finetune':
             self.reference('pretrain')
             arguments.append(f'--checkpoint={self.folder / "reference pretrain" / "run"}')
-        return Run(arguments, place / 'log', checked=checked)
+        return Run(arguments, place / f'log{name.removeprefix("run")}', checked=checked)
 
     @staticmethod
     def model_dir(run: Run) -> pathlib.Path:
-        """Where a run that `start` started leaves what it writes."""
-        return run.log.parent / 'run'
+        """Where a run leaves what it writes."""
+        given = [a for a in run.arguments if a.startswith('--model_dir=')]
+        return pathlib.Path(given[-1].removeprefix('--model_dir='))
 
     def place(self) -> pathlib.Path:
         """A new folder."""
@@ -155,7 +161,11 @@ class Trials:
     def unequal(self, folder: pathlib.Path, expected: State, tolerance: float = 0.0) -> list[str]:
         """What is left over, damaged, or differs in a folder whose run ended."""
         left = [f'left over: {name}' for name in runs.leftovers(folder)]
-        found = runs.differences(self.reader.state(folder), expected, tolerance)
+        with tempfile.TemporaryDirectory() as links:
+            # TensorFlow itself doesn't read what is below a folder with brackets.
+            plain = pathlib.Path(links) / folder.name
+            plain.symlink_to(folder)
+            found = runs.differences(self.reader.state(plain), expected, tolerance)
         return [*left, *(f'differs: {name}' for name in found)]
 
     def kill(self, kind: str, aim: str, most: int = 3) -> Outcome:
@@ -246,6 +256,104 @@ class Trials:
             problems.append(f'{how}: the checkpoint before was not taken, or that was not said')
         name = f'newest checkpoint damaged: {target}'
         return Outcome(name, kind, _since(began), problems, how.split(' at ')[0])
+
+    def hide(self, kind: str) -> Outcome:
+        """Kills a run after its second checkpoint; moves a file of the newest one away, then back.
+
+        Meanwhile there is a folder in its place, or nothing.
+        """
+        place, began = self.place(), time.monotonic()
+        run = self.start(kind, place)
+        folder = self.model_dir(run)
+        run.wait_until(lambda: len(list(folder.glob('ckpt-*.index'))) >= 2)
+        run.wait_for_file(folder, 'checkpoint')
+        run.send(signal.SIGKILL)
+        run.wait()
+        newest = max(folder.glob('ckpt-*.index'), key=_number)
+        data = newest.with_name(f'{newest.stem}.data-00000-of-00001')
+        listed = newest.stem in (folder / 'checkpoint').read_text()
+        # A checkpoint that is not listed yet and has no index counts as unfinished.
+        hidden = self.random.choice([newest, data] if listed else [data])
+        instead = self.random.random() < 0.5
+        hidden.rename(place / 'elsewhere')
+        if instead:
+            hidden.mkdir()
+        before = sorted(path.name for path in folder.glob('ckpt-*'))
+        run = self.start(kind, place)
+        problems = run.problems(2)
+        if before != sorted(path.name for path in folder.glob('ckpt-*')):
+            problems.append('files of checkpoints were renamed or removed')
+        if instead:
+            hidden.rmdir()
+        (place / 'elsewhere').rename(hidden)
+        run = self.start(kind, place)
+        problems += self.ended(run, kind)
+        if 'The checkpoint before is taken' in run.shown:
+            problems.append('the checkpoint before was taken')
+        what = 'index' if hidden == newest else 'data'
+        note = f'{what}, {"a folder" if instead else "nothing"} in its place'
+        return Outcome('newest checkpoint unreadable', kind, _since(began), problems, note)
+
+    def side_by_side(self, kind: str) -> Outcome:
+        """Two runs at once, in 'g1' and in 'g[1]', a pattern for it; the second one is killed."""
+        place, began = self.place(), time.monotonic()
+        whole = self.reference(kind)[1]
+        keep = ('--keep_checkpoint_max=1',)
+        first, second = (self.start(kind, place, keep, name=name) for name in ('g1', 'g[1]'))
+        self._wait_for_any_moment(second, whole)
+        second.send(signal.SIGKILL)
+        killed = second.wait() == -signal.SIGKILL
+        problems = [f'g1: {problem}' for problem in self.ended(first, kind)]
+        second = self.start(kind, place, keep, name='g[1]')
+        problems += [f'g[1]: {problem}' for problem in self.ended(second, kind)]
+        problems += [f'g1, later: {problem}' for problem in self.ended(first, kind)]
+        note = 'the second killed' if killed else ''
+        return Outcome('side by side: g1 and g[1]', kind, _since(began), problems, note)
+
+    def one_folder(self, kind: str) -> Outcome:
+        """Starts the same command again while it runs, at once or when the first one trains."""
+        place, began = self.place(), time.monotonic()
+        (place / 'other').mkdir()
+        self.reference(kind)
+        at_once = self.random.random() < 0.5
+        first = self.start(kind, place)
+        if not at_once:
+            first.wait_for_file(self.model_dir(first), 'run.lock')
+        second = Run(first.arguments, place / 'other' / 'log')
+        statuses = sorted([first.wait(), second.wait()])
+        problems = [] if statuses == [0, 2] else [f'statuses {statuses}, expected 0 and 2']
+        ended, refused = (first, second) if first.status == 0 else (second, first)
+        problems += ended.problems(0) + refused.problems(2)
+        if 'in use by process' not in refused.shown:
+            problems.append('the other one was not refused for the lock')
+        problems += self.unequal(place / 'run', self.reference(kind)[0])
+        note = 'started at once' if at_once else 'started while the first trained'
+        return Outcome('two runs in one folder', kind, _since(began), problems, note)
+
+    def links(self, kind: str) -> Outcome:
+        """Links and a user's folder among modules and checkpoints of a run that is killed."""
+        place, began = self.place(), time.monotonic()
+        elsewhere, folder = place / 'elsewhere', place / 'run'
+        for path in (elsewhere / 'deep' / 'mine', folder / 'saved_model' / '0' / 'mine'):
+            path.parent.mkdir(parents=True)
+            path.write_text('mine')
+        made = [folder / name for name in ('saved_model/1', 'saved_model/2', 'ckpt-2_temp')]
+        made[0].symlink_to(elsewhere)
+        made[1].symlink_to(elsewhere / 'deep')
+        made[2].symlink_to(elsewhere)
+        run = self.start(kind, place)
+        self._wait_for_any_moment(run, self.reference(kind)[1])
+        run.send(signal.SIGKILL)
+        run.wait()
+        run = self.start(kind, place)
+        problems = run.problems(0)
+        kept = [elsewhere / 'deep' / 'mine', folder / 'saved_model' / '0' / 'mine', *made[:2]]
+        problems += [f'gone: {path.relative_to(place)}' for path in kept if not path.exists()]
+        for link in made[:2]:
+            link.unlink(missing_ok=True)
+        shutil.rmtree(folder / 'saved_model' / '0', ignore_errors=True)
+        problems += self.ended(run, kind)
+        return Outcome("links and a user's folder inside", kind, _since(began), problems)
 
     def _spoil(self, file: pathlib.Path) -> str:
         content = bytearray(file.read_bytes())
@@ -450,12 +558,19 @@ def campaign(trials: Trials, arguments: argparse.Namespace) -> Iterator[Outcome]
         outcome = trials.kill(*plan[turn % len(plan)], most=min(3, arguments.kills - killed))
         killed, turn = killed + outcome.times, turn + 1
         yield outcome
-    numbers = [signal.SIGTERM, signal.SIGINT]
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
     for turn in range(arguments.signals):
         kind = ('pretrain', 'finetune', 'pretrain', 'finetune', 'pipeline')[turn % 5]
-        yield trials.signal(kind, numbers[turn % 2])
+        yield trials.signal(kind, numbers[turn % 4])
     for turn in range(arguments.damages):
         yield trials.damage('finetune', ('data', 'index', 'checkpoint')[turn % 3])
+    for turn in range(arguments.hidden):
+        yield trials.hide(('pretrain', 'finetune')[turn % 2])
+    for turn in range(arguments.neighbors):
+        kind = ('pretrain', 'finetune')[turn // 2 % 2]
+        yield (trials.side_by_side, trials.one_folder)[turn % 2](kind)
+    for turn in range(arguments.links):
+        yield trials.links(('pretrain', 'finetune')[turn % 2])
     for turn in range(arguments.disks):
         yield trials.full_disk(('pretrain', 'finetune')[turn % 2])
     for turn in range(arguments.folders):
@@ -508,9 +623,12 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default, what in (
         ('kills', 50, 'SIGKILLs of single processes'),
-        ('signals', 10, 'SIGTERMs and SIGINTs'),
+        ('signals', 12, 'SIGTERMs, SIGINTs, SIGHUPs and SIGUSR1s'),
         ('workers', 10, 'kills of one of two workers'),
         ('damages', 9, 'damaged files of checkpoints'),
+        ('hidden', 4, 'files of checkpoints that are away for a moment'),
+        ('neighbors', 4, 'runs side by side, and two in one folder'),
+        ('links', 2, "runs with links and a user's folder inside"),
         ('disks', 4, 'full disks; need root'),
         ('folders', 2, 'folders that refuse writing; need root'),
         ('data', 2, 'data folders that vanish, and corrupt records'),

@@ -41,7 +41,7 @@ SMALL = (
     '--mixed_precision=float32',
 )
 BUNDLED = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:40]')
-LEFTOVERS = re.compile(r'.*\.(partial|replaced)|ckpt-.*(_temp|tempstate.*)')
+LEFTOVERS = re.compile(r'.*\.(partial|replaced)|ckpt-.*(_temp|tempstate.*)|run\.lock')
 LONGEST = 600.0  # seconds; a run that takes longer hangs
 
 State = dict[str, Any]
@@ -73,6 +73,7 @@ def program(
         os.dup2(file, stream)
     # A process that is killed leaves what TensorFlow put there.
     tempfile.tempdir = os.path.dirname(log)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where these trials run under nohup
     choose_keras_2()
     import run
     from hub_export import publish
@@ -109,7 +110,7 @@ class Run:
         cluster: Mapping[str, Any] | None = None,
         pace: float | None = None,
     ) -> None:
-        self.log, self.started = log, time.monotonic()
+        self.log, self.started, self.arguments = log, time.monotonic(), tuple(arguments)
         log.write_text('')
         self._process: Any = None
         if cluster is None:
@@ -356,7 +357,7 @@ def _unreadable(run: pathlib.Path) -> list[str]:
 def leftovers(folder: pathlib.Path) -> list[str]:
     """Files that nobody needs any more, of writes that were cut off."""
     paths = [path for path in folder.rglob('*') if LEFTOVERS.fullmatch(path.name)]
-    data = [path for path in folder.rglob('ckpt-*.data-*') if not _has_index(path)]
+    data = [path for path in folder.rglob('ckpt-*.data-?????-of-?????') if not _has_index(path)]
     return sorted(str(path.relative_to(folder)) for path in {*paths, *data})
 
 

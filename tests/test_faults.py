@@ -27,8 +27,11 @@ def test_a_killed_pretraining_with_a_memory_ends_equal(trials: Trials) -> None:
     assert not trials.kill('pretrain', 'any moment', most=1).problems
 
 
-def test_a_stopped_pretraining_names_the_command_that_ends_equal(trials: Trials) -> None:
-    assert not trials.signal('pretrain', signal.SIGTERM).problems
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_stopped_pretraining_names_the_command_that_ends_equal(
+    number: signal.Signals, trials: Trials
+) -> None:
+    assert not trials.signal('pretrain', number).problems
 
 
 def test_a_cut_off_checkpoint_costs_the_steps_since_the_one_before(
@@ -40,6 +43,12 @@ def test_a_cut_off_checkpoint_costs_the_steps_since_the_one_before(
 
     monkeypatch.setattr(Trials, '_spoil', cut)
     assert not trials.damage('pretrain', 'data').problems
+
+
+@pytest.mark.parametrize('fault', ['hide', 'side_by_side', 'one_folder', 'links'])
+def test_what_else_is_in_a_folder_or_beside_it_is_left_alone(fault: str, trials: Trials) -> None:
+    """A checkpoint out of reach, a run in 'g1' beside 'g[1]', a second run, links and folders."""
+    assert not getattr(trials, fault)('pretrain').problems
 
 
 # --- what the comparison can see
@@ -67,6 +76,8 @@ def test_states_differ_by_name_value_type_and_bit() -> None:
         ('ckpt-4.index', False),
         ('ckpt-3.data-00000-of-00001', True),
         ('ckpt-8_temp', True),
+        ('ckpt-8.data-00000-of-00001.damaged-1', False),
+        ('run.lock', True),
         ('flags.json.0f.partial', True),
         ('saved_model/.8.0f.partial', True),
         ('saved_model/8', False),
