@@ -163,7 +163,7 @@ class Trials:
         left = [f'left over: {name}' for name in runs.leftovers(folder)]
         with tempfile.TemporaryDirectory() as links:
             # TensorFlow itself doesn't read what is below a folder with brackets.
-            plain = pathlib.Path(links) / folder.name
+            plain = pathlib.Path(links) / 'run'
             plain.symlink_to(folder)
             found = runs.differences(self.reader.state(plain), expected, tolerance)
         return [*left, *(f'differs: {name}' for name in found)]

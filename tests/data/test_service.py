@@ -64,6 +64,7 @@ def first_line(process: subprocess.Popen) -> str:
 
 def end(process: subprocess.Popen, ending: signal.Signals) -> None:
     """Ends a process, and checks that it says nothing about it."""
+    process.send_signal(signal.SIGUSR1)  # SLURM's warning, at which a training still needs batches
     process.send_signal(ending)
     try:
         out, error = process.communicate(timeout=LONGEST)
