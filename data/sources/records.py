@@ -145,22 +145,35 @@ def find_records(content: np.ndarray) -> Records:
     Args:
         content: [n] uint8.
     """
-    offsets, lengths, place, gaps, end = [], [], 0, 0, len(content)
-    while place < end:
-        if not _is_header(content[place : place + _HEADER]):
+    headers, place, gaps = [np.zeros([0], np.int64)], 0, 0
+    while place < len(content):
+        found, place = _follow(content, place)
+        intact = _checksums(content, found, np.full(len(found), 8)) == _stored(content, found + 8)
+        good = len(found) if intact.all() else int(np.argmin(intact))
+        headers.append(found[:good])
+        if good < len(found):
             gaps += 1
-            place = _next_header(content, place + 1)
-            continue
-        (length,) = struct.unpack_from('<Q', content, place)
-        offsets.append(place + _HEADER)
-        lengths.append(length)
-        place += _HEADER + length + _FOOTER
-    starts, sizes = np.array(offsets, np.int64), np.array(lengths, np.int64)
-    is_cut_off = place > end
-    if is_cut_off:
-        starts, sizes = starts[:-1], sizes[:-1]
-    good = _checksums(content, starts, sizes) == _stored(content, starts + sizes)
-    return Records(starts[good], sizes[good], gaps + int(np.sum(~good)), is_cut_off)
+            place = _next_header(content, int(found[good]) + 1)
+    starts = np.concatenate(headers)
+    sizes = _lengths(content, starts)
+    fits = starts + sizes <= len(content) - _HEADER - _FOOTER
+    starts, sizes = starts[fits] + _HEADER, sizes[fits]
+    whole = _checksums(content, starts, sizes) == _stored(content, starts + sizes)
+    return Records(starts[whole], sizes[whole], gaps + int(np.sum(~whole)), place > len(content))
+
+
+def _follow(content: np.ndarray, place: int) -> tuple[np.ndarray, int]:
+    """Where records begin, by their lengths alone, from `place` on; the end of the last one."""
+    found = []
+    while place + _HEADER <= len(content):
+        found.append(place)
+        place += _HEADER + struct.unpack_from('<Q', content, place)[0] + _FOOTER
+    # Fewer bytes than a header has are the beginning of one.
+    return np.array(found, np.int64), place if place >= len(content) else len(content) + 1
+
+
+def _lengths(content: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    return content[starts[:, np.newaxis] + np.arange(8)].view('<i8')[:, 0]
 
 
 def find_corrupt(paths: Iterable[str], place: int) -> str | None:

@@ -227,6 +227,19 @@ def test_broken_metadata_of_the_bundled_images_is_one_line(tmp_path, monkeypatch
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('lost', [1, 11, 20, 30])
+def test_whatever_is_cut_off_the_records_before_it_are_found(tmp_path, lost):
+    """Within the last record's header, its data, its checksum."""
+    with tf.io.TFRecordWriter(str(tmp_path / 'file')) as writer:
+        for number in range(3):
+            writer.write(bytes([number]) * number * 5)
+    content = np.frombuffer((tmp_path / 'file').read_bytes(), np.uint8)
+    assert records.find_records(content).lengths.tolist() == [0, 5, 10]
+    found = records.find_records(content[:-lost])
+    assert found.is_cut_off
+    assert found.lengths.tolist() == [0, 5][: 2 if lost <= 26 else 1]
+
+
 # --- data sets that are too large to be read when they are opened
 
 
