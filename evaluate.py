@@ -19,7 +19,6 @@ from data.worker import Worker
 from experiment import (
     Experiment,
     build_model_of,
-    build_objective,
     check_recorded,
     penalty_of,
     prepare,
@@ -31,7 +30,7 @@ from tf2 import checkpoints, distribution, evaluators
 from tf2.evaluators.base import Inputs
 from tf2.evaluators.results import read_results, write_results
 from tf2.files import checkpoints_in, is_partial, names_in, step_of, writing
-from tf2.models.encoder import SimCLRModel
+from tf2.models.encoder import SimCLRModel, freeze
 
 SECONDS_BETWEEN_POLLS = 10.0
 SECONDS_WITHOUT_TRAINING = 60.0  # after which a training that stopped is not waited for
@@ -60,10 +59,17 @@ def follow(given: Mapping[str, Any]) -> None:
     recorded = _wait_for_flags(model_dir)
     # The folder's settings are complete: presets and weights to start from had their say.
     experiment = prepare(configuration.for_evaluation(recorded, given), given)
+    if experiment.config.objective.teacher and experiment.teacher is None:
+        print(
+            'The teacher is not opened, and agreement with it not measured: that takes a --teacher '
+            'on the command line.',
+            flush=True,
+        )
     with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
         model = build_model_of(experiment)
-        # Fine-tuning freezes parts of the model, which the regularisation loss leaves out.
-        build_objective(experiment, model)
+        if not experiment.pretrains:
+            # The regularisation loss leaves out what was frozen.
+            freeze(model, experiment.config.objective.fine_tune_after_block)
         show_data(experiment)
         tracker = Tracker(experiment, model)
         for path in _as_they_come(model_dir, experiment.total_steps):
@@ -169,6 +175,16 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
     return evaluators.build(inputs)
 
 
+def _check_is_own(model_dir: str, folder: str) -> None:
+    """Raises UserError if `folder`, below `model_dir`, is a link to another place."""
+    below = folder.rstrip('/') != model_dir.rstrip('/')
+    if '://' not in model_dir and below and os.path.islink(folder):
+        raise UserError(
+            f'{folder} must be a folder of its own, for results go there; found a link to '
+            f'{os.path.realpath(folder)}. Choose another --eval_name.'
+        )
+
+
 class Tracker:
     """Evaluations of one run: the final one is the result, the best one is kept beside it.
 
@@ -185,6 +201,7 @@ class Tracker:
         config = experiment.config.train
         # An evaluation with a name of its own, on another split say, leaves the run's alone.
         self._folder = os.path.join(config.model_dir, config.eval_name or '')
+        _check_is_own(config.model_dir, self._folder)
         self._latest: int | None = None
         self._final: Mapping[str, float] = {}
         self._best = self._recorded_best()

@@ -12,10 +12,12 @@ import tensorflow as tf
 import capacity
 import configuration
 from configuration import Config
+from connections import bounded
 from data.label_subset import LabelSubset
 from data.labels import difference, in_order, listed, same_classes
 from data.recipes import View, teacher_view
 from data.service import check_answers
+from data.sources import is_here
 from data.sources.source import Source
 from data_checks import RunData, open_data, recorded_run
 from settings import UserError
@@ -114,6 +116,8 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         config, weights = _as_recorded(config, given) or with_weights(config, given)
     if config.data.tf_data_service and not evaluates:
         check_answers(config.data.tf_data_service)
+    if evaluates:
+        _check_recorded_data(config, given)
     config, data = open_data(_with_recorded_range(config), given, strategy.num_replicas_in_sync)
     if data.source.image_range:
         ranged = dataclasses.replace(config.data, image_range=data.source.image_range)
@@ -126,7 +130,9 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     ):
         config = _with_precision(config, strategy)
         check_devices(config, strategy)
-        teacher = _open_teacher(config, strategy)
+        # What a folder's record names is no reason to open a model: it may come from elsewhere.
+        named = not evaluates or 'teacher' in given
+        teacher = _open_teacher(config, strategy) if named else None
     classes = _match_classes(config, data.source, recorded, teacher, weights)
     num_classes = _num_classes(config, data, teacher, recorded)
     configuration.check_same_architecture(model_dir, config, num_classes)
@@ -140,6 +146,17 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     if not evaluates:
         _check_length(model_dir, experiment.total_steps)
     return experiment
+
+
+def _check_recorded_data(config: Config, given: Mapping[str, Any]) -> None:
+    """Raises UserError if a folder's record alone would have code or a data set downloaded."""
+    data = config.data
+    if not {'dataset', 'data_dir'} & given.keys() and not is_here(data):
+        raise UserError(
+            f'--mode=eval reads the data set {data.dataset!r} that the run recorded where it is '
+            f'prepared; found none in {data.data_dir or "the default data_dir of TFDS"}. To have '
+            'it prepared give --data_dir.'
+        )
 
 
 def _check_length(model_dir: str, total_steps: int) -> None:
@@ -221,7 +238,9 @@ def _open_teacher(config: Config, strategy: tf.distribute.Strategy) -> Teacher |
         return None
     with strategy.scope():
         return open_teacher(
-            os.path.expanduser(config.objective.teacher), precision=config.train.mixed_precision
+            os.path.expanduser(config.objective.teacher),
+            precision=config.train.mixed_precision,
+            safe=config.objective.safe_weights,
         )
 
 
@@ -233,6 +252,8 @@ def _num_classes(
     if teacher is not None:
         _check_teacher(config, source, teacher)
         return teacher.num_classes
+    if config.objective.teacher is not None:
+        return _recorded_classes(config, source, recorded or {})
     if config.objective.train_mode != 'pretrain':
         return source.num_classes
     if not config.objective.lineareval_while_pretraining:
@@ -240,6 +261,17 @@ def _num_classes(
     # A run that goes on has the variables that it began with.
     begun = recorded is not None and recorded.get('num_classes') is not None
     return source.num_classes if data.train_labels.labelled or begun else None
+
+
+def _recorded_classes(config: Config, source: Source, recorded: Mapping[str, Any]) -> int | None:
+    """Classes of a student whose teacher is not opened, as its training recorded them."""
+    classes = recorded.get('num_classes', source.num_classes)
+    if source.num_classes not in (None, classes):
+        raise UserError(
+            f'--model_dir={config.train.model_dir} holds a classifier of {classes} classes; '
+            f'{source.name} has {source.num_classes}. Choose the data set it was trained on.'
+        )
+    return classes
 
 
 def _check_teacher(config: Config, source: Source, teacher: Teacher) -> None:
@@ -352,9 +384,26 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
 def _settings_of_teacher(config: Config) -> dict[str, Any] | None:
     """What the run that made the teacher recorded; None where the teacher is something else."""
     path = config.objective.teacher
-    if not path or path.startswith(URL_SCHEMES):
+    if not path or path.startswith(URL_SCHEMES) or config.run.mode == 'eval':
         return None
     return configuration.read_flags(os.path.expanduser(path))
+
+
+def check_reachable(flag: str, place: str, seconds: float) -> None:
+    """Checks that a remote `place` answers; TensorFlow itself asks again for minutes, silently.
+
+    Raises:
+        UserError: if it doesn't within `seconds`, or doesn't let this user in.
+    """
+    print(f'Waiting up to {seconds} s (--connect_timeout) for {place}.', flush=True)
+    try:
+        bounded(lambda: tf.io.gfile.exists(place), seconds)
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f'--{flag}={place} must be within reach; found: {distribution.one_line(error)}. Check '
+            'the name, the network and the credentials (gcloud auth application-default login, or '
+            'GOOGLE_APPLICATION_CREDENTIALS), or give a path of this machine.'
+        ) from error
 
 
 def with_model_dir(config: Config) -> Config:

@@ -184,8 +184,11 @@ def _flags_of(
     if name == 'student' and 'width_multiplier' in given:
         taken['width_multiplier'] = given['width_multiplier'] / 2  # as in its preset
     reads = {flag: os.path.join(model_dir, source) for flag, source in _READS[name].items()}
+    # Teachers are its own runs; the folder may come from elsewhere.
+    safe = {'safe_weights': True} if 'teacher' in reads else {}
     return {
         **taken,
+        **safe,
         'mode': 'train_then_eval',
         'train_mode': mode,
         'preset': presets[name],

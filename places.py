@@ -16,6 +16,29 @@ from data.names import check_name
 from settings import UserError
 from tf2.config import WEIGHTS
 
+# What TensorFlow reads and writes by itself, beside paths of this machine.
+SCHEMES = ('gs', 'file')
+_OF_WEIGHTS = ('http', 'https')  # which tensorflow-hub resolves
+_PLACES = {'model_dir': (), 'data_dir': (), 'checkpoint': _OF_WEIGHTS, 'teacher': _OF_WEIGHTS}
+
+
+def check_schemes(given: Mapping[str, Any]) -> None:
+    """Raises UserError if a place among the flags `given` is on a file system nobody can read."""
+    for flag, more in _PLACES.items():
+        scheme, found, _ = (given.get(flag) or '').partition('://')
+        if found and scheme not in (*SCHEMES, *more):
+            listed = ', '.join(f'{known}://' for known in (*SCHEMES, *more))
+            raise UserError(
+                f'--{flag} must be a path of this machine or begin with {listed}; found '
+                f'{given[flag]!r}. Other file systems need a plugin of TensorFlow, which this '
+                'program does not load: mount it, or copy what is there.'
+            )
+
+
+def remote_places(given: Mapping[str, Any]) -> dict[str, str]:
+    """Flag -> place, of those `given` that TensorFlow reads over a network."""
+    return {flag: given[flag] for flag in _PLACES if (given.get(flag) or '').startswith('gs://')}
+
 
 def check_places(config: Config) -> None:
     """Raises UserError if weights or data set that `config` names are not there at all."""

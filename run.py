@@ -24,7 +24,7 @@ import scratch
 from capacity import check_on_host
 from configuration import Config
 from interruption import Interrupted, Stop
-from places import check_characters, check_places
+from places import check_characters, check_places, check_schemes, remote_places
 from presets import PRESETS
 from settings import UserError, choose_keras_2, command_line, option_type
 
@@ -213,6 +213,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
     # them, and what goes wrong comes as an exception.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     check_characters(given)
+    check_schemes(given)
     check_places(config)
     check_on_host(config)
     with _without_collections():
@@ -222,6 +223,9 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
         import train
 
     logging.set_verbosity(logging.WARNING)
+    seconds = given.get('connect_timeout', config.train.connect_timeout)
+    for flag, place in remote_places(given).items():
+        experiment.check_reachable(flag, place, seconds)
     if config.run.mode == 'eval':
         evaluate.follow(given)
         return

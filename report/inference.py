@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,10 @@ from data import pipeline
 from data.labels import in_order
 from data.sources.source import NO_LABEL, Source
 from report.runs import Run
-from tf2.files import names_in, plain_path
+from tf2.config import ModelConfig
+from tf2.files import names_in
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.weights import open_weights
 
 QUERIES = 8  # test images of which neighbours are shown
 NEIGHBORS = 6
@@ -63,15 +66,21 @@ class Neighborhood:
     similarities: Sequence[float]
 
 
-def load_module(run: Run) -> Any | None:
-    """The newest module that a stage exported; None if there is none."""
+def load_module(run: Run) -> Callable[[Any], Any] | None:
+    """The newest module that a stage exported, images -> endpoints; None if there is none.
+
+    Its weights are read as data: the folder may come from elsewhere, and its graph is code.
+    """
     folder = os.path.join(run.stage.folder, 'saved_model')
     found = names_in(folder) if tf.io.gfile.isdir(folder) else []
     steps = [int(name) for name in found if name.isdecimal()]
     if not steps:
         return None
-    with plain_path(os.path.join(folder, str(max(steps)))) as plain:
-        return tf.saved_model.load(plain)
+    weights = open_weights(os.path.join(folder, str(max(steps))))
+    config = ModelConfig(**{**weights.architecture, 'ft_proj_selector': weights.selector or 0})
+    model = build_model(SimCLRModel(config, weights.image_size, weights.num_classes))
+    weights.load_into(model, head_layers=-1)
+    return tf.function(lambda images: model(images, training=False))
 
 
 def source_of(run: Run, source: Source) -> Source:
@@ -107,7 +116,7 @@ def confusion(run: Run, source: Source) -> Confusion | None:
         return None
     counts = np.zeros([source.num_classes] * 2, np.int64)
     for batch in evaluation_batches(run, source):
-        outputs = module(batch['views'][0], training=False)
+        outputs = module(batch['views'][0])
         if 'logits_sup' not in outputs:
             return None
         labels = batch['label'].numpy()  # [b]
@@ -176,7 +185,7 @@ def _shown(batch: Any) -> Iterable[tuple[np.ndarray, int]]:
 
 def _embed(module: Any, images: Any) -> np.ndarray:
     """Images [b, h, w, 3] -> features [b, d] float32."""
-    return module(tf.convert_to_tensor(images), training=False)['final_avg_pool'].numpy()
+    return module(tf.convert_to_tensor(images))['final_avg_pool'].numpy()
 
 
 def _embedded(module: Any, batches: Iterable[Any], limit: int) -> tuple[np.ndarray, list[Picture]]:

@@ -77,7 +77,15 @@ ALLOWED = {
         'tf2',
     ),
     'data_checks': ('settings', 'configuration', 'data', 'tf2'),
-    'experiment': ('settings', 'capacity', 'configuration', 'data_checks', 'data', 'tf2'),
+    'experiment': (
+        'settings',
+        'capacity',
+        'connections',
+        'configuration',
+        'data_checks',
+        'data',
+        'tf2',
+    ),
     'evaluate': ('settings', 'lock', 'configuration', 'experiment', 'data', 'tf2'),
     'train': (
         'settings',

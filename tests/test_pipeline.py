@@ -302,18 +302,24 @@ def test_a_pipeline_is_evaluated_stage_by_stage(finished: tuple[pathlib.Path, st
     assert f'such as --model_dir={model_dir / "finetune"}' in shown
     flags = ('--eval_split=test[40:60]', '--eval_name=others', '--eval_batch_size=20')
     shown = main('--mode=eval', f'--model_dir={model_dir / "student"}', *flags)
-    assert 'eval/teacher_agreement' in shown
+    assert 'The teacher is not opened' in shown and 'eval/teacher_agreement' not in shown
 
 
-def test_a_student_whose_teacher_was_moved_is_evaluated_with_its_new_place(
+def test_a_student_is_evaluated_without_its_teacher_or_with_the_one_that_is_named(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     shutil.copytree(finished[0] / 'student', tmp_path / 'student')
     flags = json.loads((tmp_path / 'student' / 'flags.json').read_text())
     (tmp_path / 'student' / 'flags.json').write_text(json.dumps({**flags, 'teacher': 'gone'}))
     command = ('--mode=eval', f'--model_dir={tmp_path / "student"}')
-    assert '--teacher=gone' in main(*command, status=2)
-    main(*command, f'--teacher={finished[0] / "self_distill"}')
-    key = 'eval/teacher_agreement'
-    result = json.loads((tmp_path / 'student' / 'result.json').read_text())
-    assert result[key] == results(finished[0])['student'][key]
+    assert '--teacher=none should be' in main(*command, '--teacher=none', status=2)
+    expected = results(finished[0])['student']
+    for flags, lacking in (
+        ([], {'eval/teacher_agreement', 'eval/teacher_top_1_accuracy'}),
+        ([f'--teacher={finished[0] / "self_distill"}'], set()),
+    ):
+        main(*command, *flags)
+        result = json.loads((tmp_path / 'student' / 'result.json').read_text())
+        known = {name for name in expected if name.startswith('eval/')}
+        assert {name for name in result if name.startswith('eval/')} == known - lacking
+        assert all(result[name] == expected[name] for name in known - lacking)

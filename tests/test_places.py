@@ -6,13 +6,17 @@ import pathlib
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
 import pytest
+import tensorflow as tf
 
 import configuration
+import run
 from data.names import OWN
 from data.sources import SOURCES
-from places import check_characters, check_places
+from places import check_characters, check_places, check_schemes
 from presets import PRESETS
 from settings import UserError
 
@@ -101,3 +105,50 @@ def test_an_export_reads_no_images(tmp_path: pathlib.Path) -> None:
 
 def test_every_data_set_of_the_project_is_known_by_name() -> None:
     assert set(OWN) == set(SOURCES)
+
+
+@pytest.mark.parametrize('flag', ['model_dir', 'data_dir', 'checkpoint', 'teacher'])
+@pytest.mark.parametrize('scheme', ['foo', 's3', 'hdfs', 'ram', ''])
+def test_file_systems_that_nobody_can_read_are_refused(flag: str, scheme: str) -> None:
+    with pytest.raises(UserError, match=f'--{flag} must be a path .* gs://, file://.*; found') as e:
+        check_schemes({flag: f'{scheme}://bucket/x'})
+    assert '\n' not in str(e.value)
+    for place in ('gs://bucket/x', 'file:///x', 'x', '', None):
+        check_schemes({flag: place})
+
+
+def test_weights_may_have_an_address_and_folders_may_not() -> None:
+    for flag in ('checkpoint', 'teacher'):
+        check_schemes({flag: 'https://tfhub.dev/x'})
+    for flag in ('model_dir', 'data_dir'):
+        with pytest.raises(UserError, match=f'--{flag} must be a path of this machine'):
+            check_schemes({flag: 'https://tfhub.dev/x'})
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+# Kind: a place in the network that doesn't let anyone in.
+OUT_OF_REACH = {
+    'nobody knows the host': raising(tf.errors.FailedPreconditionError(None, None, 'no host')),
+    'no credentials': raising(tf.errors.PermissionDeniedError(None, None, '401\nno token')),
+    'silence': lambda *_: threading.Event().wait(),
+}
+
+
+@pytest.mark.parametrize('why', list(OUT_OF_REACH))
+@pytest.mark.parametrize('mode', ['train', 'eval', 'export', 'pipeline'])
+def test_a_place_out_of_reach_costs_a_line(
+    why: str, mode: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(tf.io.gfile, 'exists', OUT_OF_REACH[why])
+    flags = [f'--mode={mode}', '--model_dir=gs://bucket/x', '--connect_timeout=1']
+    assert run.main(['run.py', *flags]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == 'Waiting up to 1 s (--connect_timeout) for gs://bucket/x.\n'
+    assert 'error: --model_dir=gs://bucket/x must be within reach; found: ' in shown.err
+    assert shown.err.count('\n') == 1

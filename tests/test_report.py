@@ -343,7 +343,7 @@ def test_the_confusion_matrix_is_that_of_the_result(written: Written) -> None:
     module = inference.load_module(last)
     expected = np.zeros([10, 10], int)
     for batch in pipeline.eval_batches(source, last.config.data, split='test[:32]', batch_size=1):
-        guess = np.argmax(module(batch['views'][0], training=False)['logits_sup'])
+        guess = np.argmax(module(batch['views'][0])['logits_sup'])
         expected[int(batch['label'][0]), guess] += 1
     np.testing.assert_array_equal(shown, expected)
     assert shown.sum() == 32
@@ -404,7 +404,7 @@ def test_neighbours_are_those_of_the_pretrained_encoder(stages: list[report.Stag
     def examples(split: str) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
         for batch in pipeline.eval_batches(source, first.config.data, split=split, batch_size=1):
             image = batch['views'][0]
-            feature = module(image, training=False)['final_avg_pool'].numpy()[0]
+            feature = module(image)['final_avg_pool'].numpy()[0]
             pixels = np.rint(255 * image.numpy()[0]).astype(np.uint8)
             yield pixels, int(batch['label'][0]), feature / np.linalg.norm(feature)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from settings import UserError, check_options, option
 
@@ -157,6 +158,14 @@ class ObjectiveConfig:
         stages=('distill',),
         modes=('eval',),
     )
+    safe_weights: bool = option(
+        False,
+        "Distillation: refuse a --teacher that is another program's SavedModel, which runs as code "
+        'with your rights.',
+        stages=('distill',),
+        modes=('eval',),
+        resume='free',
+    )
     teacher_view: str = option(
         'student',
         'Distillation: what the teacher sees, the same augmented view as the student or the view '
@@ -300,7 +309,8 @@ class TrainConfig:
     )
     eval_name: str | None = option(
         None,
-        'Name of this evaluation: its TensorBoard events go to a folder of that name.',
+        'Name of this evaluation: its results and TensorBoard events go to a folder of that name '
+        'below --model_dir.',
         modes=('eval',),
         resume='free',
     )
@@ -435,3 +445,13 @@ class TrainConfig:
                 f'--use_tpu goes with --strategy=auto; found --strategy={self.strategy} too. Give '
                 'one of them.'
             )
+        if self.eval_name and not _is_name(self.eval_name):
+            raise UserError(
+                '--eval_name must be a name of letters, digits, points, dashes and underscores, '
+                f'for a folder below --model_dir; found {self.eval_name!r}.'
+            )
+
+
+def _is_name(text: str) -> bool:
+    """Whether `text` names a folder beside others and is no path."""
+    return bool(re.fullmatch(r'[A-Za-z0-9._-]+', text)) and text not in ('.', '..')

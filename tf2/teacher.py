@@ -42,13 +42,14 @@ class Teacher:
     class_names: tuple[str, ...] | None = None
 
 
-def open_teacher(path: str, *, precision: str) -> Teacher:
+def open_teacher(path: str, *, precision: str, safe: bool = False) -> Teacher:
     """Loads what `--teacher` names; to be called within the strategy's scope.
 
     Args:
         path: whatever `--checkpoint` takes and has a classifier; or a SavedModel, or a TF-Hub
             handle, that maps images to logits or to a dictionary with 'logits_sup'.
         precision: of convolutions and dense layers where the model is one of this program's.
+        safe: whether other programs' SavedModels, which run as code, are refused.
 
     Raises:
         UserError: if nothing is there, or nothing that returns logits.
@@ -59,8 +60,19 @@ def open_teacher(path: str, *, precision: str) -> Teacher:
     except UserError as error:
         raise UserError(str(error).replace('--checkpoint=', '--teacher=')) from error
     if weights is None:
+        _tell_of_code(path, safe)
         return _from_module(path, place)
     return _from_weights(path, weights, precision)
+
+
+def _tell_of_code(path: str, safe: bool) -> None:
+    what = f"--teacher={path} is another program's SavedModel, which runs as code with your rights"
+    if safe:
+        raise UserError(
+            f'{what}; --safe_weights refuses that. Choose a --model_dir, a checkpoint or a module '
+            'of this program, or leave --safe_weights out.'
+        )
+    print(f'{what}.', flush=True)
 
 
 def _is_foreign_module(place: str) -> bool:

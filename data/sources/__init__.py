@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 from data.config import DataConfig
-from data.names import check_place
+from data.names import check_place, find_builder
 from data.sources.bundled import open_bundled
 from data.sources.image_folder import open_image_folder
 from data.sources.source import NO_LABEL, Source
@@ -40,3 +41,20 @@ def open_source(config: DataConfig) -> Source:
         raise UserError(f'--dataset must be a name; found {name!r}. See python run.py --help.')
     check_place(config.data_dir, for_tfds=name not in SOURCES)
     return SOURCES.get(name, open_tfds)(dataclasses.replace(config, dataset=name))
+
+
+def is_here(config: DataConfig) -> bool:
+    """Whether `open_source` reads what is there: it neither downloads nor prepares, images or code.
+
+    Args:
+        config: `dataset` and `data_dir` are read.
+
+    Raises:
+        UserError: if there is no such data set.
+    """
+    name = config.dataset or DEFAULT_SOURCE
+    if name in SOURCES:
+        return True
+    # A name with a namespace stands for code that TFDS fetches.
+    fetched = re.match(r'[^/:]+:\D', name) is not None
+    return not fetched and find_builder(name, config.data_dir).is_prepared()

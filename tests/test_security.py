@@ -1,0 +1,183 @@
+"""What comes from elsewhere is data: it opens no model and writes nothing outside its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import pytest
+import tensorflow as tf
+import tensorflow_hub as hub
+
+import configuration
+import evaluate
+import run
+from data import sources
+from data.config import DataConfig
+from hub_export import publish
+from report import inference, runs
+from settings import UserError
+from tests.support import no_checker
+from tests.tf2.test_teacher import Plain, exported, opened, run_folder, saved, student_of
+from tf2.config import TrainConfig
+from tf2.teacher import open_teacher
+from tf2.weights import open_weights
+
+NO_NAMES = ('../x', '..', '.', '/x', 'a/b', 'a b', 'x\n', '\u202e', '~', 'C:x', '')
+
+
+@pytest.mark.parametrize('name', NO_NAMES[:-1])
+def test_a_path_is_no_name_for_an_evaluation(name: str) -> None:
+    """Whether a command line or a folder's record has it."""
+    with pytest.raises(UserError, match='--eval_name must be a name of letters'):
+        TrainConfig(eval_name=name)
+    with pytest.raises(UserError, match='--eval_name must be a name of letters'):
+        configuration.for_evaluation({'eval_name': name}, {'mode': 'eval'})
+    TrainConfig(eval_name='a-b_c.1')
+
+
+def test_an_evaluation_does_not_write_through_a_link(tmp_path: pathlib.Path) -> None:
+    for name in ('run', 'elsewhere'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'run' / 'again').symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(UserError, match=r'must be a folder of its own, .*; found a link to'):
+        evaluate._check_is_own(str(tmp_path / 'run'), str(tmp_path / 'run' / 'again'))
+    os.symlink(tmp_path / 'run', tmp_path / 'link')  # the user's own
+    evaluate._check_is_own(str(tmp_path / 'link'), f'{tmp_path / "link"}/')
+
+
+@pytest.fixture
+def code(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of the SavedModels that were loaded as code."""
+    loaded: list[str] = []
+    real = hub.load
+
+    def note(path: str, *_: object, **__: object) -> object:
+        loaded.append(path)
+        return real(path)
+
+    def never(path: str, *_: object, **__: object) -> None:
+        raise AssertionError(f'{path} was run')
+
+    monkeypatch.setattr(hub, 'load', note)
+    monkeypatch.setattr(tf.saved_model, 'load', never)
+    return loaded
+
+
+def test_foreign_models_are_told_to_be_code_and_refused_if_wanted(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = saved(tmp_path / 'm', Plain())
+    opened(path)
+    said = f"--teacher={path} is another program's SavedModel, which runs as code with your rights"
+    assert f'{said}.\n' in capsys.readouterr().out
+    monkeypatch.setattr(hub, 'load', None)
+    with pytest.raises(UserError, match=r'; --safe_weights refuses that'):
+        open_teacher(path, precision='float32', safe=True)
+
+
+@pytest.mark.parametrize('write', [run_folder, exported])
+def test_what_is_ours_is_read_as_data(
+    write: Callable,
+    code: list[str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """A run and a module, as a teacher and as weights to start from; a module in a report."""
+    monkeypatch.setattr(publish, '_checker', no_checker)
+    path = write(tmp_path / 'saved_model', student_of())
+    open_teacher(path, precision='float32', safe=True)
+    assert open_weights(path).num_classes == 5
+    assert code == [] and 'as code' not in capsys.readouterr().out
+    if write is exported:
+        stage = runs.Stage('a', 'A', str(tmp_path), '')
+        module = inference.load_module(runs.Run(stage, {}, configuration.Config(), {}, None))
+        assert module(tf.zeros([1, 8, 8, 3]))['logits_sup'].shape == [1, 5]
+
+
+def test_weights_of_a_foreign_module_are_read_and_its_graph_is_not_run(
+    code: list[str], tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(UserError, match='should hold a SimCLR model'):
+        open_weights(saved(tmp_path / 'm', Plain()))
+    assert code == []
+
+
+@pytest.mark.parametrize('name', ['huggingface:mnist', 'some_user:mnist', 'a:b/c'])
+def test_a_name_that_stands_for_code_is_not_here(name: str) -> None:
+    assert not sources.is_here(DataConfig(dataset=name))
+
+
+def recorded_run(folder: pathlib.Path, **settings: object) -> str:
+    """A folder from elsewhere, whose record says what its maker likes."""
+    folder.mkdir()
+    config = configuration.from_values({'image_size': 8, 'resnet_depth': 18, **settings})
+    configuration.write_flags(str(folder), config, {'num_classes': 10, 'train_examples': 64})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        ({'dataset': 'mnist', 'data_dir': 'nowhere'}, 'is prepared; found none in nowhere'),
+        ({'dataset': 'huggingface:mnist'}, 'is prepared; found none in'),
+        ({'dataset': 'mnist', 'tf_data_service': 'grpc://127.0.0.1:1'}, 'found none in'),
+        ({'dataset': 'mnist', 'master': 'grpc://127.0.0.1:1'}, 'found none in'),
+    ],
+)
+def test_a_record_has_nothing_downloaded_and_nobody_called(
+    settings: dict[str, object],
+    words: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+    folder = recorded_run(tmp_path / 'run', **settings)
+    before = sorted(tmp_path.rglob('*'))
+    assert run.main(['run.py', '--mode=eval', f'--model_dir={folder}', '--use_tpu=False']) == 2
+    assert words in capsys.readouterr().err
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('kind', ['foreign', 'ours', 'missing'])
+def test_a_record_opens_no_teacher(
+    kind: str,
+    code: list[str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Whatever the record names; the command line may name it again."""
+    teacher = str(tmp_path / 'teacher')
+    if kind == 'foreign':
+        saved(tmp_path / 'teacher', Plain())
+    elif kind == 'ours':
+        run_folder(tmp_path / 'teacher', student_of())
+    settings = {'train_mode': 'distill', 'teacher': teacher, 'dataset': 'bundled'}
+    splits = {'train_split': 'train[:64]', 'eval_split': 'test[:8]', 'train_batch_size': 8}
+    folder = recorded_run(tmp_path / 'run', **settings, **splits, width_multiplier=0.0625)
+    monkeypatch.setattr(evaluate, '_as_they_come', lambda *_: [])
+    command = ['run.py', '--mode=eval', f'--model_dir={folder}']
+    assert run.main(command) == 0
+    assert 'The teacher is not opened' in capsys.readouterr().out
+    assert code == []
+    assert run.main([*command, f'--teacher={teacher}', '--safe_weights']) == 2
+    said = {
+        'foreign': '--safe_weights refuses',
+        'ours': 'must have the classes of bundled, 10; found 5',
+        'missing': 'found nothing there',
+    }
+    assert said[kind] in capsys.readouterr().err
+
+
+def test_a_record_without_a_name_is_a_damaged_one(tmp_path: pathlib.Path) -> None:
+    folder = pathlib.Path(recorded_run(tmp_path / 'run', dataset='bundled'))
+    record = json.loads((folder / 'flags.json').read_text())
+    (folder / 'flags.json').write_text(json.dumps({**record, 'eval_name': '../x'}))
+    assert run.main(['run.py', '--mode=eval', f'--model_dir={folder}']) == 2
+    assert not (tmp_path / 'x').exists()
