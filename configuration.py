@@ -44,6 +44,14 @@ class RunConfig:
         resume='free',
     )
 
+    allow_changes: str | None = option(
+        None,
+        'Settings, separated by commas, with which the run in --model_dir may go on otherwise '
+        'although that changes its result. flags.json records when each was changed, and from '
+        'what.',
+        resume='free',
+    )
+
     def __post_init__(self) -> None:
         check_options(self)
 
@@ -81,6 +89,9 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     field.name: field.metadata for _, _, field in all_options()
 }
 DEFAULTS = {name: metadata['default'] for name, metadata in OPTIONS.items()}
+TRAIN_EXAMPLES = 'train_examples'  # a fact about the data in flags.json
+# Other runs, which may be moved together with one that reads them.
+PATHS = ('checkpoint', 'teacher')
 LABELS = ('label_fraction', 'labels_per_class')
 # They change which images a pretraining would see, or which weights it would train.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
@@ -100,7 +111,7 @@ FLAGS = records.Value(
         **{k: v for section in SECTIONS.values() for k, v in records.of_options(section).items()},
         'num_classes': records.Value(int, nullable=True, check=records.at_least(1)),
         'class_names': records.CLASS_NAMES,
-        'train_examples': records.Value(int, check=records.at_least(1)),
+        TRAIN_EXAMPLES: records.Value(int, check=records.at_least(1)),
         'changes': records.Value(list, items=_CHANGE),
     },
 )
@@ -120,6 +131,7 @@ def from_values(values: Mapping[str, Any]) -> Config:
     config = Config(**sections)
     _check_stage(config)
     _check_negatives(config)
+    _check_allowed(config)
     return config
 
 
@@ -155,6 +167,26 @@ def _check_negatives(config: Config) -> None:
             '--train_batch_size must be at least 2 while pretraining, where the other images of a '
             'batch are the negatives; found 1. Give a larger one.'
         )
+
+
+def allowed_changes(config: Config) -> list[str]:
+    """The names in `--allow_changes`."""
+    return [name.strip() for name in (config.run.allow_changes or '').split(',') if name.strip()]
+
+
+def _check_allowed(config: Config) -> None:
+    """Raises UserError for a name in `--allow_changes` of nothing that can be changed."""
+    for name in allowed_changes(config):
+        if name not in OPTIONS and name != TRAIN_EXAMPLES:
+            raise UserError(
+                f'--allow_changes must name settings, such as learning_rate,temperature; found '
+                f'{name!r}. See python run.py --help.'
+            )
+        if name in OPTIONS and OPTIONS[name]['resume'] == 'fixed':
+            raise UserError(
+                f'--allow_changes cannot name {name}: checkpoints fit one value of it. Leave it '
+                'out, or choose another --model_dir.'
+            )
 
 
 def to_values(config: Config) -> dict[str, Any]:
@@ -219,7 +251,7 @@ def for_evaluation(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Con
     kept = {
         name: value
         for name, value in trained.items()
-        if OPTIONS[name]['resume'] != 'free' or name in ('data_dir', 'eval_name')
+        if OPTIONS[name]['resume'] != 'free' or name in ('data_dir', 'eval_name', 'max_pixels')
     }
     config = from_values({**kept, **given})
     check_read(given, to_values(config))
@@ -307,7 +339,7 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {
         name: values[name]
         for name, metadata in OPTIONS.items()
-        if metadata['resume'] == 'fixed' and stage in metadata['stages']
+        if metadata['resume'] == 'fixed' and stage in metadata['stages'] and name not in PATHS
     }
     # Fine-tuning reads one layer of the head; pretraining's classifier may read any.
     tuned = {} if stage == 'pretrain' else {'ft_proj_selector': values['ft_proj_selector']}

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 import capacity
 import configuration
-from configuration import Config
+import resuming
+from configuration import TRAIN_EXAMPLES, Config
 from connections import bounded
 from data.label_subset import LabelSubset
 from data.labels import difference, in_order, listed, same_classes
@@ -20,10 +21,11 @@ from data.service import check_answers
 from data.sources import is_here
 from data.sources.source import Source
 from data_checks import RunData, open_data, recorded_run
+from resuming import Course
 from settings import UserError
 from tf2 import distribution, precision, schedules
 from tf2.config import ModelConfig
-from tf2.files import checkpoints_in, step_of
+from tf2.files import checkpoints_in
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.objectives import build
 from tf2.objectives.base import Objective
@@ -54,6 +56,7 @@ class Experiment:
             there is no classifier.
         other_classes: why the classifier in `weights` is not one of these classes; None if it is,
             or may be.
+        course: what the model folder says about a run that goes on.
     """
 
     config: Config
@@ -64,6 +67,7 @@ class Experiment:
     teacher: Teacher | None = None
     class_names: tuple[str, ...] | None = None
     other_classes: str | None = None
+    course: Course = Course()
 
     @property
     def source(self) -> Source:
@@ -88,7 +92,15 @@ class Experiment:
     @property
     def total_steps(self) -> int:
         """Updates of the run."""
-        return schedules.train_steps(self.train_examples, self.config.train)
+        train, position = self.config.train, self.course.position
+        return schedules.total_steps(self._epoch_of_schedule, train, position)
+
+    @property
+    def _epoch_of_schedule(self) -> int:
+        """Training examples in an epoch; an evaluation may look at other data."""
+        evaluates = self.config.run.mode == 'eval'
+        recorded = self.course.recorded.get(TRAIN_EXAMPLES) if evaluates else None
+        return recorded or self.train_examples
 
     @property
     def checkpoint_steps(self) -> int:
@@ -112,8 +124,10 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     config, weights = with_model_dir(config), None
     model_dir = config.train.model_dir
     strategy = distribution.build_strategy(config.train)
+    course = resuming.course_in(model_dir, config.train.train_batch_size)
     if not evaluates:
-        config, weights = _as_recorded(config, given) or with_weights(config, given)
+        begun = _as_recorded(config, given, course.recorded)
+        config, weights = begun or with_weights(config, given)
     if config.data.tf_data_service and not evaluates:
         check_answers(config.data.tf_data_service)
     if evaluates:
@@ -136,15 +150,17 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     classes = _match_classes(config, data.source, recorded, teacher, weights)
     num_classes = _num_classes(config, data, teacher, recorded)
     configuration.check_same_architecture(model_dir, config, num_classes)
+    if not evaluates:
+        course = resuming.check_changes(config, data.train_examples, course)
     data = dataclasses.replace(
         data, source=classes.source, notes=(*data.notes, *(classes.notes if num_classes else ()))
     )
     names = classes.names if num_classes else None
     experiment = Experiment(
-        config, data, strategy, num_classes, weights, teacher, names, classes.others
+        config, data, strategy, num_classes, weights, teacher, names, classes.others, course
     )
     if not evaluates:
-        _check_length(model_dir, experiment.total_steps)
+        _check_length(experiment)
     return experiment
 
 
@@ -159,27 +175,33 @@ def _check_recorded_data(config: Config, given: Mapping[str, Any]) -> None:
         )
 
 
-def _check_length(model_dir: str, total_steps: int) -> None:
+def _check_length(experiment: Experiment) -> None:
     """Raises UserError if the folder's run already went further than it is to go."""
-    done = max(map(step_of, checkpoints_in(model_dir)), default=0)
-    if done > total_steps:
+    train, course = experiment.config.train, experiment.course
+    # The last batch may begin where the last epoch ends.
+    batch = max(train.train_batch_size, course.recorded.get('train_batch_size', 0))
+    examples = experiment.train_examples * train.train_epochs + batch
+    position, total_steps = course.position, experiment.total_steps
+    if position.step > total_steps if train.train_steps else position.examples > examples:
         raise UserError(
-            f'--train_epochs or --train_steps must not end before what was trained: {model_dir} '
-            f'holds step {done}, this run is to end at step {total_steps}. Choose another '
-            '--model_dir, or train longer.'
+            f'--train_epochs or --train_steps must not end before what was trained: '
+            f'{train.model_dir} holds step {position.step}, this run is to end at step '
+            f'{total_steps}. Choose another --model_dir, or train longer.'
         )
 
 
-def _as_recorded(config: Config, given: Mapping[str, Any]) -> tuple[Config, None] | None:
+def _as_recorded(
+    config: Config, given: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> tuple[Config, None] | None:
     """The architecture that a run recorded when it started from `--checkpoint`.
 
-    None for a new run. One that goes on needs its own checkpoints only.
+    None for a new run. One that goes on needs its own checkpoints only, and knows itself what it
+    started from.
     """
-    recorded = configuration.read_flags(config.train.model_dir)
-    begun = recorded and checkpoints_in(config.train.model_dir)
-    if not begun or config.objective.checkpoint is None:
+    checkpoint = config.objective.checkpoint or recorded.get('checkpoint')
+    if not recorded or checkpoint is None:
         return None
-    asked = configuration.to_values(config)
+    asked = {**configuration.to_values(config), 'checkpoint': checkpoint}
     names = {'image_size', *(field.name for field in dataclasses.fields(ModelConfig))}
     kept = {name: recorded[name] for name in names & recorded.keys() - given.keys()}
     return configuration.from_values({**asked, **kept}), None

@@ -18,8 +18,9 @@ import configuration
 import experiment
 import lock
 import report
+import resuming
 import train
-from configuration import DEFAULTS, LABELS, OPTIONS, PIPELINE_FILE, Config
+from configuration import DEFAULTS, LABELS, OPTIONS, PATHS, PIPELINE_FILE, TRAIN_EXAMPLES, Config
 from data_checks import open_data
 from interruption import Stop
 from presets import PRESETS
@@ -43,12 +44,10 @@ _READS = {
     'self_distill': {'teacher': 'finetune', 'checkpoint': 'finetune'},
     'student': {'teacher': 'self_distill'},
 }
-_OF_THE_PIPELINE = ('train_mode', 'checkpoint', 'teacher', 'eval_name')
+_OF_THE_PIPELINE = ('train_mode', 'checkpoint', 'teacher', 'eval_name', 'allow_changes')
 # Networks of distillations have these as their presets say: one starts from scratch, with nothing
 # to freeze, the other from the classifier of its teacher.
 _OF_FINE_TUNING = ('fine_tune_after_block', 'zero_init_logits_layer')
-# Folders of other stages, which move with the pipeline's.
-_FOLDERS = ('checkpoint', 'teacher')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +236,7 @@ def _write_settings(model_dir: str, stages: list[Stage]) -> None:
 def _settings(stage: Stage) -> dict[str, Any]:
     values = configuration.to_values(stage.config)
     free = {name for name, metadata in OPTIONS.items() if metadata['resume'] == 'free'}
-    return {name: values[name] for name in values.keys() - free - set(_FOLDERS)}
+    return {name: values[name] for name in values.keys() - free - set(PATHS)}
 
 
 def is_done(stage: Stage) -> bool:
@@ -245,9 +244,12 @@ def is_done(stage: Stage) -> bool:
     recorded = configuration.read_flags(stage.folder, need=('train_examples',))
     if recorded is None:
         return False
-    # As recorded: it may have been sized for the data.
-    train = configuration.from_values(recorded).train
-    steps = schedules.train_steps(recorded['train_examples'], train)
+    course = resuming.course_in(stage.folder, stage.config.train.train_batch_size)
+    if not course.recorded:
+        return False
+    # It may have gone on by itself, with other settings than the pipeline's.
+    train = resuming.settings_before(course).train
+    steps = schedules.total_steps(recorded[TRAIN_EXAMPLES], train, course.position)
     result = read_results(os.path.join(stage.folder, 'result.json'))
     exported = os.path.join(stage.folder, 'saved_model', str(steps))
     return result.get('global_step') == steps and tf.io.gfile.isdir(exported)

@@ -26,7 +26,7 @@ from configuration import Config
 from interruption import Interrupted, Stop
 from places import check_characters, check_places, check_schemes, remote_places
 from presets import PRESETS
-from settings import UserError, choose_keras_2, command_line, option_type
+from settings import UserError, choose_keras_2, command_line, option_type, shown
 
 RUNS = 'runs'  # where folders of runs go whose command line names none
 USAGE = """\
@@ -47,7 +47,8 @@ SimCLR for TensorFlow 2: pretrain an image encoder without labels.
   python run.py --mode=export --checkpoint=WEIGHTS --model_dir=DIR
       turn a run, or published weights of any format, into a TF-Hub module
 
-A rerun with the same --model_dir goes on where it stopped.
+A rerun with the same --model_dir goes on where it stopped. It may have another batch size or
+length; other settings that change the result are refused unless --allow_changes names them.
 """
 
 
@@ -128,8 +129,13 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         raise UserError(_explain(error)) from error
     if rest:
         raise UserError(f'Expected only --flags; found {rest[0]!r}. See python run.py --help.')
-    names = [field.name for _, _, field in configuration.all_options()]
-    return {name: values[name].value for name in names if values[name].present}
+    given = {name: values[name].value for name in configuration.OPTIONS if values[name].present}
+    for name, value in given.items():
+        if value == '':
+            raise UserError(
+                f"--{name} must have a value; found ''. Give one, or leave the flag out."
+            )
+    return given
 
 
 def _explain(error: flags.Error) -> str:
@@ -282,7 +288,7 @@ def _run_and_tell(arguments: list[str]) -> int:
             with scratch.own_folder():
                 run(config, given, stop)
     except UserError as error:
-        print(f'{os.path.basename(arguments[0])}: error: {error}', file=sys.stderr)
+        print(f'{os.path.basename(arguments[0])}: error: {shown(str(error))}', file=sys.stderr)
         return 2
     except Interrupted as error:
         print(f'\nStopped by {error}. To go on: {_again(arguments, given)}', file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,8 @@ import tensorflow as tf
 import configuration
 import hub_export
 import lock
-from configuration import Config
+import resuming
+from configuration import TRAIN_EXAMPLES, Config
 from data import pipeline
 from data.failures import explain, told
 from data.pipeline import Batch
@@ -36,14 +38,15 @@ from experiment import (
 )
 from interruption import Stop
 from settings import UserError
-from tf2 import checkpoints, distribution, schedules
+from tf2 import checkpoints, distribution, records, schedules
 from tf2.files import CHECKPOINT, PATTERN, checkpoints_in, clear_leftovers, write_text, writing
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
-from tf2.trainer import Trainer
+from tf2.trainer import EXAMPLES_SEEN, FIRST_LOSS, Trainer
 from tf2.weights import Report
 
 SAMPLE_VIEWS = 8  # images of which the views are shown in TensorBoard
+GROWTH = 10  # so many times the loss of the first step says that a training diverged
 LABELS_FILE = 'labelled_examples.txt'  # see LabelSubset.listing; where only some are used
 
 
@@ -108,13 +111,20 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         report = None if resumed else _initialise(experiment, model)
         if not resumed:
             objective.start()
+        batch = config.train.train_batch_size
+        course = experiment.course.at(trainer.step, saved.record, batch)
+        experiment = dataclasses.replace(experiment, course=course)
+        saved.record[EXAMPLES_SEEN] = course.position.examples
+        schedule.ahead = course.position.ahead(config.train)
         _announce(experiment, resumed, report)
+        _announce_rate(experiment, schedule)
         if not experiment.pretrains:
             print(f'Training {describe_trainable(model)}')
         tracker = Tracker(experiment, model) if evaluate else None
         if resumed and tracker and not experiment.pretrains:
             tracker.catch_up(trainer.step)
         _fit(experiment, trainer, saved, schedule, tracker, stop)
+    _tell_growth(saved.record.get(FIRST_LOSS), trainer.latest_loss)
     _export(config, model, trainer.step, names=experiment.class_names, writes=writes)
     if config.train.export_momentum_encoder:
         momentum = objective.momentum_encoder
@@ -202,13 +212,68 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
     facts = {
         'num_classes': experiment.num_classes,
         'class_names': experiment.class_names,
-        'train_examples': experiment.train_examples,
+        TRAIN_EXAMPLES: experiment.train_examples,
+        'changes': experiment.course.all_changes(),
     }
     with writing(model_dir):
         tf.io.gfile.makedirs(model_dir)
         configuration.write_flags(model_dir, config, facts)
-        if experiment.subset is not None:
-            write_text(os.path.join(model_dir, LABELS_FILE), experiment.subset.listing())
+        _write_labels(experiment, resumed)
+
+
+def _announce_rate(experiment: Experiment, schedule: schedules.WarmupCosine) -> None:
+    """Says what is changed in a run that goes on, and what a schedule does that looks wrong."""
+    config, course = experiment.config, experiment.course
+    step = course.position.step
+    for change in course.changes:
+        print(f'From step {step} on {change.setting} is {change.after}; it was {change.before}.')
+    if course.changes:
+        before = resuming.settings_before(course)
+        examples = course.recorded.get(TRAIN_EXAMPLES, experiment.train_examples)
+        earlier = schedules.build(before.optimizer, before.train, examples)
+        earlier.ahead = course.position.ahead(before.train)
+        rates = float(earlier(step)), float(schedule(step))
+        if not math.isclose(*rates, rel_tol=0.01):
+            print(
+                f'The learning rate goes on at {rates[1]:.4g}; it would have been {rates[0]:.4g}.'
+            )
+    if schedule.warmup_steps >= schedule.total_steps and schedule.peak:
+        rate = float(schedule(experiment.total_steps - 1))
+        print(
+            f'The warm-up of {schedule.warmup_steps} steps (--warmup_epochs='
+            f'{config.optimizer.warmup_epochs:g}) is not over when the run ends, after '
+            f'{schedule.total_steps}: the learning rate ends at {rate:.4g}, '
+            f'{rate / schedule.peak:.0%} of its peak.',
+            flush=True,
+        )
+
+
+def _tell_growth(first: float | None, latest: float | None) -> None:
+    """Says that a loss has grown by orders of magnitude, before what it led to is exported."""
+    if first is not None and latest is not None and latest > GROWTH * max(first, 1.0):
+        print(
+            f'The loss has grown from {first:.4g} to {latest:.4g}: the training diverged, and what '
+            'is exported is of little use. Try a lower --learning_rate or a longer '
+            '--warmup_epochs.',
+            flush=True,
+        )
+
+
+def _write_labels(experiment: Experiment, resumed: str | None) -> None:
+    """Lists the labelled examples; a list that a change of settings ends is kept beside it."""
+    path = os.path.join(experiment.config.train.model_dir, LABELS_FILE)
+    listing = experiment.subset.listing() if experiment.subset else None
+    there = tf.io.gfile.exists(path)
+    if resumed and there:
+        if not experiment.course.changes:
+            return
+        stem, extension = os.path.splitext(path)
+        before = f'{stem}_before_{experiment.course.position.step}{extension}'
+        if records.read_text(path, configuration.RESTORE) == listing:
+            return
+        tf.io.gfile.rename(path, before, overwrite=True)
+    if listing is not None:
+        write_text(path, listing)
 
 
 def _fit(
@@ -239,9 +304,7 @@ def _fit(
                 writer.flush()
 
         trainer.fit(
-            distribution.distribute(
-                experiment.strategy, functools.partial(_batches, experiment, trainer.step)
-            ),
+            distribution.distribute(experiment.strategy, functools.partial(_batches, experiment)),
             experiment.total_steps,
             checkpoints=saved,
             checkpoint_steps=experiment.checkpoint_steps,
@@ -252,8 +315,8 @@ def _fit(
         )
 
 
-def _batches(experiment: Experiment, start_step: int, worker: int, workers: int) -> tf.data.Dataset:
-    """The rows of one worker of every global batch from `start_step` on."""
+def _batches(experiment: Experiment, worker: int, workers: int) -> tf.data.Dataset:
+    """The rows of one worker of every global batch from the run's position on."""
     config = experiment.config
     return pipeline.train_batches(
         experiment.source,
@@ -262,7 +325,7 @@ def _batches(experiment: Experiment, start_step: int, worker: int, workers: int)
         recipe=config.objective.train_mode,
         batch_size=config.train.train_batch_size,
         seed=config.train.seed,
-        start_step=start_step,
+        start=experiment.course.position.examples,
         extra=view_for_teacher(experiment),
         worker=Worker(worker, workers),
         finished=not distribution.has_accelerators(experiment.strategy),

@@ -100,7 +100,7 @@ def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     except unreadable() as error:
         folder = os.path.join(data_dir, name.split('/')[0].split(':')[0]) if data_dir else ''
         raise UserError(
-            what_is_broken(folder) or f'Cannot open data set {name!r}: {one_line(error)}'
+            what_is_broken(folder) or f'Cannot open --dataset={name!r}: {one_line(error)}'
         ) from error
 
 

@@ -57,7 +57,7 @@ def train_batches(
     recipe: str,
     batch_size: int,
     seed: int,
-    start_step: int = 0,
+    start: int = 0,
     extra: View | None = None,
     worker: Worker = Worker(),
     finished: bool = True,
@@ -67,7 +67,7 @@ def train_batches(
     With `config.tf_data_service` the batches are made by that service's workers, each of which
     works at an epoch of its own. Every epoch still holds every example once, with its own views;
     but the order of batches is not repeatable, a batch may be of any epoch that is being made,
-    and a run that starts at `start_step` starts with the epoch that this step belongs to.
+    and a run that starts at example `start` starts with the epoch that this one belongs to.
 
     Args:
         source: where the examples come from.
@@ -76,8 +76,8 @@ def train_batches(
         recipe: name in RECIPES.
         batch_size: examples per batch, of all workers together.
         seed: the run's seed.
-        start_step: how many batches to leave out at the beginning. What is left out is neither
-            decoded nor augmented.
+        start: how many examples to leave out at the beginning, of all workers together; a multiple
+            of their number. What is left out is neither decoded nor augmented.
         extra: one more view than the recipe's, the last one, of its own size; a teacher's.
         worker: which of several processes this is.
         finished: whether views are complete. If not, `finisher` does on the device what can be
@@ -101,7 +101,7 @@ def train_batches(
     if config.tf_data_service:
         check_answers(config.tf_data_service)
     dataset = _training_examples(
-        source, config, split, batch_size, seed=seed, start_step=start_step, worker=worker
+        source, config, split, batch_size, seed=seed, start=start, worker=worker
     )
     views = _with_extra(RECIPES[recipe], extra)
     dataset = _map(dataset, _first_steps(source, views, config))
@@ -135,23 +135,23 @@ def _training_examples(
     batch_size: int,
     *,
     seed: int,
-    start_step: int,
+    start: int,
     worker: Worker,
 ) -> tf.data.Dataset:
-    """(epoch key, position, example) of the worker's rows, from those of batch start_step on."""
+    """(epoch key, position, example) of the worker's rows, from example `start` on."""
     share = source.share(split, worker) if worker.count > 1 else None
     if share is None:
         examples, count = source.examples(split).enumerate(), _count(source, split)
-        skip = start_step * batch_size
+        skip = start
     else:
         examples, count = share, len(worker.part(_count(source, split)))
-        skip = start_step * len(worker.part(batch_size))
+        skip = start // worker.count
     if config.cache_dataset:
         examples = source.with_contents(examples).cache()
     buffer = min(count, _most_buffered(source, config, split))
     is_own = None
     if share is None and worker.count > 1:
-        is_own = _is_row_of(worker, batch_size)
+        is_own = _is_row_of(worker, batch_size, start)
     examples = _epochs(examples, count, buffer, seed, skip=skip, is_own=is_own)
     return examples if config.cache_dataset else source.with_contents(examples)
 
@@ -335,12 +335,15 @@ def _rows(worker: Worker, batch_size: int, flag: str) -> range:
     return worker.part(batch_size)
 
 
-def _is_row_of(worker: Worker, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Place in the stream of a single process, int64 scalar → whether it is the worker's."""
+def _is_row_of(worker: Worker, batch_size: int, start: int = 0) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Place in the stream of a single process, int64 scalar → whether it is the worker's.
+
+    Batches count from the place `start` on.
+    """
     rows = worker.part(batch_size)
 
     def is_own(place: tf.Tensor) -> tf.Tensor:
-        row = place % batch_size
+        row = (place - start) % batch_size
         return (row >= rows.start) & (row < rows.stop)
 
     return is_own

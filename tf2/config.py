@@ -136,6 +136,7 @@ class ObjectiveConfig:
         'Weights to start from, where --model_dir has none: a --model_dir, a checkpoint, an '
         'exported module, or published weights as TF1 or TF2 checkpoint or TF2 SavedModel.',
         modes=('export',),
+        resume='fixed',
     )
     fine_tune_after_block: int = option(
         -1,
@@ -366,6 +367,7 @@ class TrainConfig:
         'is recorded, and kept when it goes on. float16 scales the loss.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
         modes=('eval',),
+        resume='continue',
     )
     jit_compile: bool = option(False, 'Compile the training step with XLA.', resume='free')
     strategy: str = option(

@@ -5,6 +5,7 @@ Pure functions; `WarmupCosine` only binds their arguments so that a Keras optimi
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import tensorflow as tf
@@ -13,6 +14,40 @@ from tf2.config import OptimizerConfig, TrainConfig
 
 # Batch size for which `learning_rate` is stated under linear scaling (SimCLR section 2.2).
 REFERENCE_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        step: updates done.
+        examples: training examples seen. They tell the position in data, schedule and length; if
+            the batch size never changed, they are `step` batches.
+    """
+
+    step: int = 0
+    examples: int = 0
+
+    def ahead(self, config: TrainConfig) -> int:
+        """By how many batches of now the run is further than its number of updates says.
+
+        0 where the run's length is a number of updates, and unless the batch size was changed.
+        """
+        if config.train_steps:
+            return 0
+        return self.examples // config.train_batch_size - self.step
+
+
+def total_steps(num_examples: int, config: TrainConfig, position: Position) -> int:
+    """Number of the last update of a run, `train_steps` for one that always had its batch size.
+
+    Args:
+        num_examples: training examples in one epoch.
+        config: length and batch size from now on.
+        position: where the run stands.
+    """
+    return train_steps(num_examples, config) - position.ahead(config)
 
 
 def train_steps(num_examples: int, config: TrainConfig) -> int:
@@ -91,17 +126,25 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         peak: rate at the end of the warm-up.
         warmup_steps: updates of linear increase.
         total_steps: updates of the run.
+        ahead: added to every step, see `Position`. To be set before the first call in a graph.
     """
 
-    def __init__(self, peak: float, warmup_steps: int, total_steps: int) -> None:
+    def __init__(self, peak: float, warmup_steps: int, total_steps: int, ahead: int = 0) -> None:
         super().__init__()
         self.peak = peak
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
+        self.ahead = ahead
 
     def __call__(self, step: int | tf.Tensor | tf.Variable) -> tf.Tensor:
         """Learning rate of update `step`, [] float32."""
-        return warmup_cosine(step, **self.get_config())
+        step = step + self.ahead if self.ahead else step
+        return warmup_cosine(
+            step,
+            peak=self.peak,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps,
+        )
 
     def get_config(self) -> dict[str, float | int]:
         """Constructor arguments, for Keras."""
@@ -109,6 +152,7 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
             'peak': self.peak,
             'warmup_steps': self.warmup_steps,
             'total_steps': self.total_steps,
+            'ahead': self.ahead,
         }
 
 

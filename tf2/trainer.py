@@ -22,6 +22,10 @@ from tf2.optimizers import builder
 from tf2.optimizers.decay import l2_penalty
 from tf2.progress import Progress
 
+# In the record of a checkpoint.
+EXAMPLES_SEEN = 'examples_seen'
+FIRST_LOSS = 'first_loss'
+
 SECONDS_PER_CALL = 1.0  # so often the loop returns to Python, where `steps_per_loop` is not given
 MAX_STEPS_PER_CALL = 100
 
@@ -53,6 +57,11 @@ class Trainer:
         penalty: L2 term added to the loss.
         config: lengths, intervals and seeds.
         prepare: what is done on the device to each replica's share of a batch, before the loss.
+
+    Attributes:
+        metrics: names of what is measured at each step.
+        means: of these, since they were last written.
+        latest_loss: mean total loss of the newest steps; None before the first.
     """
 
     def __init__(
@@ -75,6 +84,7 @@ class Trainer:
         self._steps_per_call = config.steps_per_loop or 1
         self._wanted_steps = 1.0
         self.means = Means(self.metrics)
+        self.latest_loss: float | None = None
 
     @property
     def step(self) -> int:
@@ -176,11 +186,16 @@ class Trainer:
         intervals = (checkpoint_steps, self._config.train_summary_steps)
         started = time.monotonic()
         stopping = False
+        batch = self._config.train_batch_size
+        before = checkpoints.record.get(EXAMPLES_SEEN, self.step * batch) - self.step * batch
         try:
             with stop.deferred():
                 while self.step < total_steps and not stopping:
                     steps = self._steps_until(total_steps, *intervals)
                     latest, stopping = self._call(iterator, steps, stop, checkpoints, explain)
+                    self.latest_loss = latest['total_loss']
+                    checkpoints.record.setdefault(FIRST_LOSS, self.latest_loss)
+                    checkpoints.record[EXAMPLES_SEEN] = before + self.step * batch
                     progress.update(self.step, latest)
                     if self._due(self._config.train_summary_steps, total_steps):
                         seconds, started = time.monotonic() - started, time.monotonic()

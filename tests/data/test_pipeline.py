@@ -39,7 +39,7 @@ def train(source, count, *, config=CONFIG, recipe='pretrain', batch_size=4, seed
         recipe=recipe,
         batch_size=batch_size,
         seed=seed,
-        start_step=start_step,
+        start=start_step * batch_size,
     )
     return first(dataset, count)
 

@@ -183,7 +183,7 @@ def test_a_resumed_run_starts_with_the_epoch_it_was_in(address):
     def is_enough(found: list[dict]) -> bool:
         return set(whole[8:]) <= set(map(key_of, found))
 
-    found = read_until(batches(source, address, start_step=8), is_enough, 6)
+    found = read_until(batches(source, address, start=32), is_enough, 6)
     assert not set(whole[:8]) & set(map(key_of, found))
 
 

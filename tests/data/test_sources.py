@@ -271,7 +271,7 @@ def test_unknown_names_are_refused_with_close_matches(tmp_path):
 
 @pytest.mark.parametrize('name', ['cifar10:9.9.9', 'cifar10/nothing', 'imagenet_v2/nothing'])
 def test_unknown_versions_and_configurations_are_refused(name, tmp_path):
-    with pytest.raises(UserError, match='Cannot open data set') as error:
+    with pytest.raises(UserError, match='Cannot open --dataset=') as error:
         open_source(DataConfig(dataset=name, data_dir=str(tmp_path)))
     check_message(error)
 

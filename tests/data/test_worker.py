@@ -51,10 +51,10 @@ def number_source(count: int, *, files: bool = False) -> Source:
     )
 
 
-def stream(source, batch_size, steps, *, worker=Worker(), start_step=0, seed=1) -> list[tuple]:
+def stream(source, batch_size, steps, *, worker=Worker(), start=0, seed=1) -> list[tuple]:
     """(epoch key, position, label) of the worker's rows of `steps` batches."""
     dataset = pipeline._training_examples(
-        source, CONFIG, 'train', batch_size, seed=seed, start_step=start_step, worker=worker
+        source, CONFIG, 'train', batch_size, seed=seed, start=start, worker=worker
     )
     own = dataset.map(lambda key, index, example: (key, index, example['label']))
     count = steps * batch_size // worker.count
@@ -121,7 +121,7 @@ def test_rows_are_those_of_a_single_process(data):
     whole = np.array(stream(source, batch_size, start + steps))
     whole = whole.reshape(start + steps, batch_size, 3)[start:]
     for worker in workers(workers_count):
-        own = stream(source, batch_size, steps, worker=worker, start_step=start)
+        own = stream(source, batch_size, steps, worker=worker, start=start * batch_size)
         rows = worker.part(batch_size)
         np.testing.assert_array_equal(own, whole[:, rows.start : rows.stop].reshape(-1, 3))
 
@@ -139,7 +139,12 @@ def test_batches_of_all_workers_are_those_of_a_single_process(
     parts = [train(source, 4, worker=worker, **arguments) for worker in workers(2)]
     assert parts[0][0]['views'][0].shape == (3, 21, 21, 3)
     assert_same(joined(parts), whole)
-    assert_same(train(source, 1, worker=Worker(1, 2), start_step=3, **arguments), parts[1][3:])
+    assert_same(train(source, 1, worker=Worker(1, 2), start=18, **arguments), parts[1][3:])
+
+    # A run that goes on with another batch size begins within one of the earlier size.
+    arguments['batch_size'] = 4
+    parts = [train(source, 3, worker=worker, start=18, **arguments) for worker in workers(2)]
+    assert_same(joined(parts), train(source, 3, start=18, **arguments))
 
 
 def test_neither_other_rows_nor_seen_ones_are_decoded(memory_source):
@@ -156,7 +161,7 @@ def test_neither_other_rows_nor_seen_ones_are_decoded(memory_source):
     noted = dataclasses.replace(source, decode=decode)
     images = {int(e['label']): e['image'].numpy() for e in source.examples('train')}
     config = DataConfig(image_size=21)
-    arguments = {'worker': Worker(1, 4), 'start_step': 3}
+    arguments = {'worker': Worker(1, 4), 'start': 24}
     # Batches are made ahead, but not an epoch, which has 200 of them.
     own = {images[position] for _, position, _ in stream(source, 8, 197, **arguments)}
     assert len(own) == 2 * 197
@@ -211,7 +216,7 @@ def test_every_worker_repeats_its_own_share(data):
             if len(epoch) == len(share):
                 assert sorted(row[1] for row in epoch) == list(share)
         seen += [row[1] for row in epochs[0]]
-        rest = stream(source, batch_size, steps - start, worker=worker, start_step=start)
+        rest = stream(source, batch_size, steps - start, worker=worker, start=start * batch_size)
         assert rest == rows[start * batch_size // workers_count :]
     assert sorted(seen) == list(range(count))
 

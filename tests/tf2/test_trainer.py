@@ -60,6 +60,7 @@ class Recorded:
 
     def __init__(self) -> None:
         self.steps: list[int] = []
+        self.record: dict[str, Any] = {}
 
     @property
     def latest(self) -> str | None:
@@ -396,7 +397,7 @@ def real_run(model_dir: pathlib.Path, seed: int, until: int) -> list[np.ndarray]
         recipe='pretrain',
         batch_size=8,
         seed=3,
-        start_step=trainer.step,
+        start=trainer.step * 8,
     )
     trainer.fit(batches, until, checkpoints=saved, checkpoint_steps=3, write=lambda *_: None)
     return [variable.numpy() for variable in (*model.variables, *builder_variables(optimizer))]

@@ -1,0 +1,243 @@
+"""Every flag at its extremes: refused in one line that names it, or listed here as taken.
+
+The tables follow from the settings: a new one is covered by being there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+import configuration
+import run
+import train
+from settings import option_type
+from tests.support import GOLDEN, mirrored
+from tf2 import distribution
+
+OLDER = str(GOLDEN / 'older_run')
+SMALL = {
+    'mode': 'train_then_eval',
+    'preset': 'demo',
+    'train_split': 'train[:512]',
+    'eval_split': 'test[:64]',
+    'train_batch_size': '8',
+}
+# Stage -> flags with which it would start.
+STAGES: dict[str, dict[str, str]] = {
+    'pretrain': SMALL,
+    'finetune': {**SMALL, 'train_mode': 'finetune', 'knn_neighbors': '0'},
+    'distill': {
+        **SMALL,
+        'train_mode': 'distill',
+        'knn_neighbors': '0',
+        'teacher': OLDER,
+        'distill_alpha': '0.5',
+    },
+}
+# Flags that are read beside others only.
+WITH: dict[str, dict[str, str]] = {
+    'memory_size': {'memory_size': '64'},
+    'knn_neighbors': {'knn_neighbors': '5'},
+    'tpu_name': {'tpu_name': 'name'},
+    'optimizer': {'optimizer': 'momentum'},
+}
+IMAGES = {'dataset': 'image_folder', 'preset': ''}
+ALSO: dict[str, dict[str, str]] = {'data_dir': IMAGES}
+
+WORDS = ('', '/no/such/place', '../x', 'a\nb', 'foo://bar/x', 'caf\udce9')
+NEW_FOLDER = 'a folder that is made'
+NAME = 'looked up where the run takes place'
+# Flag -> value -> why it is taken.
+TAKEN: dict[str, dict[str, str]] = {
+    'model_dir': {
+        '/no/such/place': NEW_FOLDER,
+        '../x': NEW_FOLDER,
+    },
+    **{
+        name: {word: NAME for word in WORDS if word}
+        for name in ('tpu_name', 'tpu_zone', 'gcp_project', 'master')
+    },
+}
+
+
+def extremes(section: type, field: Any) -> Iterator[str]:
+    """Values that a flag of this type should hardly take."""
+    kind, metadata = option_type(section, field.name), field.metadata
+    limits = metadata['limits']
+    if metadata['choices']:
+        yield from ('', 'another', '-1', '10**20')
+    elif kind is bool:
+        yield from ('', 'maybe', '2')
+    elif kind in (int, float):
+        yield from ('', 'many', 'nan', 'inf', '-inf', '1' + '0' * 20, '-1', '0', '1e300', '-1e300')
+        beyond = {'at_least': -1, 'at_most': 1, 'above': 0, 'below': 0}
+        for words, bound in limits.items():
+            if bound is not None:
+                yield str(kind(bound + beyond[words]))
+    else:
+        yield from WORDS
+
+
+def within(section: type, field: Any, value: str) -> bool:
+    """Whether a number is one that the flag's bounds take."""
+    kind, limits = option_type(section, field.name), field.metadata['limits']
+    if kind not in (int, float) or field.metadata['choices']:
+        return False
+    try:
+        number = kind(value)
+    except ValueError:
+        return False
+    ends = (
+        limits['at_least'] is None or number >= limits['at_least'],
+        limits['at_most'] is None or number <= limits['at_most'],
+        limits['above'] is None or number > limits['above'],
+        limits['below'] is None or number < limits['below'],
+    )
+    return all(ends) and number == number
+
+
+CASES = [
+    (field.name, value, within(section, field, value))
+    for _, section, field in configuration.all_options()
+    for value in dict.fromkeys(extremes(section, field))
+]
+
+
+class ReachedError(Exception):
+    """The training would begin."""
+
+
+@pytest.fixture(scope='module', autouse=True)
+def no_training() -> Iterator[None]:
+    def reach(*_: object, **__: object) -> None:
+        raise ReachedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, 'train', reach)
+        # Whoever asks for these waits for the network.
+        patch.setattr(distribution, '_tpu_strategy', lambda config: mirrored(1))
+        yield
+
+
+def attempt(flags: Mapping[str, str]) -> str | None:
+    """The line the program says to `flags`; None if it would train."""
+    arguments = [f'--{name}={value}' for name, value in flags.items()]
+    shown, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+        try:
+            status = run.main(['run.py', *arguments])
+        except ReachedError:
+            return None
+    assert status == 2, (flags, shown.getvalue(), said.getvalue())
+    line = said.getvalue()
+    assert line.startswith('run.py: error: ') and line.endswith('\n'), line
+    assert line.count('\n') == 1, line
+    return line
+
+
+def base_of(name: str) -> dict[str, str]:
+    """Flags of a run that reads flag `name`."""
+    metadata = configuration.OPTIONS[name]
+    flags = dict(STAGES[metadata['stages'][0]])
+    for other in metadata['requires']:
+        flags.update(WITH[other])
+    flags.update(ALSO.get(name, {}))
+    return {key: value for key, value in flags.items() if value}
+
+
+@pytest.mark.parametrize('name', configuration.OPTIONS)
+def test_every_flag_at_its_extremes(
+    name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers within their bounds may be taken; all else is refused, or in the table above."""
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    for flag, value, possible in CASES:
+        if flag != name:
+            continue
+        flags = {'model_dir': 'run', **base_of(name), name: value}
+        line = attempt(flags)
+        case = f'--{name}={value!r}'
+        if value in TAKEN.get(name, ()):
+            assert line is None, f'{case} is no longer taken: {line}'
+        elif not possible:
+            assert line is not None, f'{case} should be refused, or have its reason in TAKEN'
+        if line is not None:
+            assert f'--{name}' in line or value in line, f'{case}: {line}'
+        assert not list(tmp_path.glob('here/*')), f'{case} left something'
+
+
+# Flags that contradict each other, or are of another stage: what is said.
+COMBINATIONS: Sequence[tuple[str, dict[str, str], str]] = [
+    ('finetune', {'temperature': '0.5'}, '--temperature is for pretraining; found --train_mode=fi'),
+    ('finetune', {'hidden_norm': 'true'}, '--hidden_norm is for pretraining'),
+    ('finetune', {'use_blur': 'false'}, '--use_blur is for pretraining'),
+    ('finetune', {'memory_size': '64'}, '--memory_size is for pretraining'),
+    ('distill', {'color_jitter_strength': '1'}, '--color_jitter_strength is for pretraining'),
+    ('pretrain', {'distill_alpha': '0.5'}, '--distill_alpha is for distillation; found'),
+    ('pretrain', {'distill_temperature': '2'}, 'or use --train_mode=distill'),
+    ('finetune', {'teacher': OLDER}, '--teacher is for distillation'),
+    ('finetune', {'teacher_view': 'eval'}, '--teacher_view is for distillation'),
+    ('pretrain', {'label_fraction': '0.5'}, '--label_fraction is for fine-tuning and distillation'),
+    ('pretrain', {'fine_tune_after_block': '4'}, 'is for fine-tuning and distillation'),
+    ('pretrain', {'zero_init_logits_layer': 'true'}, 'is for fine-tuning and distillation'),
+    ('pretrain', {'preset': 'finetune_1pct', 'train_mode': 'pretrain'}, '--zero_init_logits_layer'),
+    ('pretrain', {'momentum_encoder_decay': '0.9'}, 'is read with --memory_size only'),
+    ('pretrain', {'export_momentum_encoder': 'true'}, 'is read with --memory_size only'),
+    ('pretrain', {'tpu_zone': 'here'}, '--tpu_zone is read with --tpu_name only'),
+    ('pretrain', {'gcp_project': 'mine'}, '--gcp_project is read with --tpu_name only'),
+    ('finetune', {'knn_examples': '9'}, '--knn_examples is read with --knn_neighbors only'),
+    ('pretrain', {'momentum': '0.5', 'optimizer': 'adam'}, '--optimizer=momentum or lars only'),
+    ('pretrain', {'memory_size': '60'}, '--memory_size must be a multiple'),
+    ('pretrain', {'train_batch_size': '1'}, '--train_batch_size must be at least 2'),
+    ('distill', {'labels_per_class': '1', 'distill_alpha': '1'}, '--distill_alpha=1 uses none'),
+    ('pretrain', {'allow_changes': 'sede'}, "--allow_changes must name settings, .*'sede'"),
+    ('pretrain', {'mode': 'export', 'checkpoint': OLDER}, 'is for training; found --mode=export'),
+    ('pretrain', {'mode': 'eval', 'model_dir': OLDER}, '--mode=eval evaluates the run as it was'),
+    ('pretrain', {'mode': 'pipeline', 'tpu_zone': 'here'}, '--tpu_zone is read with --tpu_name'),
+    ('pretrain', {'mode': 'pipeline', 'knn_examples': '3', 'knn_neighbors': '0'}, '--knn_examples'),
+    ('pretrain', {'mode': 'pipeline', 'allow_changes': 'seed'}, 'of each stage itself'),
+]
+
+
+@pytest.mark.parametrize(('stage', 'flags', 'words'), COMBINATIONS)
+def test_flags_that_do_not_go_together(
+    stage: str,
+    flags: dict[str, str],
+    words: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = attempt({'model_dir': 'run', **STAGES[stage], **flags})
+    assert line is not None
+    import re
+
+    assert re.search(words, line)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_what_the_tables_start_from_would_train(
+    stage: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert attempt({'model_dir': 'run', **STAGES[stage]}) is None
+
+
+@pytest.mark.parametrize('place', ['images', 'images/run', 'images/a/b', 'link', 'link/run'])
+def test_a_new_run_among_the_images_is_refused(
+    place: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data folder itself, below it, and through a link."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'images' / 'train' / 'a').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'images')
+    flags = {'dataset': 'image_folder', 'data_dir': 'images', 'model_dir': place}
+    assert '--model_dir must be outside of --data_dir' in attempt(flags)
