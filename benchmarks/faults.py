@@ -266,7 +266,8 @@ class Trials:
         run = self.start(kind, place)
         folder = self.model_dir(run)
         run.wait_until(lambda: len(list(folder.glob('ckpt-*.index'))) >= 2)
-        run.wait_for_file(folder, 'checkpoint')
+        second = sorted(folder.glob('ckpt-*.index'), key=_number)[1].stem
+        run.wait_until(lambda: second in (folder / 'checkpoint').read_text())
         run.send(signal.SIGKILL)
         run.wait()
         newest = max(folder.glob('ckpt-*.index'), key=_number)
