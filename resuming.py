@@ -10,7 +10,7 @@ from typing import Any
 import configuration
 from configuration import DEFAULTS, OPTIONS, TRAIN_EXAMPLES, Config
 from settings import UserError
-from tf2.checkpoints import DamagedError, recorded_in
+from tf2.checkpoints import recorded_in
 from tf2.files import checkpoints_in, step_of
 from tf2.schedules import Position
 from tf2.trainer import EXAMPLES_SEEN
@@ -95,7 +95,7 @@ def course_in(model_dir: str, batch: int) -> Course:
     course = Course(configuration.read_flags(model_dir) or {})
     try:
         record = recorded_in(found[-1]) or {}
-    except DamagedError:  # told, and handled, when it is restored
+    except UserError:  # damaged or out of reach, which is told when it is to be restored
         record = {}
     return course.at(step_of(found[-1]), record, batch)
 
