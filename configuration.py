@@ -201,8 +201,8 @@ def to_values(config: Config) -> dict[str, Any]:
 def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     """The configuration of a run from the flags on its command line.
 
-    A preset fills in what is not given. No data set at all means the bundled one, with the demo
-    preset; a data set without a preset keeps the defaults.
+    A preset fills in what is not given. No data set at all means the bundled one, with the stage's
+    first preset for it; a data set without a preset keeps the defaults.
 
     Args:
         given: setting name -> value, the flags that were given.
@@ -221,12 +221,21 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
         return Config(run=RunConfig(mode='eval'))
     needs_data = given.get('mode') != 'export'
     if needs_data and given.get('dataset') is None and name is None:
-        name = 'demo'
+        name = _bundled_preset(given.get('train_mode', ObjectiveConfig.train_mode), presets)
     flags = presets[name].flags if name else {}
     config = from_values({**_unless_given(flags, given), **given, 'preset': name})
     if config.run.mode != 'pipeline':  # its stages read different flags
         check_read(given, to_values(config))
     return config
+
+
+def _bundled_preset(stage: str, presets: Mapping[str, Any]) -> str:
+    """The first preset of the stage that is for the bundled images."""
+    for name, preset in presets.items():
+        mode = preset.flags.get('train_mode', ObjectiveConfig.train_mode)
+        if mode == stage and preset.flags.get('dataset') == 'bundled':
+            return name
+    raise ValueError(f'Expected a preset of {stage} for the bundled images among {list(presets)}.')
 
 
 def for_evaluation(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Config:

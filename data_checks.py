@@ -36,7 +36,8 @@ class RunData:
     """What a run trains and is evaluated on.
 
     Attributes:
-        source: the data set; where only some labels are used, with those.
+        source: the data set as it is trained on: where only some labels are used, with those.
+        evaluated: the data set as it is evaluated on.
         subset: the labelled examples, None where all are used.
         train_examples: number of training examples.
         train_labels: labels of the training split.
@@ -45,6 +46,7 @@ class RunData:
     """
 
     source: Source
+    evaluated: Source
     subset: LabelSubset | None
     train_examples: int
     train_labels: LabelCounts
@@ -92,7 +94,8 @@ def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[
     Raises:
         UserError: if the data don't suffice for what `config` wants.
     """
-    source, subset = _training_source(config)
+    whole = open_source(config.data)
+    source, subset = _training_source(config, whole)
     train_examples = _count(source, '--train_split', config.data.train_split)
     # Before labels are read: a batch that is too large may come from a split that is too small.
     config, sizes = _with_batch(config, given, source, train_examples, replicas)
@@ -100,10 +103,10 @@ def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[
     train_labels = count_labels(source, config.data.train_split, at_least=max(1, neighbors))
     eval_labels = None
     if config.run.mode != 'train':
-        _count(source, '--eval_split', config.data.eval_split)
+        _count(whole, '--eval_split', config.data.eval_split)
         first = config.train.eval_steps * config.train.eval_batch_size or None
-        eval_labels = count_labels(source, config.data.eval_split, first=first)
-    data = RunData(source, subset, train_examples, train_labels, eval_labels)
+        eval_labels = count_labels(whole, config.data.eval_split, first=first)
+    data = RunData(source, whole, subset, train_examples, train_labels, eval_labels)
     if config.run.mode != 'eval':
         _check_trainable(config, data)
     if eval_labels is not None:
@@ -114,9 +117,8 @@ def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[
     return config, dataclasses.replace(data, notes=notes)
 
 
-def _training_source(config: Config) -> tuple[Source, LabelSubset | None]:
+def _training_source(config: Config, source: Source) -> tuple[Source, LabelSubset | None]:
     """The data set, with fewer training examples where only some labels are to be used."""
-    source = open_source(config.data)
     if not wants_subset(config.data):
         return source, None
     split = config.data.train_split

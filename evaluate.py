@@ -15,6 +15,7 @@ import configuration
 import lock
 from data import pipeline
 from data.failures import told
+from data.sources.source import Source
 from data.worker import Worker
 from experiment import (
     Experiment,
@@ -140,9 +141,9 @@ def _wait_for_flags(model_dir: str) -> dict[str, Any]:
 
 def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.Evaluator]:
     """What to measure, to be built within the strategy's scope."""
-    config, source, teacher = experiment.config, experiment.source, experiment.teacher
+    config, data, teacher = experiment.config, experiment.data, experiment.teacher
 
-    def share(split: str, limit: int, worker: int, workers: int) -> tf.data.Dataset:
+    def share(source: Source, split: str, limit: int, worker: int, workers: int) -> tf.data.Dataset:
         whole = pipeline.eval_batches(
             source,
             config.data,
@@ -153,22 +154,24 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
         )
         return whole.take(limit) if limit else whole
 
-    def batches(split: str, limit: int) -> Iterable[Any]:
-        return distribution.distribute(experiment.strategy, functools.partial(share, split, limit))
+    def batches(source: Source, split: str, limit: int) -> Iterable[Any]:
+        whole = functools.partial(share, source, split, limit)
+        return distribution.distribute(experiment.strategy, whole)
 
     def endpoint(name: str) -> Any:
         return lambda images: model(images, training=False)[name]
 
-    data = experiment.data
     # A classifier that saw no label says nothing; an older run may have one.
     learns = data.train_labels.labelled > 0 or not experiment.pretrains
     inputs = Inputs(
-        batches=functools.partial(batches, config.data.eval_split, config.train.eval_steps),
-        num_classes=source.num_classes if data.measures_accuracy else 0,
+        batches=functools.partial(
+            batches, data.evaluated, config.data.eval_split, config.train.eval_steps
+        ),
+        num_classes=data.evaluated.num_classes if data.measures_accuracy else 0,
         predict=endpoint('logits_sup') if model.classifier and learns else None,
         teach=teacher and teacher.logits,
         embed=endpoint('final_avg_pool') if data.finds_neighbors else None,
-        train_batches=functools.partial(batches, config.data.train_split, 0),
+        train_batches=functools.partial(batches, data.source, config.data.train_split, 0),
         neighbors=config.train.knn_neighbors,
         neighbor_examples=config.train.knn_examples,
     )

@@ -152,9 +152,11 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     configuration.check_same_architecture(model_dir, config, num_classes)
     if not evaluates:
         course = resuming.check_changes(config, data.train_examples, course)
-    data = dataclasses.replace(
-        data, source=classes.source, notes=(*data.notes, *(classes.notes if num_classes else ()))
-    )
+    evaluated = data.evaluated
+    if classes.source is not data.source:
+        evaluated = in_order(evaluated, classes.names, data.source.name)
+    notes = (*data.notes, *(classes.notes if num_classes else ()))
+    data = dataclasses.replace(data, source=classes.source, evaluated=evaluated, notes=notes)
     names = classes.names if num_classes else None
     experiment = Experiment(
         config, data, strategy, num_classes, weights, teacher, names, classes.others, course

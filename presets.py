@@ -110,10 +110,6 @@ PRESETS: dict[str, Preset] = {
         },
         stages=('demo_finetune', 'demo_self_distill', 'demo_student'),
     ),
-    'demo_linear': Preset(
-        'Linear evaluation on all labels of the bundled images. Give --checkpoint.',
-        {**_SMALL_LINEAR, 'dataset': 'bundled'},
-    ),
     'demo_finetune': Preset(
         'Fine-tuning on 10 labels per class of the bundled images. Give --checkpoint.',
         {
@@ -122,6 +118,10 @@ PRESETS: dict[str, Preset] = {
             'dataset': 'bundled',
             'labels_per_class': 10,
         },
+    ),
+    'demo_linear': Preset(
+        'Linear evaluation on all labels of the bundled images. Give --checkpoint.',
+        {**_SMALL_LINEAR, 'dataset': 'bundled'},
     ),
     'demo_self_distill': Preset(
         'Self-distillation on the bundled images, without labels. Give --teacher and, to go on '

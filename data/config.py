@@ -16,7 +16,7 @@ class DataConfig:
         None,
         'Data set: "bundled" (the small one that ships with the project), "image_folder" (class '
         'folders below --data_dir), or any TensorFlow Datasets name. Unset: bundled, with '
-        '--preset=demo.',
+        "the stage's preset for it, such as --preset=demo.",
         modes=('eval',),
     )
     data_dir: str | None = option(

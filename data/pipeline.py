@@ -46,6 +46,7 @@ _BUFFER_PATHS = 262_144  # of files that are read after the shuffle; some 100 MB
 # that is one group is not copied again.
 _GROUP_SMALL_IMAGES = 256
 _GROUP_LARGE_IMAGES = 64
+_LEAST_OF_GROUP = 8  # a group has at least this part of the images it may have
 _PREFETCHED_BATCHES = 2
 
 
@@ -462,12 +463,15 @@ def _compile_unseen() -> None:
 
 
 def _group_size(batch_size: int, limit: int) -> int:
-    """The largest divisor of `batch_size` up to `limit`: groups don't straddle batches.
+    """The largest divisor of `batch_size` up to `limit`, or `limit` where all of them are small.
 
-    So a resumed run forms the same groups, and gets the same floating-point results.
+    Groups of a divisor don't straddle batches: a resumed run forms the same groups. Others hold
+    other images then, each of which is still computed by itself.
     """
-    sizes = range(min(batch_size, limit), 0, -1)
-    return next(size for size in sizes if batch_size % size == 0)
+    largest = min(batch_size, limit)
+    divisors = (size for size in range(largest, 0, -1) if batch_size % size == 0)
+    divisor = next(divisors)
+    return divisor if _LEAST_OF_GROUP * divisor >= largest else largest
 
 
 def _blank(spec: Example) -> tf.data.Dataset:

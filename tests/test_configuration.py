@@ -100,10 +100,20 @@ def test_a_checkpoint_tells_the_architecture_and_no_preset_contradicts_it() -> N
         resolve(*flags)
 
 
-def test_without_data_set_and_preset_it_is_the_demo() -> None:
-    values = configuration.to_values(resolve())
-    assert values['preset'] == 'demo' and values['dataset'] == 'bundled'
-    assert values == configuration.to_values(resolve('--preset=demo'))
+@pytest.mark.parametrize(
+    ('stage', 'preset'),
+    [
+        ((), 'demo'),
+        (('--train_mode=finetune',), 'demo_finetune'),
+        (('--train_mode=distill', '--teacher=RUN'), 'demo_self_distill'),
+    ],
+)
+def test_without_data_set_and_preset_it_is_the_demo_of_the_stage(
+    stage: tuple[str, ...], preset: str
+) -> None:
+    values = configuration.to_values(resolve(*stage))
+    assert values['preset'] == preset and values['dataset'] == 'bundled'
+    assert values == configuration.to_values(resolve(f'--preset={preset}', *stage))
 
 
 def test_a_data_set_without_preset_keeps_the_published_defaults() -> None:

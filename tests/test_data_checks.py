@@ -135,6 +135,24 @@ def test_a_run_that_has_such_a_classifier_keeps_it_and_reports_nothing_of_it(
     assert 'there is no online classifier' in str(prepared.data.notes)
 
 
+@pytest.mark.parametrize('split', ['train', 'train[:100%]', 'train+test'])
+def test_an_evaluation_on_the_training_split_is_of_all_its_images(
+    prepare: Callable, split: str
+) -> None:
+    """However few of their labels are trained on; neighbours are searched among those."""
+    data = prepare(
+        train_mode='finetune',
+        train_split=split,
+        eval_split=split,
+        labels_per_class=1,
+    ).data
+    assert data.train_examples == data.train_labels.examples == len(data.subset.indices)
+    whole = data.evaluated.num_examples(split)
+    assert data.eval_labels.examples == whole > data.train_examples
+    counts = [sum(1 for _ in source.examples(split)) for source in (data.evaluated, data.source)]
+    assert counts == [whole, data.train_examples]
+
+
 def test_what_only_the_evaluation_has_is_said_where_it_is_no_mistake(prepare: Callable) -> None:
     prepared = prepare(train_split='few')
     assert "'few' has no example of owl, which 'test' has" in str(prepared.data.notes)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import pipeline
 from data.augmentations import AUGMENTATIONS
 from data.augmentations.eval_crop import eval_crop
 from data.config import DataConfig
@@ -250,11 +251,27 @@ def test_small_data_sets_are_refused(memory_source):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 300))
-def test_groups_divide_the_batch(batch_size, limit):
-    size = _group_size(batch_size, limit)
-    assert batch_size % size == 0
-    assert 1 <= size <= limit
-    assert not any(batch_size % larger == 0 for larger in range(size + 1, limit + 1))
+def test_groups_divide_the_batch_or_are_as_large_as_they_may_be(batch_size, limit):
+    size, largest = _group_size(batch_size, limit), min(batch_size, limit)
+    divides = batch_size % size == 0
+    assert size == largest or divides
+    assert largest / 8 <= size <= largest
+    assert not any(batch_size % larger == 0 for larger in range(size + 1, largest + 1) if divides)
+
+
+@pytest.mark.parametrize('batch_size', [257, 509, 2 * 251])
+def test_batches_with_a_large_prime_factor_are_not_made_image_by_image(batch_size):
+    assert _group_size(batch_size, 64) == 64
+
+
+def test_groups_across_batches_give_what_single_images_do(memory_source, monkeypatch):
+    """And a run that starts behind the first batch, whose groups are others, sees the same."""
+    source = memory_source(40)
+    whole = train(source, 3, batch_size=17)
+    monkeypatch.setattr(pipeline, '_GROUP_SMALL_IMAGES', 16)
+    across = train(source, 3, batch_size=17)
+    assert_same_batches(train(source, 2, batch_size=17, start_step=1), across[1:])
+    tf.nest.map_structure(lambda *pair: np.testing.assert_allclose(*pair, atol=2e-6), across, whole)
 
 
 @pytest.mark.parametrize(('batch_size', 'batches'), [(4, 3), (5, 2), (10, 1), (16, 1)])
