@@ -24,11 +24,11 @@ from data_checks import RunData, open_data, recorded_run
 from resuming import Course
 from settings import UserError
 from tf2 import distribution, precision, schedules
-from tf2.config import ModelConfig
+from tf2.config import MODULES, MOMENTUM_MODULES, ModelConfig
 from tf2.files import checkpoints_in
+from tf2.methods import build
+from tf2.methods.base import Method
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.objectives import build
-from tf2.objectives.base import Objective
 from tf2.optimizers import builder, decay
 from tf2.teacher import Teacher, open_teacher
 from tf2.trainer import Penalty
@@ -37,8 +37,6 @@ from tf2.weights.files import URL_SCHEMES
 
 # Files that a run replaces again and again.
 WRITTEN = (configuration.FLAGS_FILE, 'checkpoint', 'result.json')
-# Folders of exported modules in a model folder.
-MODULES, MOMENTUM_MODULES = 'saved_model', 'momentum_saved_model'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -442,7 +440,7 @@ def with_model_dir(config: Config) -> Config:
             f'--model_dir must be a folder; found {config.train.model_dir!r}. Give a name, or '
             'leave it out.'
         )
-    momentum = MOMENTUM_MODULES if config.train.export_momentum_encoder else ''
+    momentum = MOMENTUM_MODULES if config.objective.export_momentum_encoder else ''
     below = (MODULES, momentum, config.train.eval_name or '')
     check_writable(model_dir, folders=below, files=WRITTEN)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, model_dir=model_dir))
@@ -525,7 +523,7 @@ def build_model_of(experiment: Experiment) -> SimCLRModel:
     )
 
 
-def build_objective(experiment: Experiment, model: SimCLRModel) -> Objective:
+def build_objective(experiment: Experiment, model: SimCLRModel) -> Method:
     """What is minimised; freezes parts of `model`. Within the strategy's scope."""
     teacher = experiment.teacher
     return build(model, experiment.config.objective, teacher and teacher.logits)

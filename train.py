@@ -24,8 +24,6 @@ from data.pipeline import Batch
 from data.worker import Worker
 from evaluate import Tracker
 from experiment import (
-    MODULES,
-    MOMENTUM_MODULES,
     Experiment,
     build_model_of,
     build_objective,
@@ -39,6 +37,7 @@ from experiment import (
 from interruption import Stop
 from settings import UserError
 from tf2 import checkpoints, distribution, records, schedules
+from tf2.config import MODULES, MOMENTUM_MODULES
 from tf2.files import CHECKPOINT, PATTERN, checkpoints_in, clear_leftovers, write_text, writing
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
@@ -64,7 +63,8 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         Interrupted: when a signal came.
     """
     config, strategy = experiment.config.train, experiment.strategy
-    roots = [MODULES, MOMENTUM_MODULES] if config.export_momentum_encoder else [MODULES]
+    momentum = experiment.config.objective.export_momentum_encoder
+    roots = [MODULES, MOMENTUM_MODULES] if momentum else [MODULES]
     for root in roots:
         hub_export.check_place(os.path.join(config.model_dir, root), experiment.total_steps)
     writes = distribution.is_chief(strategy)
@@ -102,7 +102,6 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
             objective,
             optimizer,
             config.train.keep_checkpoint_max,
-            trainer.means,
         )
         resumed = saved.resume()
         check_recorded(experiment, resumed, saved.record)
@@ -110,7 +109,7 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         # Before anything is written: the file may turn out to be damaged.
         report = None if resumed else _initialise(experiment, model)
         if not resumed:
-            objective.start()
+            objective.initialise()
         batch = config.train.train_batch_size
         course = experiment.course.at(trainer.step, saved.record, batch)
         experiment = dataclasses.replace(experiment, course=course)
@@ -125,10 +124,8 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
             tracker.catch_up(trainer.step)
         _fit(experiment, trainer, saved, schedule, tracker, stop)
     _tell_growth(saved.record.get(FIRST_LOSS), trainer.latest_loss)
-    _export(config, model, trainer.step, names=experiment.class_names, writes=writes)
-    if config.train.export_momentum_encoder:
-        momentum = objective.momentum_encoder
-        _export(config, momentum, trainer.step, MOMENTUM_MODULES, writes=writes)
+    for folder, exported in objective.exports().items():
+        _export(config, exported, trainer.step, folder, names=experiment.class_names, writes=writes)
     if tracker is not None:
         tracker.finish(trainer.step)
     distribution.wait_for_all(experiment.strategy)

@@ -22,9 +22,9 @@ import tensorflow as tf
 from tf2 import memory_estimate
 from tf2.config import ModelConfig, ObjectiveConfig
 from tf2.memory_estimate import FLOAT
+from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.layers import BatchNorm
-from tf2.objectives.nt_xent import Pretraining
 
 VIEWS = 2
 IMAGES_PER_EPOCH = 1_281_167  # training images of ImageNet (ILSVRC 2012)
@@ -187,12 +187,13 @@ def trace(network: Network, batch: int, *, global_bn: bool = True) -> Graph:
                 network.model, size, CLASSES, precision=network.precision, detach_classifier=True
             )
         )
-        objective = Pretraining(model, ObjectiveConfig())
+        method = SimCLR(model, ObjectiveConfig())
         built = len(graph.get_operations())
         views = [tf.compat.v1.placeholder(tf.float32, [batch, size, size, 3]) for _ in range(VIEWS)]
         labels = tf.compat.v1.placeholder(tf.int32, [batch])
         with tf.GradientTape() as tape:
-            loss = objective.compute({'views': views, 'label': labels}, training=True)['loss']
+            outputs = method.forward(views, training=True)
+            loss = method.loss(outputs, None, {'label': labels})['loss']
         lost = len(graph.get_operations())
         tape.gradient(loss, model.trainable_variables)
         operations = graph.get_operations()

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf2.methods.base import Batch, Method, Terms
+
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
@@ -81,6 +83,12 @@ def run_on_replicas(
         )
 
     return [of_replica(index) for index in range(replicas)]
+
+
+def loss_of(method: Method, batch: Batch, training: bool = True) -> Terms:
+    """The loss and metrics of a step, as the training loop computes them."""
+    outputs = method.forward(batch['views'], training)
+    return method.loss(outputs, method.targets(batch), batch)
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

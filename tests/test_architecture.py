@@ -33,9 +33,9 @@ ALLOWED = {
         'tf2.files',
         'tf2.records',
     ),
-    'tf2.objectives': (
+    'tf2.methods': (
         'settings',
-        'tf2.objectives',
+        'tf2.methods',
         'tf2.models',
         'tf2.distribution',
         'tf2.config',

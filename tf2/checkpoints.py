@@ -25,8 +25,8 @@ from tf2.files import (
     write_text,
     writing,
 )
+from tf2.methods.base import Method
 from tf2.models.encoder import SimCLRModel
-from tf2.objectives.base import Objective
 from tf2.weights.record import RECORD_KEY
 
 _OF_FILES = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
@@ -65,7 +65,6 @@ class Checkpoints:
         objective: whatever state it has besides the model's.
         optimizer: built, so that its variables exist.
         keep: how many of the newest to keep; 0 keeps all.
-        progress: further state of the training loop.
 
     Attributes:
         record: saved with every checkpoint and restored by `resume`: values that JSON takes, by
@@ -76,19 +75,13 @@ class Checkpoints:
         self,
         model_dir: str,
         model: SimCLRModel,
-        objective: Objective,
+        objective: Method,
         optimizer: tf.keras.optimizers.Optimizer,
         keep: int,
-        progress: tf.Module | None = None,
     ) -> None:
         self._folder, self._keep = model_dir, keep
         self._writes = distribution.is_chief(tf.distribute.get_strategy())
-        parts = {
-            'model': model,
-            'objective': objective,
-            'optimizer': optimizer,
-            'progress': progress or tf.Module(),
-        }
+        parts = {'model': model, 'objective': objective, 'optimizer': optimizer}
         record = _Record()
         self.record = record.values
         self._checkpoint = tf.train.Checkpoint(**parts, record=record)

@@ -24,6 +24,8 @@ MIN_SK_FILTERS = 32
 NORM_VECTOR = 16
 LOGITS_AT_A_TIME = 2**24  # of NT-Xent: 64 MiB
 SMALL_IMAGE = 32  # pixels; up to here the encoder's stem keeps the resolution
+# Folders of exported modules below the model folder: of the model, of its momentum encoder.
+MODULES, MOMENTUM_MODULES = 'saved_model', 'momentum_saved_model'
 # What may hold weights, in messages.
 WEIGHTS = 'a --model_dir, a checkpoint prefix, an exported module or official SimCLR weights'
 
@@ -217,6 +219,13 @@ class ObjectiveConfig:
         stages=('pretrain',),
         requires={'memory_size': ()},
     )
+    export_momentum_encoder: bool = option(
+        False,
+        'With --memory_size: export the momentum encoder too, to momentum_saved_model/N.',
+        stages=('pretrain',),
+        requires={'memory_size': ()},
+        resume='free',
+    )
     lineareval_while_pretraining: bool = option(
         True,
         'While pretraining, also train a linear classifier that sends no gradient to the encoder.',
@@ -335,13 +344,6 @@ class TrainConfig:
         'Number of exported modules to keep; 0 keeps all.',
         at_least=0,
         modes=('export',),
-        resume='free',
-    )
-    export_momentum_encoder: bool = option(
-        False,
-        'With --memory_size: export the momentum encoder too, to momentum_saved_model/N.',
-        stages=('pretrain',),
-        requires={'memory_size': ()},
         resume='free',
     )
     train_summary_steps: int = option(

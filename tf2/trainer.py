@@ -1,4 +1,4 @@
-"""The training loop. There is no other: methods differ in objective and batches alone."""
+"""The training loop. There is no other: methods differ in `Method` and batches alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -17,7 +17,7 @@ from settings import UserError
 from tf2 import distribution
 from tf2.checkpoints import Checkpoints
 from tf2.config import TrainConfig
-from tf2.objectives.base import Batch, Objective
+from tf2.methods.base import Batch, Method
 from tf2.optimizers import builder
 from tf2.optimizers.decay import l2_penalty
 from tf2.progress import Progress
@@ -25,6 +25,7 @@ from tf2.progress import Progress
 # In the record of a checkpoint.
 EXAMPLES_SEEN = 'examples_seen'
 FIRST_LOSS = 'first_loss'
+METRICS = 'metrics'
 
 SECONDS_PER_CALL = 1.0  # so often the loop returns to Python, where `steps_per_loop` is not given
 MAX_STEPS_PER_CALL = 100
@@ -47,12 +48,12 @@ class Penalty:
 
 
 class Trainer:
-    """Updates an objective's variables, step by step, under a distribution strategy.
+    """Updates what a method trains, step by step, under a distribution strategy.
 
     To be made within the strategy's scope.
 
     Args:
-        objective: the loss; its model is built.
+        method: what is trained, and the loss; its model is built.
         optimizer: whose `iterations` count the steps.
         penalty: L2 term added to the loss.
         config: lengths, intervals and seeds.
@@ -66,7 +67,7 @@ class Trainer:
 
     def __init__(
         self,
-        objective: Objective,
+        method: Method,
         optimizer: builder.Optimizer,
         penalty: Penalty,
         config: TrainConfig,
@@ -74,10 +75,10 @@ class Trainer:
     ) -> None:
         self._strategy = tf.distribute.get_strategy()
         self._prepare = prepare
-        self._objective, self._optimizer, self._penalty = objective, optimizer, penalty
+        self._method, self._optimizer, self._penalty = method, optimizer, penalty
         self._config = config
-        self.metrics = ('total_loss', 'weight_decay', *objective.metrics)
-        builder.create_variables(optimizer, objective.trainable_variables)
+        self.metrics = ('total_loss', 'weight_decay', *method.metrics)
+        builder.create_variables(optimizer, method.trainable_variables)
         self._replica_step = self.replica_step
         if config.jit_compile:
             self._replica_step = tf.function(self.replica_step, jit_compile=True)
@@ -106,21 +107,26 @@ class Trainer:
         """
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
-        variables = self._objective.trainable_variables
+        method, step = self._method, tf.identity(self._optimizer.iterations)
+        variables = method.trainable_variables
         if self._prepare is not None:
             batch = self._prepare(batch)
+        targets = method.targets(batch)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            terms = self._objective.compute(batch, training=True)
+            outputs = method.forward(batch['views'], training=True)
+            terms = method.loss(outputs, targets, batch)
             terms['weight_decay'] = self._penalty.value()
             terms['total_loss'] = terms.pop('loss') + terms['weight_decay']
             share = builder.scaled(self._optimizer, terms['total_loss'] / replicas)
         gradients = tape.gradient(share, variables)
+        _check_gradients(gradients, variables)
         if replicas > 1:
             gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         gradients = builder.unscaled(self._optimizer, gradients)
+        gradients = method.adjust_gradients(gradients, step)
         builder.apply(self._optimizer, gradients, variables)
-        self._objective.after_update()
+        method.after_update(outputs, targets, batch, step)
         return tf.concat([tf.stack([terms[name] for name in self.metrics]), notes], 0)
 
     @tf.function
@@ -181,12 +187,13 @@ class Trainer:
         """
         iterator = iter(batches)
         stop = stop or Stop()
-        shown = [name for name in self._objective.metrics if name.endswith(('_loss', '_acc'))]
+        shown = [name for name in self._method.metrics if name.endswith(('_loss', '_acc'))]
         progress = Progress(self.step, total_steps, self._config.train_batch_size, shown)
         intervals = (checkpoint_steps, self._config.train_summary_steps)
-        started = time.monotonic()
         stopping = False
         batch = self._config.train_batch_size
+        if METRICS in checkpoints.record:
+            self.means.restore(checkpoints.record[METRICS])
         before = checkpoints.record.get(EXAMPLES_SEEN, self.step * batch) - self.step * batch
         try:
             with stop.deferred():
@@ -198,10 +205,10 @@ class Trainer:
                     checkpoints.record[EXAMPLES_SEEN] = before + self.step * batch
                     progress.update(self.step, latest)
                     if self._due(self._config.train_summary_steps, total_steps):
-                        seconds, started = time.monotonic() - started, time.monotonic()
-                        write(self.step, self._take(seconds))
+                        write(self.step, self.means.take(batch))
                     if stopping or self._due(checkpoint_steps, total_steps):
                         self._check_weights(checkpoints)
+                        checkpoints.record[METRICS] = self.means.state()
                         checkpoints.save(self.step)
                         # A signal may have come since the last step: all stop behind that one.
                         heard = stop.number is not None
@@ -213,12 +220,6 @@ class Trainer:
             progress.close()
         if stopping:  # by a signal to another process
             raise Interrupted(signal.SIGTERM)
-
-    def _take(self, seconds: float) -> dict[str, float]:
-        """Means of the metrics since this was last called, and 'images_per_second'."""
-        # After an interruption the steps before it count, but their time is not known.
-        rate = self.means.recent * self._config.train_batch_size / max(seconds, 1e-9)
-        return {**self.means.take(), 'images_per_second': rate}
 
     def _due(self, interval: int, total_steps: int) -> bool:
         return self.step % interval == 0 or self.step == total_steps
@@ -249,8 +250,9 @@ class Trainer:
             sums, done, (stopping, wanted) = (result.numpy().tolist() for result in results)
         if not math.isfinite(sums[0]):
             raise _diverged('loss is', first + done, checkpoints)
-        self._adapt(time.monotonic() - started, done, wanted)
-        return self.means.add(sums, done), stopping > 0
+        seconds = time.monotonic() - started
+        self._adapt(seconds, done, wanted)
+        return self.means.add(sums, done, seconds), stopping > 0
 
     @contextlib.contextmanager
     def _failing(self, checkpoints: Checkpoints, explain: Explain) -> Iterator[None]:
@@ -268,7 +270,7 @@ class Trainer:
 
     def _check_weights(self, checkpoints: Checkpoints) -> None:
         """Refuses to go on with weights that a finite loss with an infinite gradient broke."""
-        variables = self._objective.trainable_variables
+        variables = self._method.trainable_variables
         if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in variables):
             raise _diverged('weights are', self.step, checkpoints)
 
@@ -290,6 +292,18 @@ class Trainer:
         self._steps_per_call = max(1, round(wanted))
 
 
+def _check_gradients(
+    gradients: Sequence[tf.Tensor | None], variables: Sequence[tf.Variable]
+) -> None:
+    """Raises ValueError if the loss doesn't depend on a variable that is said to be trained."""
+    without = [v.name for v, gradient in zip(variables, gradients) if gradient is None]
+    if without:
+        raise ValueError(
+            f'Expected a gradient for each of the {len(variables)} trained variables; found none '
+            f'for {", ".join(without)}. Is their output part of the loss?'
+        )
+
+
 def _diverged(what: str, step: int, checkpoints: Checkpoints) -> UserError:
     kept = checkpoints.latest or 'none was written yet'
     return UserError(
@@ -298,36 +312,43 @@ def _diverged(what: str, step: int, checkpoints: Checkpoints) -> UserError:
     )
 
 
-class Means(tf.Module):
-    """Means of metrics over updates; a part of the checkpoint.
-
-    So what an interrupted run writes next is what one would have written that was not.
+class Means:
+    """Means of metrics over updates, also over those before an interruption.
 
     Args:
         names: of the metrics.
-
-    Attributes:
-        recent: updates since `take` that this process did.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        super().__init__(name='means')
-        self._names, self.recent = names, 0
-        self._sums = tf.Variable(tf.zeros([len(names)], tf.float64), trainable=False)
-        self._steps = tf.Variable(0, trainable=False)
+        self._names = tuple(names)
+        self._clear()
 
-    def add(self, sums: Sequence[float], steps: int) -> dict[str, float]:
-        """Takes in sums over `steps` updates; returns the means over these."""
-        self._sums.assign_add(tf.constant(sums, tf.float64))
-        self._steps.assign_add(steps)
-        self.recent += steps
-        return {name: value / steps for name, value in zip(self._names, sums, strict=True)}
+    def _clear(self) -> None:
+        self._sums, self._steps = dict.fromkeys(self._names, 0.0), 0
+        # Of this process alone: how long earlier updates took is not known.
+        self._recent, self._seconds = 0, 0.0
 
-    def take(self) -> dict[str, float]:
-        """Means since this was last called."""
-        steps = int(self._steps.numpy())
-        means = {n: v / steps for n, v in zip(self._names, self._sums.numpy().tolist())}
-        self._sums.assign(tf.zeros_like(self._sums))
-        self._steps.assign(0)
-        self.recent = 0
-        return means
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes, for JSON."""
+        return {'steps': self._steps, 'sums': dict(self._sums)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state`, unless it is of other metrics."""
+        if state['sums'].keys() == self._sums.keys():
+            self._steps, self._sums = state['steps'], dict(state['sums'])
+
+    def add(self, sums: Sequence[float], steps: int, seconds: float) -> dict[str, float]:
+        """Takes in sums over `steps` updates, which took `seconds`; returns the means over them."""
+        for name, value in zip(self._sums, sums, strict=True):
+            self._sums[name] += value
+        self._steps += steps
+        self._recent += steps
+        self._seconds += seconds
+        return {name: value / steps for name, value in zip(self._sums, sums, strict=True)}
+
+    def take(self, batch_size: int) -> dict[str, float]:
+        """Means since this was last called, and 'images_per_second' of the updates alone."""
+        means = {name: value / self._steps for name, value in self._sums.items()}
+        rate = self._recent * batch_size / max(self._seconds, 1e-9)
+        self._clear()
+        return {**means, 'images_per_second': rate}

@@ -29,7 +29,7 @@ choose_keras_2()
 import tensorflow as tf
 
 from benchmarks.speed.spread import spread
-from tf2.objectives.nt_xent import nt_xent
+from tf2.methods.nt_xent import nt_xent
 
 SIZES = (256, 1024, 4096, 8192, 16384)
 WIDTH, TEMPERATURE = 128, 0.1

@@ -33,8 +33,8 @@ from benchmarks.speed import plain_keras
 from benchmarks.speed.case import add_case
 from benchmarks.speed.spread import spread
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.objectives.nt_xent import Pretraining
 from tf2.optimizers import builder, decay
 from tf2.trainer import Penalty, Trainer
 
@@ -71,7 +71,7 @@ def own_step(case: argparse.Namespace) -> Call:
     ]
     optimizer = builder.build(OptimizerConfig(), 0.01, decayed)
     penalty = Penalty(1e-6, [model.classifier.kernel])
-    trainer = Trainer(Pretraining(model, ObjectiveConfig()), optimizer, penalty, TrainConfig())
+    trainer = Trainer(SimCLR(model, ObjectiveConfig()), optimizer, penalty, TrainConfig())
     step = tf.function(trainer.replica_step)
     views, labels = batch_of(case)
     batch = {'views': tuple(tf.unstack(views)), 'label': labels}

@@ -22,10 +22,10 @@ from tf2.evaluators.base import Inputs
 from tf2.evaluators.classification import Classification
 from tf2.evaluators.knn import NearestNeighbors
 from tf2.evaluators.teacher import TeacherAgreement
+from tf2.methods import METHODS, build
+from tf2.methods.nt_xent import nt_xent
 from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.objectives import OBJECTIVES, build
-from tf2.objectives.nt_xent import nt_xent
 from tf2.optimizers import builder, decay
 from tf2.trainer import Penalty, Trainer
 
@@ -168,7 +168,7 @@ def trainer_of(
         frozen = model_of()
         teacher = lambda images: frozen(images, training=False)['logits_sup']  # noqa: E731
     objective = build(model, config, teacher)
-    objective.start()
+    objective.initialise()
     optimizer = builder.build(
         OptimizerConfig(weight_decay=1e-4), 0.1, decay.decayed_kernels(model.backbone)
     )
@@ -202,7 +202,7 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_every_objective_is_among_the_steps() -> None:
-    assert {config.train_mode for config in STEPS.values()} == set(OBJECTIVES)
+    assert {config.train_mode for config in STEPS.values()} == set(METHODS)
 
 
 @pytest.mark.parametrize('name', STEPS)

@@ -19,9 +19,9 @@ from tf2.config import (
     OptimizerConfig,
 )
 from tf2.memory_estimate import Network, Run
+from tf2.methods.fine_tuning import FineTuning
+from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.objectives.fine_tuning import FineTuning
-from tf2.objectives.nt_xent import Pretraining
 from tf2.optimizers import builder
 
 
@@ -112,7 +112,7 @@ def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
     """A momentum encoder and its queue; what fine-tuning trains, from each block on."""
     config, network = ModelConfig(18, 0.25), Network(ModelConfig(18, 0.25), 32, 10)
     model = build_model(SimCLRModel(config, 32, 10))
-    objective = Pretraining(model, ObjectiveConfig(memory_size=64))
+    objective = SimCLR(model, ObjectiveConfig(memory_size=64))
     held = Run(network, objective.config, 'lars', 32, 0).training()
     own = numbers(objective.memory.encoder.variables)
     assert held['momentum encoder'] == 4 * own

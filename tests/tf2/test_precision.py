@@ -12,9 +12,9 @@ from tests.support import mirrored, run_on_replicas
 from tests.tf2.test_compiled_step import MODEL
 from tf2 import distribution, precision
 from tf2.config import ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.methods.simclr import SimCLR
 from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.objectives.nt_xent import Pretraining
 from tf2.optimizers import builder
 from tf2.trainer import Penalty, Trainer
 
@@ -80,9 +80,7 @@ def trainer_in_float16(replicas: int) -> tuple[Trainer, builder.Optimizer]:
     )
     config = OptimizerConfig(optimizer='momentum')
     optimizer = builder.build(config, 0.1, [], scales_loss=True)
-    return Trainer(
-        Pretraining(model, ObjectiveConfig()), optimizer, Penalty(), TrainConfig()
-    ), optimizer
+    return Trainer(SimCLR(model, ObjectiveConfig()), optimizer, Penalty(), TrainConfig()), optimizer
 
 
 @pytest.mark.parametrize('replicas', [1, 2])

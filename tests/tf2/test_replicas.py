@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.support import assign_formula_weights, mirrored, relative_error
+from tests.support import assign_formula_weights, loss_of, mirrored, relative_error
 from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
+from tf2.methods import METHODS, build
+from tf2.methods.base import Method
 from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.published_names import tf2_names
-from tf2.objectives import OBJECTIVES, build
-from tf2.objectives.base import Objective
 from tf2.trainer import Penalty, Trainer
 
 BATCH, CLASSES = 8, 5
@@ -67,7 +67,7 @@ def teacher(images: tf.Tensor) -> tf.Tensor:
     return 40 * tf.reduce_mean(images, [1, 2])[:, :1] * tf.range(1.0, CLASSES + 1)
 
 
-def objective_of(kind: str, replicas: int, global_bn: bool) -> Objective:
+def objective_of(kind: str, replicas: int, global_bn: bool) -> Method:
     config = ModelConfig(resnet_depth=18, width_multiplier=0.125, global_bn=global_bn)
     detached = kind == 'pretrain'
     model = build_model(
@@ -75,7 +75,7 @@ def objective_of(kind: str, replicas: int, global_bn: bool) -> Objective:
     )
     assign_formula_weights(tf2_names(model))
     objective = build(model, KINDS[kind], teacher if kind == 'distill' else None)
-    objective.start()
+    objective.initialise()
     return objective
 
 
@@ -94,7 +94,7 @@ def steps(kind: str, replicas: int, *, global_bn: bool = True) -> Figures:
     return figures_of(objective, metrics.numpy(), [note.numpy() for note in notes.gradients])
 
 
-def figures_of(objective: Objective, metrics: np.ndarray, gradients: list) -> Figures:
+def figures_of(objective: Method, metrics: np.ndarray, gradients: list) -> Figures:
     variables = objective.trainable_variables
     return Figures(
         [variable.name for variable in variables],
@@ -132,12 +132,12 @@ def shallow() -> Iterator[None]:
 
 @pytest.fixture(scope='module')
 def alone(shallow: None) -> dict[str, Figures]:
-    """Objective -> figures of one replica."""
+    """Method -> figures of one replica."""
     return {kind: steps(kind, 1) for kind in KINDS}
 
 
 def test_every_objective_is_tried() -> None:
-    assert KINDS.keys() == OBJECTIVES.keys()
+    assert KINDS.keys() == METHODS.keys()
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -196,7 +196,7 @@ def test_local_batch_normalisation_is_that_of_each_share(
     for _ in range(2):
         with tf.GradientTape() as tape:
             object.__setattr__(objective, 'model', Shares(model, 2))
-            terms = objective.compute(batch, training=True)
+            terms = loss_of(objective, batch, training=True)
             decay = 1e-2 * tf.nn.l2_loss(model.classifier.kernel)
             loss = terms['loss'] + decay
         object.__setattr__(objective, 'model', model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import signal
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,37 +22,41 @@ from interruption import Interrupted, Stop
 from settings import UserError
 from tests.support import mirrored
 from tf2 import distribution, schedules
+from tf2 import trainer as trainer_module
 from tf2.checkpoints import Checkpoints
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.methods.base import Batch, Method, Nest, Terms
+from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.objectives.base import Batch, Objective
-from tf2.objectives.nt_xent import Pretraining
 from tf2.optimizers import builder, decay
 from tf2.trainer import Penalty, Trainer
 
 
-class Slope(Objective):
+class Slope(Method):
     """The loss is the weight times the batch's number, unless a test says otherwise."""
 
     metrics = ('slope_loss',)
 
     def __init__(self, loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = tf.multiply) -> None:
         super().__init__()
-        self.weight = tf.Variable(1.0)
+        self.slope = tf.Module()
+        self.slope.weight = self.weight = tf.Variable(1.0)
         self.updates = tf.Variable(
             0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
         )
         self._loss = loss
 
-    @property
-    def trainable_variables(self) -> list[tf.Variable]:
-        return [self.weight]
+    def trained(self) -> tuple[tf.Module]:
+        return (self.slope,)
 
-    def compute(self, batch: Batch, training: bool) -> dict[str, tf.Tensor]:
-        loss = self._loss(self.weight, tf.reduce_mean(batch['number']))
+    def forward(self, views: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
+        return views[0]
+
+    def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
+        loss = self._loss(self.weight, tf.reduce_mean(outputs))
         return {'loss': loss, 'slope_loss': loss}
 
-    def after_update(self) -> None:
+    def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         self.updates.assign_add(1)
 
 
@@ -73,11 +78,11 @@ class Recorded:
 def numbers(first: int = 1) -> tf.data.Dataset:
     """Batch k holds the number k."""
     return tf.data.Dataset.range(first, 10**6).map(
-        lambda number: {'number': tf.cast(number, tf.float32)[None]}
+        lambda number: {'views': (tf.cast(number, tf.float32)[None],)}
     )
 
 
-def trainer_of(objective: Objective, rate: float = 0.0, **options: Any) -> Trainer:
+def trainer_of(objective: Method, rate: float = 0.0, **options: Any) -> Trainer:
     # Legacy Keras optimizers trace fastest.
     optimizer = tf.keras.optimizers.legacy.SGD(rate)
     return Trainer(objective, optimizer, Penalty(), TrainConfig(train_batch_size=1, **options))
@@ -156,7 +161,7 @@ def test_a_batch_is_prepared_within_the_step(compiled: bool) -> None:
     optimizer = tf.keras.optimizers.legacy.SGD(0.25)
 
     def double(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return {'number': 2 * batch['number']}
+        return {'views': (2 * batch['views'][0],)}
 
     fit(Trainer(objective, optimizer, Penalty(), TrainConfig(**options), double), 3)
     assert objective.weight.numpy() == pytest.approx(1 - 0.25 * 2 * (1 + 2 + 3))
@@ -178,7 +183,7 @@ def test_replicas_share_a_batch_and_report_the_mean() -> None:
     with strategy.scope():
         objective = Slope()
         trainer = trainer_of(objective, rate=1.0)
-    batch = tf.data.Dataset.from_tensors({'number': tf.constant([1.0, 4.0])})
+    batch = tf.data.Dataset.from_tensors({'views': (tf.constant([1.0, 4.0]),)})
     iterator = iter(strategy.experimental_distribute_dataset(batch))
     sums, done, notes = trainer._run_steps(iterator, tf.constant(1))
     assert (int(done), notes.numpy().tolist()) == (1, [0.0, 1.0])
@@ -307,7 +312,7 @@ def test_metrics_of_an_interrupted_run_are_those_of_an_undisturbed_one(
     def run(until: int, stop_at: int | None = None) -> dict[int, dict[str, float]]:
         objective, written = Slope(), {}
         trainer = trainer_of(objective, train_summary_steps=5, steps_per_loop=1)
-        arguments = (tf.Module(), objective, trainer._optimizer, 5, trainer.means)
+        arguments = (tf.Module(), objective, trainer._optimizer, 5)
         saved = Checkpoints(str(tmp_path), *arguments)
         saved.resume()
         stop = Signalled(trainer, stop_at) if stop_at else None
@@ -327,6 +332,60 @@ def test_metrics_of_an_interrupted_run_are_those_of_an_undisturbed_one(
     # The loss of step k is k; steps 6 and 7 were done before the interruption.
     losses = {step: means['slope_loss'] for step, means in (first | second).items()}
     assert losses == {5: 3.0, 10: 8.0, 12: 11.5}
+
+
+def test_metrics_are_no_part_of_what_must_fit(tmp_path: pathlib.Path) -> None:
+    """Another setting or a later release may have more of them, fewer, or others."""
+    for names, until in ((('a',), 3), (('b', 'c'), 6), ((), 7)):
+        method = Slope()
+        method.metrics = ('slope_loss', *names)
+        method.loss = lambda outputs, *_, names=names, method=method: dict.fromkeys(
+            ('loss', 'slope_loss', *names), method.weight * outputs[0]
+        )
+        trainer = trainer_of(method, train_summary_steps=100)
+        saved = Checkpoints(str(tmp_path), tf.Module(), method, trainer._optimizer, 5)
+        saved.resume()
+        trainer.fit(
+            numbers(trainer.step + 1),
+            until,
+            checkpoints=saved,
+            checkpoint_steps=100,
+            write=lambda step, means: None,
+        )
+        assert trainer.step == until
+
+
+def test_images_per_second_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither checkpoints nor evaluations nor writing count."""
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(trainer_module, 'time', clock)
+    trainer = trainer_of(Slope(), train_summary_steps=2, steps_per_loop=1)
+    run_steps = trainer._run_steps
+
+    def in_two_seconds(*arguments: Any) -> Any:
+        now[0] += 2
+        return run_steps(*arguments)
+
+    trainer._run_steps = in_two_seconds
+    written: dict[int, float] = {}
+
+    def write(step: int, means: dict[str, float]) -> None:
+        now[0] += 50
+        written[step] = means['images_per_second']
+
+    def evaluate(step: int) -> None:
+        now[0] += 100
+
+    trainer.fit(
+        numbers(),
+        6,
+        checkpoints=Recorded(),
+        checkpoint_steps=1,
+        write=write,
+        on_checkpoint=evaluate,
+    )
+    assert written == {2: 0.5, 4: 0.5, 6: 0.5}
 
 
 def test_metrics_do_not_depend_on_how_steps_are_grouped_into_calls() -> None:
@@ -386,7 +445,7 @@ def real_run(model_dir: pathlib.Path, seed: int, until: int) -> list[np.ndarray]
     rate = schedules.build(OptimizerConfig(warmup_epochs=1.0), LENGTH, 24)
     decayed = decay.decayed_kernels(model.backbone)
     optimizer = builder.build(OptimizerConfig(weight_decay=1e-4), rate, decayed)
-    objective = Pretraining(model, ObjectiveConfig())
+    objective = SimCLR(model, ObjectiveConfig())
     trainer = Trainer(objective, optimizer, Penalty(1e-4, [model.classifier.kernel]), LENGTH)
     saved = Checkpoints(str(model_dir), model, objective, optimizer, 5)
     saved.resume()

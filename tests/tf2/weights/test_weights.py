@@ -17,9 +17,9 @@ from settings import UserError
 from tests.support import GOLDEN, assign_formula_weights, mirrored, relative_error
 from tests.tf2.weights import published
 from tf2.config import ModelConfig, ObjectiveConfig
+from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.published_names import tf2_names
-from tf2.objectives.nt_xent import Pretraining
 from tf2.weights import Weights, check_compatible, config_for, open_weights
 
 TINY = ModelConfig(resnet_depth=18, width_multiplier=0.0625, proj_out_dim=8)
@@ -213,8 +213,8 @@ def test_model_dir(flags: bool, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize('flags', [True, False], ids=['recorded', 'inferred'])
 def test_model_dir_with_a_memory(flags: bool, tmp_path: pathlib.Path) -> None:
     model = tiny()
-    objective = Pretraining(model, ObjectiveConfig(memory_size=4))
-    for variable in objective.momentum_encoder.variables:
+    objective = SimCLR(model, ObjectiveConfig(memory_size=4))
+    for variable in objective.memory.encoder.variables:
         variable.assign(tf.fill(variable.shape, 3.0))
     weights = open_weights(run_folder(tmp_path, model, flags=flags, objective=objective))
     assert weights.architecture['resnet_depth'] == 18 and weights.num_classes == 10

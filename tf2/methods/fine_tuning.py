@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from settings import UserError
 from tf2.config import ObjectiveConfig
+from tf2.methods.base import Batch, Method, Nest, Terms, labelled_cross_entropy
 from tf2.models.encoder import SimCLRModel, freeze
-from tf2.objectives.base import Batch, Objective, labelled_cross_entropy
 
 
-class FineTuning(Objective):
+class FineTuning(Method):
     """Cross-entropy of the classifier on one view; trains what `fine_tune_after_block` leaves.
 
     Args:
@@ -33,13 +35,11 @@ class FineTuning(Objective):
         self.model = model
         freeze(model, config.fine_tune_after_block)
 
-    @property
-    def trainable_variables(self) -> list[tf.Variable]:
-        """What is not frozen."""
-        return self.model.trainable_variables
+    def forward(self, views: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
+        """See `Method.forward`. Logits [b, classes] of the first view, ours."""
+        return self.model(views[0], training=training)['logits_sup']
 
-    def compute(self, batch: Batch, training: bool) -> dict[str, tf.Tensor]:
-        """See `Objective.compute`. `batch['views']` holds one view of each image."""
-        outputs = self.model(batch['views'][0], training=training)
-        terms = labelled_cross_entropy(batch['label'], outputs['logits_sup'])
+    def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
+        """See `Method.loss`."""
+        terms = labelled_cross_entropy(batch['label'], outputs)
         return {'loss': terms['supervised_loss'], **terms}

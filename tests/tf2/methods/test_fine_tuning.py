@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 
 from settings import UserError
-from tests.support import mirrored, run_on_replicas
+from tests.support import loss_of, mirrored, run_on_replicas
 from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
+from tf2.methods.base import labelled_cross_entropy
+from tf2.methods.fine_tuning import FineTuning
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.objectives.base import labelled_cross_entropy
-from tf2.objectives.fine_tuning import FineTuning
 from tf2.trainer import Penalty, Trainer
 
 BATCH = {
@@ -86,7 +86,7 @@ def test_frozen_parts_use_their_statistics() -> None:
 
 def test_loss_is_the_mean_over_labelled_examples() -> None:
     objective = fine_tuning(0, 4)
-    terms = objective.compute(BATCH, training=False)
+    terms = loss_of(objective, BATCH, training=False)
     logits = objective.model(BATCH['views'][0])['logits_sup'].numpy().astype(np.float64)
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = BATCH['label'].numpy()[:5]

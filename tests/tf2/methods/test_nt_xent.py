@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support import GOLDEN, mirrored, run_on_replicas
 from tf2.config import LOGITS_AT_A_TIME
-from tf2.objectives.nt_xent import nt_xent
+from tf2.methods.nt_xent import nt_xent
 
 FIGURES = np.load(GOLDEN / 'ntxent.npz')
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from settings import UserError
-from tests.support import mirrored, run_on_replicas
+from tests.support import loss_of, mirrored, run_on_replicas
 from tf2.checkpoints import Checkpoints
 from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
+from tf2.methods import build
+from tf2.methods.distillation import Distillation, soft_cross_entropy
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.objectives import build
-from tf2.objectives.distillation import Distillation, soft_cross_entropy
 from tf2.trainer import Penalty, Trainer
 
 CLASSES = 4
@@ -103,7 +103,7 @@ def test_objective_is_the_weighted_sum_of_both_terms(
 ) -> None:
     teacher = Teaching()
     objective = distillation(teacher, distill_alpha=alpha, distill_temperature=temperature)
-    terms = objective.compute(batch(labels), training=False)
+    terms = loss_of(objective, batch(labels), training=False)
     student = objective.model(VIEWS)['logits_sup'].numpy()
     soft = temperature**2 * slow_cross_entropy(teacher(TEACHER_VIEWS).numpy(), student, temperature)
     known = [(row, label) for row, label in zip(student, labels, strict=True) if label >= 0]
@@ -143,7 +143,7 @@ def test_replicas_agree_with_one(replicas: int) -> None:
     labels = [0, 1, 2, 3, -1, -1]
 
     def terms_of(views: tf.Tensor, teachers: tf.Tensor, labels: tf.Tensor) -> dict:
-        return objective.compute({'views': (views, teachers), 'label': labels}, training=False)
+        return loss_of(objective, {'views': (views, teachers), 'label': labels}, training=False)
 
     strategy = mirrored(replicas)
     with strategy.scope():
@@ -152,7 +152,7 @@ def test_replicas_agree_with_one(replicas: int) -> None:
     shares = [np.split(part, replicas) for part in whole_batch]
     found = run_on_replicas(strategy, terms_of, *shares)
     objective = distillation(teacher, distill_alpha=0.3, distill_temperature=0.5)
-    whole = objective.compute(batch(labels), training=False)
+    whole = loss_of(objective, batch(labels), training=False)
     for name, value in whole.items():
         np.testing.assert_allclose(np.mean([part[name] for part in found]), value, rtol=1e-5)
 

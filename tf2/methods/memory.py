@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf2 import distribution
 from tf2.config import ObjectiveConfig
+from tf2.methods import momentum
 from tf2.models.encoder import SimCLRModel, build_model, projection_dim, without_classifier
 
 
@@ -79,47 +80,29 @@ class Memory(tf.Module):
         self.encoder = build_model(without_classifier(model))
         self.queue = Queue(config.memory_size, projection_dim(model.config))
 
-    def copy(self, model: SimCLRModel) -> None:
+    def start_from(self, model: SimCLRModel) -> None:
         """Makes the momentum encoder equal to `model`; to be called outside of replicas."""
-        for part, own in zip(_parts(model), _parts(self.encoder), strict=True):
-            for weight, mean in zip(part.variables, own.variables, strict=True):
-                mean.assign(tf.convert_to_tensor(weight))
+        momentum.make_equal(_parts(self.encoder), _parts(model))
 
     def follow(self, model: SimCLRModel) -> None:
-        """Moves its weights: m <- decay * m + (1 - decay) * those of `model`.
-
-        To be called in a replica context.
-        """
+        """Lets the momentum encoder follow `model`; to be called in a replica context."""
         decay = self.config.momentum_encoder_decay
-        pairs = [
-            pair
-            for part, own in zip(_parts(model), _parts(self.encoder), strict=True)
-            for pair in zip(part.trainable_variables, own.trainable_variables, strict=True)
-        ]
-
-        def move(mean: tf.Variable, weight: tf.Variable) -> tf.Operation:
-            return mean.assign(decay * mean + (1 - decay) * weight)
-
-        def update(strategy: tf.distribute.Strategy) -> None:
-            for weight, mean in pairs:
-                strategy.extended.update(mean, move, (weight,))
-
-        tf.distribute.get_replica_context().merge_call(update)
+        momentum.follow(_parts(self.encoder), _parts(model), decay)
 
     def negatives(self) -> dict[str, tf.Tensor]:
         """What `nt_xent` is to tell views apart from: its 'negatives' and 'filled'."""
         return {'negatives': self.queue.rows, 'filled': self.queue.filled()}
 
-    def remember(self, images: tf.Tensor) -> None:
-        """Puts projections of `images` [b, h, w, 3], of all replicas, into the queue.
-
-        To be called in a replica context, after the step's loss: rows of the queue are negatives
-        to all views, and to the views of its own image a row would be a positive.
-        """
+    def keys(self, images: tf.Tensor) -> tf.Tensor:
+        """Projections [b, d] of `images` [b, h, w, 3], without a gradient."""
         # With batch statistics, as the projections that are compared with them have.
         keys = self.encoder(images, training=True)['proj_head_output']  # [b, d]
         keys = tf.math.l2_normalize(keys, -1) if self.config.hidden_norm else keys
-        self.queue.enqueue(tf.stop_gradient(keys))
+        return tf.stop_gradient(keys)
+
+    def enqueue(self, keys: tf.Tensor) -> None:
+        """Puts `keys` [b, d] of all replicas into the queue; to be called in a replica context."""
+        self.queue.enqueue(keys)
 
 
 def _parts(model: SimCLRModel) -> tuple[tf.keras.layers.Layer, tf.keras.layers.Layer]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf2.config import ObjectiveConfig
+from tf2.methods.base import Batch, Logits, Nest, Terms, labelled_cross_entropy
+from tf2.methods.fine_tuning import FineTuning
 from tf2.models.encoder import SimCLRModel
-from tf2.objectives.base import Batch, Logits, labelled_cross_entropy
-from tf2.objectives.fine_tuning import FineTuning
 
 
 def soft_cross_entropy(
@@ -53,27 +53,29 @@ class Distillation(FineTuning):
         supervised = ('supervised_loss', 'supervised_acc') if config.distill_alpha < 1 else ()
         self.metrics = ('distill_loss', 'teacher_agreement', *supervised)
 
-    def compute(self, batch: Batch, training: bool) -> dict[str, tf.Tensor]:
-        """See `Objective.compute`. The last of `batch['views']` is the teacher's, the first ours.
+    def targets(self, batch: Batch) -> tf.Tensor:
+        """See `Method.targets`. The teacher's logits [b, c] of the last view."""
+        return tf.stop_gradient(self._teacher(batch['views'][-1]))
+
+    def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
+        """See `Method.loss`. Outputs are the student's logits of the first view.
 
         'supervised_loss' and 'supervised_acc' are 0 in a batch in which no example has a label.
         """
         config = self.config
-        student = self.model(batch['views'][0], training=training)['logits_sup']  # [b, c]
-        teacher = tf.stop_gradient(self._teacher(batch['views'][-1]))  # [b, c]
         distilled = soft_cross_entropy(
-            teacher,
-            student,
+            targets,
+            outputs,
             config.distill_temperature,
             squared=config.distill_temperature_squared,
         )
-        agree = tf.argmax(student, -1, tf.int32) == tf.argmax(teacher, -1, tf.int32)  # [b]
+        agree = tf.argmax(outputs, -1, tf.int32) == tf.argmax(targets, -1, tf.int32)  # [b]
         terms = {
+            'loss': config.distill_alpha * distilled,
             'distill_loss': distilled,
             'teacher_agreement': tf.reduce_mean(tf.cast(agree, tf.float32)),
         }
-        loss = config.distill_alpha * distilled
         if config.distill_alpha < 1:
-            terms |= labelled_cross_entropy(batch['label'], student)
-            loss += (1 - config.distill_alpha) * terms['supervised_loss']
-        return {'loss': loss, **terms}
+            terms |= labelled_cross_entropy(batch['label'], outputs)
+            terms['loss'] += (1 - config.distill_alpha) * terms['supervised_loss']
+        return terms

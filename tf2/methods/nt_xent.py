@@ -1,4 +1,4 @@
-"""NT-Xent, the normalised temperature-scaled cross-entropy of SimCLR, and pretraining with it."""
+"""NT-Xent, the normalised temperature-scaled cross-entropy of SimCLR (arXiv:2002.05709)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from tf2 import distribution
-from tf2.config import LOGITS_AT_A_TIME, ObjectiveConfig
-from tf2.models.encoder import SimCLRModel
-from tf2.objectives.base import Batch, Objective, labelled_cross_entropy
-from tf2.objectives.memory import Memory
+from tf2.config import LOGITS_AT_A_TIME
 
 ABSENT = -1e9  # stands for minus infinity, whose differences would not be numbers
 
@@ -280,75 +277,3 @@ def _join(blocks: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
 def _rows(values: tf.Tensor) -> int | tf.Tensor:
     """How many; not static where several workers share a batch."""
     return tf.shape(values)[0] if values.shape[0] is None else values.shape[0]
-
-
-class Pretraining(Objective):
-    """NT-Xent on two views and, where there are labels, an online linear classifier.
-
-    The classifier reads the representation behind stop_gradient: it measures, and does not teach.
-
-    Args:
-        model: built.
-        config: temperature and memory are read. With a memory, whose variables are made here,
-            `start` is to be called before the first update.
-    """
-
-    def __init__(self, model: SimCLRModel, config: ObjectiveConfig) -> None:
-        super().__init__(name='pretraining')
-        self.model = model
-        self.config = config
-        self.memory = Memory(model, config) if config.memory_size else None
-        supervised = ('supervised_loss', 'supervised_acc') if model.classifier else ()
-        self.metrics = ('contrast_loss', 'contrast_acc', 'contrast_entropy', *supervised)
-
-    @property
-    def trainable_variables(self) -> list[tf.Variable]:
-        """Encoder, projection head and online classifier; of a memory, nothing."""
-        return self.model.trainable_variables
-
-    @property
-    def momentum_encoder(self) -> SimCLRModel | None:
-        """See `Objective.momentum_encoder`."""
-        return self.memory and self.memory.encoder
-
-    def start(self) -> None:
-        """See `Objective.start`. The momentum encoder starts equal to the model."""
-        if self.memory is not None:
-            self.memory.copy(self.model)
-
-    def compute(self, batch: Batch, training: bool) -> dict[str, tf.Tensor]:
-        """See `Objective.compute`. `batch['views']` are two views of each image.
-
-        A memory takes in the second views when their loss is computed: as negatives they would
-        count against the views of their own image.
-        """
-        outputs = self.model(tf.concat(batch['views'], 0), training=training)
-        view_a, view_b = tf.split(outputs['proj_head_output'], 2)  # [b, d] each
-        contrast = self._contrast(view_a, view_b)
-        if self.memory is not None and training:
-            self.memory.remember(batch['views'][1])
-        terms = {
-            'contrast_loss': contrast.loss,
-            'contrast_acc': contrast.accuracy,
-            'contrast_entropy': contrast.entropy,
-        }
-        loss = contrast.loss
-        if self.model.classifier is not None:
-            labels = tf.tile(batch['label'], [2])  # [2b]
-            terms |= labelled_cross_entropy(labels, outputs['logits_sup'])
-            loss += terms['supervised_loss']
-        return {'loss': loss, **terms}
-
-    def after_update(self) -> None:
-        """See `Objective.after_update`. The momentum encoder follows the model."""
-        if self.memory is not None:
-            self.memory.follow(self.model)
-
-    def _contrast(self, view_a: tf.Tensor, view_b: tf.Tensor) -> Contrast:
-        return nt_xent(
-            view_a,
-            view_b,
-            self.config.temperature,
-            hidden_norm=self.config.hidden_norm,
-            **(self.memory.negatives() if self.memory is not None else {}),
-        )

@@ -1,0 +1,136 @@
+"""What every method offers the training loop."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import tensorflow as tf
+
+from tf2 import distribution
+from tf2.config import MODULES
+from tf2.models.encoder import SimCLRModel
+
+Batch: TypeAlias = Mapping[str, Any]
+Logits: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
+Nest: TypeAlias = Any  # tensors in tuples and dictionaries
+Terms: TypeAlias = dict[str, tf.Tensor]
+Gradients: TypeAlias = Sequence[tf.Tensor | None]
+
+
+class Method(tf.Module, abc.ABC):
+    """What is trained, and by which loss. The training loop knows nothing else about it.
+
+    A step calls `targets`, `forward`, `loss`, `adjust_gradients` and `after_update`, in this
+    order and on every replica. Only the last one changes the method's state, but for the moving
+    batch statistics of the networks that run.
+
+    Attributes:
+        metrics: names of the scalars `loss` returns besides 'loss'.
+        model: encoder, projection head and classifier.
+    """
+
+    metrics: tuple[str, ...] = ()
+    model: SimCLRModel
+
+    def trained(self) -> Sequence[tf.Module]:
+        """What the optimizer updates: their trainable variables, in this order."""
+        return (self.model,)
+
+    @property
+    def trainable_variables(self) -> list[tf.Variable]:
+        """Those of `trained`, each once."""
+        variables = (v for module in self.trained() for v in module.trainable_variables)
+        return list({variable.ref(): variable for variable in variables}.values())
+
+    def initialise(self) -> None:
+        """Called before the first update of a new run, when the model has its first weights.
+
+        Outside of replicas. Not called when a run goes on: its state was restored.
+        """
+        return None
+
+    def targets(self, batch: Batch) -> Nest:
+        """What `loss` compares the outputs with and no gradient flows to; None without any.
+
+        Args:
+            batch: this replica's share: 'views', a tuple of [b, h, w, 3] float32 in [0, 1], and
+                'label' [b] int32, -1 where there is none.
+        """
+        del batch
+
+    @abc.abstractmethod
+    def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
+        """Runs what is trained.
+
+        Args:
+            views: of a batch.
+            training: whether batch statistics are used and the moving ones updated.
+
+        Returns:
+            Tensors [b, ...], a row an example.
+        """
+
+    @abc.abstractmethod
+    def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
+        """The loss on this replica's share of the batch; changes nothing.
+
+        Args:
+            outputs: of `forward`.
+            targets: of `targets`.
+            batch: see `targets`.
+
+        Returns:
+            'loss' and `metrics`, float32 scalars; their means over replicas are the figures of the
+            global batch.
+        """
+
+    def adjust_gradients(self, gradients: Gradients, step: tf.Tensor) -> Gradients:
+        """The gradients to apply.
+
+        Args:
+            gradients: those of `trainable_variables`, summed over the replicas.
+            step: number of updates done, int64 scalar.
+        """
+        del step
+        return gradients
+
+    def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
+        """Called after the variables changed; moving averages and queues go here.
+
+        Args:
+            outputs: of this step's `forward`.
+            targets: of this step's `targets`.
+            batch: see `targets`.
+            step: number of updates done before this one, int64 scalar.
+        """
+        del outputs, targets, batch, step
+
+    def exports(self) -> Mapping[str, SimCLRModel]:
+        """Folder below the model folder -> what becomes a module there."""
+        return {MODULES: self.model}
+
+
+def labelled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Cross-entropy and accuracy over the examples that have a label, on all replicas.
+
+    The means of the figures over replicas are those of the global batch.
+
+    Args:
+        labels: [b] int32, -1 where there is none.
+        logits: [b, classes] float32.
+
+    Returns:
+        'supervised_loss' and 'supervised_acc', float32 scalars; 0 if no example has a label.
+    """
+    known = tf.cast(labels >= 0, tf.float32)  # [b]
+    targets = tf.maximum(labels, 0)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)  # [b]
+    hits = tf.cast(tf.argmax(logits, -1, tf.int32) == targets, tf.float32)  # [b]
+    # Over all replicas, for these may have unequal shares of the labels.
+    count = tf.maximum(distribution.mean_over_replicas(tf.reduce_sum(known)), 1e-6)
+    return {
+        'supervised_loss': tf.reduce_sum(losses * known) / count,
+        'supervised_acc': tf.reduce_sum(hits * known) / count,
+    }

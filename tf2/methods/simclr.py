@@ -1,0 +1,82 @@
+"""SimCLR (arXiv:2002.05709) and the memory of SimCLRv2 (arXiv:2006.10029): NT-Xent on two views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from tf2.config import MOMENTUM_MODULES, ObjectiveConfig
+from tf2.methods.base import Batch, Method, Nest, Terms, labelled_cross_entropy
+from tf2.methods.memory import Memory
+from tf2.methods.nt_xent import nt_xent
+from tf2.models.encoder import SimCLRModel
+
+
+class SimCLR(Method):
+    """NT-Xent on two views and, where there are labels, an online linear classifier.
+
+    The classifier reads the representation behind stop_gradient: it measures, and does not teach.
+
+    Args:
+        model: built.
+        config: temperature and memory are read. With a memory, whose variables are made here,
+            `initialise` is to be called before the first update.
+    """
+
+    def __init__(self, model: SimCLRModel, config: ObjectiveConfig) -> None:
+        super().__init__(name='pretraining')
+        self.model = model
+        self.config = config
+        self.memory = Memory(model, config) if config.memory_size else None
+        supervised = ('supervised_loss', 'supervised_acc') if model.classifier else ()
+        self.metrics = ('contrast_loss', 'contrast_acc', 'contrast_entropy', *supervised)
+
+    def initialise(self) -> None:
+        """See `Method.initialise`. The momentum encoder starts equal to the model."""
+        if self.memory is not None:
+            self.memory.start_from(self.model)
+
+    def targets(self, batch: Batch) -> tf.Tensor | None:
+        """See `Method.targets`. With a memory the keys of the second views, [b, d]."""
+        return self.memory and self.memory.keys(batch['views'][1])
+
+    def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
+        """See `Method.forward`. Projections, and logits of a classifier, of each view."""
+        outputs = self.model(tf.concat(views, 0), training=training)  # [2b, ...] each
+        names = ['proj_head_output', *(['logits_sup'] if self.model.classifier else [])]
+        return {name: tuple(tf.split(outputs[name], len(views))) for name in names}
+
+    def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
+        """See `Method.loss`. `batch['views']` are two views of each image."""
+        contrast = nt_xent(
+            *outputs['proj_head_output'],
+            self.config.temperature,
+            hidden_norm=self.config.hidden_norm,
+            **(self.memory.negatives() if self.memory is not None else {}),
+        )
+        terms = {
+            'loss': contrast.loss,
+            'contrast_loss': contrast.loss,
+            'contrast_acc': contrast.accuracy,
+            'contrast_entropy': contrast.entropy,
+        }
+        if self.model.classifier is not None:
+            logits = tf.concat(outputs['logits_sup'], 0)  # [2b, classes]
+            terms |= labelled_cross_entropy(tf.tile(batch['label'], [2]), logits)
+            terms['loss'] += terms['supervised_loss']
+        return terms
+
+    def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
+        """See `Method.after_update`. The queue takes the keys; the momentum encoder follows.
+
+        Only now, for as negatives the keys would count against the views of their own images.
+        """
+        if self.memory is not None:
+            self.memory.enqueue(targets)
+            self.memory.follow(self.model)
+
+    def exports(self) -> Mapping[str, SimCLRModel]:
+        """See `Method.exports`. The momentum encoder too, if asked for."""
+        momentum = {MOMENTUM_MODULES: self.memory.encoder} if self.memory else {}
+        return super().exports() | (momentum if self.config.export_momentum_encoder else {})
