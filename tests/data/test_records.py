@@ -151,7 +151,7 @@ def test_several_corrupt_records_and_workers_and_going_on(copy, capsys):
             recipe='finetune',
             batch_size=49,
             seed=1,
-            start_step=start,
+            start=49 * start,
         )
         return [batch['views'][0].tolist() for batch in made.take(6 - start).as_numpy_iterator()]
 

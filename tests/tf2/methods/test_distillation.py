@@ -164,7 +164,6 @@ def test_replicas_agree_with_one(replicas: int) -> None:
         ({'distill_alpha': 1.1}, '--distill_alpha must be at most 1; found 1.1'),
         ({'distill_alpha': -0.1}, '--distill_alpha must be at least 0'),
         ({'distill_temperature': 0.0}, '--distill_temperature must be greater than 0; found 0.0'),
-        ({'train_mode': 'finetune'}, '--teacher is for distillation'),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, words: str) -> None:
