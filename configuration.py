@@ -10,6 +10,7 @@ from typing import Any
 
 from data.config import DataConfig
 from settings import UserError, check_option, check_options, option
+from stages import STAGES
 from tf2 import records
 from tf2.config import SMALL_IMAGE, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 
@@ -95,7 +96,6 @@ PATHS = ('checkpoint', 'teacher')
 LABELS = ('label_fraction', 'labels_per_class')
 # They change which images a pretraining would see, or which weights it would train.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
-STAGE_NAMES = {'pretrain': 'pretraining', 'finetune': 'fine-tuning', 'distill': 'distillation'}
 
 
 _CHANGE = records.Value(
@@ -137,15 +137,15 @@ def from_values(values: Mapping[str, Any]) -> Config:
 
 def _check_stage(config: Config) -> None:
     """Raises UserError for what would be wrong in a stage that does not read it, a preset's too."""
-    mode, stage = config.run.mode, config.objective.train_mode
+    mode, objective = config.run.mode, config.objective
     if mode in ('export', 'pipeline'):
         return
     values = to_values(config)
     chosen = [name for name in _TUNING if values[name] != DEFAULTS[name]]
-    if chosen and stage == 'pretrain':
+    if chosen and not objective.stage.classifies:
         raise UserError(why_unread(chosen[0], values))
     labels = [name for name in chosen if name in LABELS]
-    if labels and stage == 'distill' and config.objective.distill_alpha == 1:
+    if labels and not objective.learns_from_labels:
         raise UserError(
             f'--{labels[0]} chooses labels, and --distill_alpha=1 uses none. Leave it out, or give '
             'a smaller --distill_alpha.'
@@ -155,7 +155,7 @@ def _check_stage(config: Config) -> None:
 def _check_negatives(config: Config) -> None:
     """Raises UserError for a loss without negatives, or a memory that batches don't fill evenly."""
     size, batch = config.objective.memory_size, config.train.train_batch_size
-    if config.run.mode in ('export', 'eval') or config.objective.train_mode != 'pretrain':
+    if config.run.mode in ('export', 'eval') or config.objective.stage.classifies:
         return
     if size % batch:
         raise UserError(
@@ -285,7 +285,7 @@ def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
     if mode != 'export' and stage not in metadata['stages']:
         stages = metadata['stages']
         return (
-            f'--{name} is for {" and ".join(STAGE_NAMES[stage] for stage in stages)}; found '
+            f'--{name} is for {" and ".join(STAGES[s].title.lower() for s in stages)}; found '
             f'--train_mode={stage}. Leave it out, or use --train_mode={stages[0]}.'
         )
     for other, wanted in metadata['requires'].items():
@@ -351,7 +351,8 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
         if metadata['resume'] == 'fixed' and stage in metadata['stages'] and name not in PATHS
     }
     # Fine-tuning reads one layer of the head; pretraining's classifier may read any.
-    tuned = {} if stage == 'pretrain' else {'ft_proj_selector': values['ft_proj_selector']}
+    selector = {'ft_proj_selector': values['ft_proj_selector']}
+    tuned = selector if STAGES[stage].classifies else {}
     return {
         **fixed,
         **tuned,

@@ -129,8 +129,8 @@ def _training_source(config: Config, source: Source) -> tuple[Source, LabelSubse
         )
     subset = choose_labels(source, config.data, split=split, seed=config.train.seed)
     # A student learns from all images.
-    distills = config.objective.train_mode == 'distill'
-    return (hide_other_labels if distills else restrict)(source, split, subset), subset
+    only_labelled = config.objective.stage.needs_labels
+    return (restrict if only_labelled else hide_other_labels)(source, split, subset), subset
 
 
 def _without_labels(source: Source) -> str:
@@ -146,9 +146,9 @@ def _count(source: Source, flag: str, split: str) -> int:
 
 def _check_trainable(config: Config, data: RunData) -> None:
     """Raises UserError if a stage that learns from labels has none, or not of every class."""
-    stage, alpha = config.objective.train_mode, config.objective.distill_alpha
+    objective, stage = config.objective, config.objective.stage
     source, split = data.source, config.data.train_split
-    if stage == 'pretrain' or (stage == 'distill' and alpha == 1):
+    if not objective.learns_from_labels:
         return
     if data.train_labels.labelled == 0:
         found = _without_labels(source)
@@ -156,20 +156,21 @@ def _check_trainable(config: Config, data: RunData) -> None:
             found = (
                 f'none of the {data.train_examples} images in {split!r} of {source.name} has one'
             )
-        if stage == 'distill':
+        if stage.has_teacher:
             raise UserError(
-                f'--distill_alpha={alpha} gives weight to labels; {found}. Use --distill_alpha=1.'
+                f'--distill_alpha={objective.distill_alpha} gives weight to labels; {found}. Use '
+                '--distill_alpha=1.'
             )
         raise UserError(
-            f'--train_mode=finetune needs labels; {found}. Choose another --dataset or '
-            '--train_split, or --train_mode=pretrain.'
+            f'--train_mode={objective.train_mode} needs labels; {found}. Choose another '
+            '--dataset or --train_split, or --train_mode=pretrain.'
         )
     unknown = _only_evaluated(data)
-    if unknown and stage == 'finetune':
+    if unknown and stage.needs_labels:
         raise UserError(
-            f'--train_mode=finetune must see every class that is evaluated; {split!r} of '
-            f'{source.name} has no example of {listed(unknown)}, which {config.data.eval_split!r} '
-            'has. Choose another --train_split or --eval_split.'
+            f'--train_mode={objective.train_mode} must see every class that is evaluated; '
+            f'{split!r} of {source.name} has no example of {listed(unknown)}, which '
+            f'{config.data.eval_split!r} has. Choose another --train_split or --eval_split.'
         )
 
 
@@ -184,12 +185,12 @@ def _only_evaluated(data: RunData) -> list[str]:
 
 def _left_out(config: Config, data: RunData) -> list[str]:
     """What labels would be needed for, and there are none."""
-    pretrains = config.objective.train_mode == 'pretrain'
+    measures_only = not config.objective.stage.classifies
     if data.source.num_classes is None:
-        online = 'no online classifier, and ' if pretrains else ''
+        online = 'no online classifier, and ' if measures_only else ''
         hint = f' ({data.source.label_hint}.)' if data.source.label_hint else ''
         return [f'Without labels there is {online}no accuracy.{hint}']
-    if pretrains and data.train_labels.labelled == 0:
+    if measures_only and data.train_labels.labelled == 0:
         what = 'no online classifier, no nearest neighbours and no accuracy'
         return [f'No image in {config.data.train_split!r} has a label: there is {what}.']
     if data.eval_labels is not None and data.eval_labels.labelled == 0:

@@ -68,7 +68,7 @@ def follow(given: Mapping[str, Any]) -> None:
         )
     with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
         model = build_model_of(experiment)
-        if not experiment.pretrains:
+        if experiment.stage.classifies:
             # The regularisation loss leaves out what was frozen.
             freeze(model, experiment.config.objective.fine_tune_after_block)
         show_data(experiment)
@@ -162,7 +162,7 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
         return lambda images: model(images, training=False)[name]
 
     # A classifier that saw no label says nothing; an older run may have one.
-    learns = data.train_labels.labelled > 0 or not experiment.pretrains
+    learns = data.train_labels.labelled > 0 or experiment.stage.classifies
     inputs = Inputs(
         batches=functools.partial(
             batches, data.evaluated, config.data.eval_split, config.train.eval_steps
@@ -242,7 +242,7 @@ class Tracker:
             for key, value in results.items():
                 tf.summary.scalar(key, value, step)
         writer.close()
-        best = {} if self._experiment.pretrains else self._best
+        best = self._best if self._experiment.stage.classifies else {}
         write_results(self._folder, step, {**results, **best})
 
     def catch_up(self, step: int) -> None:
@@ -262,7 +262,7 @@ class Tracker:
         if self._latest != step:
             self.measure(step)
         final, best = self._final.get(TOP_1, -1.0), self._best.get(f'best/{TOP_1}', -1.0)
-        if best > final and not self._experiment.pretrains:
+        if best > final and self._experiment.stage.classifies:
             reached = self._best['best/global_step']
             print(
                 f'The result is {final:.4f}; on the way it was {best:.4f}, at step {reached:.0f}.'

@@ -23,6 +23,7 @@ from data.sources.source import Source
 from data_checks import RunData, open_data, recorded_run
 from resuming import Course
 from settings import UserError
+from stages import Stage
 from tf2 import distribution, precision, schedules
 from tf2.config import MODULES, MOMENTUM_MODULES, ModelConfig
 from tf2.files import checkpoints_in
@@ -83,9 +84,9 @@ class Experiment:
         return self.data.train_examples
 
     @property
-    def pretrains(self) -> bool:
-        """Whether this is the stage without labels."""
-        return self.config.objective.train_mode == 'pretrain'
+    def stage(self) -> Stage:
+        """The stage of training."""
+        return self.config.objective.stage
 
     @property
     def total_steps(self) -> int:
@@ -224,8 +225,8 @@ def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weig
         data = dataclasses.replace(data, image_size=weights.image_size)
     known = {**given, 'image_size': data.image_size}
     model = config_for(weights, config.model, known)
-    distills = config.objective.train_mode == 'distill'
-    if distills and 'ft_proj_selector' not in given and weights.selector is not None:
+    chosen = 'ft_proj_selector' in given or weights.selector is None
+    if config.objective.stage.has_teacher and not chosen:
         # A student that goes on from a fine-tuned network keeps the layer its classifier reads.
         model = dataclasses.replace(model, ft_proj_selector=weights.selector)
     return dataclasses.replace(config, data=data, model=model), weights
@@ -276,7 +277,7 @@ def _num_classes(
         return teacher.num_classes
     if config.objective.teacher is not None:
         return _recorded_classes(config, source, recorded or {})
-    if config.objective.train_mode != 'pretrain':
+    if config.objective.stage.classifies:
         return source.num_classes
     if not config.objective.lineareval_while_pretraining:
         return None
@@ -518,7 +519,7 @@ def build_model_of(experiment: Experiment) -> SimCLRModel:
             filter_products=precision.gains_from_products(
                 config.train.mixed_precision, experiment.strategy
             ),
-            detach_classifier=experiment.pretrains,
+            detach_classifier=not experiment.stage.classifies,
         )
     )
 

@@ -25,6 +25,8 @@ from data_checks import open_data
 from interruption import Stop
 from presets import PRESETS
 from settings import UserError, command_line
+from stages import FIRST
+from stages import STAGES as TRAINING
 from tf2 import distribution, schedules
 from tf2.evaluators.results import read_results
 from tf2.files import clear_leftovers, write_text, writing
@@ -151,13 +153,13 @@ def _refuse_unread(presets: Mapping[str, str], given: Mapping[str, Any]) -> None
 
 def _why_unread(flag: str, preset: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
     """Why the stage of a preset does not read `flag`; None if it does."""
-    stage = {'mode': 'train_then_eval', 'train_mode': preset.get('train_mode', 'pretrain')}
+    stage = {'mode': 'train_then_eval', 'train_mode': preset.get('train_mode', FIRST)}
     return configuration.why_unread(flag, {**DEFAULTS, **preset, **given, **stage})
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
     # The first stage's mode says nothing wrong: the README's first command has it.
-    harmless = ('train_mode', 'pretrain')
+    harmless = ('train_mode', FIRST)
     found = ((name, given.get(name)) for name in _OF_THE_PIPELINE)
     wrong = [name for name, value in found if value is not None and (name, value) != harmless]
     if wrong:
@@ -172,9 +174,10 @@ def _flags_of(
 ) -> dict[str, Any]:
     """The flags of stage `name`: those of the pipeline's command line that concern it."""
     settings = PRESETS[presets[name]].flags
-    mode = settings.get('train_mode', 'pretrain')
-    uses_labels = _uses_labels(mode, {**settings, **given})
-    others = LABELS if mode == 'finetune' else (*LABELS, *_OF_FINE_TUNING)
+    mode = settings.get('train_mode', FIRST)
+    alpha = {**settings, **given}.get('distill_alpha', DEFAULTS['distill_alpha'])
+    uses_labels = TRAINING[mode].learns_from_labels(alpha)
+    others = LABELS if TRAINING[mode].needs_labels else (*LABELS, *_OF_FINE_TUNING)
     taken = {
         key: value
         for key, value in given.items()
@@ -195,10 +198,6 @@ def _flags_of(
         **reads,
         'model_dir': os.path.join(model_dir, name),
     }
-
-
-def _uses_labels(mode: str, settings: Mapping[str, Any]) -> bool:
-    return mode == 'finetune' or (mode == 'distill' and settings.get('distill_alpha', 1) < 1)
 
 
 def _labels(given: Mapping[str, Any], preset: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from stages import STAGES
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: expected, found, what to do.
@@ -83,7 +85,6 @@ def _quoted(word: str) -> str:
     return f"$'{escaped}'"
 
 
-TRAINING = ('pretrain', 'finetune', 'distill')  # the stages, values of --train_mode
 LARGEST_INTEGER = 2**31 - 1  # fits TensorFlow's int32
 LARGEST_FLOAT = 1e6
 
@@ -97,7 +98,7 @@ def option(
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    stages: Iterable[str] = TRAINING,
+    stages: Iterable[str] = tuple(STAGES),
     modes: Iterable[str] = (),
     requires: typing.Mapping[str, Iterable[Any]] = types.MappingProxyType({}),
     resume: str = 'refuse',

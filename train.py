@@ -117,10 +117,10 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         schedule.ahead = course.position.ahead(config.train)
         _announce(experiment, resumed, report)
         _announce_rate(experiment, schedule)
-        if not experiment.pretrains:
+        if experiment.stage.classifies:
             print(f'Training {describe_trainable(model)}')
         tracker = Tracker(experiment, model) if evaluate else None
-        if resumed and tracker and not experiment.pretrains:
+        if resumed and tracker and experiment.stage.classifies:
             tracker.catch_up(trainer.step)
         _fit(experiment, trainer, saved, schedule, tracker, stop)
     _tell_growth(saved.record.get(FIRST_LOSS), trainer.latest_loss)
@@ -142,7 +142,7 @@ def _initialise(experiment: Experiment, model: SimCLRModel) -> Report | None:
         return None
     return experiment.weights.load_into(
         model,
-        head_layers=0 if experiment.pretrains else experiment.config.model.ft_proj_selector,
+        head_layers=experiment.config.model.ft_proj_selector if experiment.stage.classifies else 0,
         no_classifier='starts anew' if zero else _why_no_classifier(experiment),
     )
 
@@ -157,7 +157,7 @@ def _why_no_classifier(experiment: Experiment) -> str | None:
     config = experiment.config
     if experiment.other_classes is not None:
         return experiment.other_classes
-    if experiment.pretrains:
+    if not experiment.stage.classifies:
         return None
     stays = (experiment.weights.selector or 0) == config.model.ft_proj_selector
     if experiment.teacher is not None:
@@ -189,11 +189,10 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
     show_data(experiment)
     beginning = config.objective.checkpoint or 'scratch'
     start = f'going on from {resumed}' if resumed else f'from {beginning}'
-    doing = {'pretrain': 'Pretraining', 'finetune': 'Fine-tuning', 'distill': 'Distilling into'}
     where = distribution.describe(config.train, experiment.strategy)
     print(f'{where}, in {config.train.mixed_precision}.')
     print(
-        f'{doing[config.objective.train_mode]} '
+        f'{experiment.stage.doing} '
         f'ResNet-{config.model.resnet_depth} '
         f'(width {config.model.width_multiplier}) {start}, '
         f'{experiment.total_steps} steps of {config.train.train_batch_size} images, in {model_dir}',
@@ -306,7 +305,7 @@ def _fit(
             checkpoints=saved,
             checkpoint_steps=experiment.checkpoint_steps,
             write=write,
-            on_checkpoint=tracker.measure if tracker and not experiment.pretrains else None,
+            on_checkpoint=tracker.measure if tracker and experiment.stage.classifies else None,
             stop=stop,
             explain=functools.partial(explain, source=experiment.source),
         )

@@ -45,7 +45,7 @@ def write_report(path: str, stages: Sequence[Stage]) -> None:
 
 def _page(read: Sequence[Run], source: Source) -> str:
     title = f'SimCLR on {html.escape(source.name)}'
-    pretrained = next((run for run in read if run.train_mode == 'pretrain'), read[0])
+    pretrained = next((run for run in read if not run.kind.classifies), read[0])
     body = [
         f'<h1>{title}</h1>',
         _facts(read[-1], source),
@@ -114,7 +114,7 @@ def _stage(run: Run) -> str:
         f'{steps:,} steps of {settings.train.train_batch_size:,} images; '
         f'{settings.optimizer.optimizer}, learning rate {settings.optimizer.learning_rate:g}'
     )
-    if run.train_mode == 'distill':
+    if run.kind.has_teacher:
         text += (
             f'; weight of the teacher {run.values.get("distill_alpha", 1):g}, '
             f'temperature {run.values.get("distill_temperature", 1):g}'

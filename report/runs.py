@@ -14,6 +14,7 @@ from configuration import Config
 from evaluate import TOP_1
 from report.events import Events, read_events
 from settings import UserError
+from stages import Stage as TrainingStage
 from tf2.evaluators.results import read_results
 from tf2.models.encoder import SimCLRModel, build_model, freeze
 from train import LABELS_FILE
@@ -84,9 +85,9 @@ class Run:
     events: Events
 
     @property
-    def train_mode(self) -> str:
-        """'pretrain', 'finetune' or 'distill'."""
-        return self.config.objective.train_mode
+    def kind(self) -> TrainingStage:
+        """The stage of training that it is."""
+        return self.config.objective.stage
 
     @property
     def top_1(self) -> float | None:
@@ -125,7 +126,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     rows, known = [], 0
     for run in runs:
         labels = count_labels(run)
-        through = known if run.train_mode == 'distill' and known > labels else 0
+        through = known if run.kind.has_teacher and known > labels else 0
         known = max(labels, through)
         rows.append(
             Row(
@@ -144,8 +145,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 def count_labels(run: Run) -> int:
     """Labelled examples that a stage itself learned from."""
-    distills_only = run.train_mode == 'distill' and run.values.get('distill_alpha', 1) == 1
-    if run.train_mode == 'pretrain' or distills_only:
+    if not run.config.objective.learns_from_labels:
         return 0
     path = os.path.join(run.stage.folder, LABELS_FILE)
     if not tf.io.gfile.exists(path):
@@ -160,12 +160,11 @@ def count_parameters(run: Run) -> int:
     After pretraining that is encoder and projection head; else encoder, the layers of the head
     that the classifier reads, and the classifier. Freezing some of them changes nothing here.
     """
-    pretrains = run.train_mode == 'pretrain'
-    classes = None if pretrains else run.values['num_classes']
+    classes = run.values['num_classes'] if run.kind.classifies else None
     # A graph has variables without values: nothing is drawn or kept, however large the network.
     with tf.Graph().as_default():
         model = build_model(SimCLRModel(run.config.model, run.config.data.image_size, classes))
-        if not pretrains:
+        if run.kind.classifies:
             freeze(model, -1)
         return sum(variable.shape.num_elements() for variable in model.trainable_variables)
 
@@ -179,9 +178,9 @@ def _note(run: Run) -> str:
     neighbors, teacher = (
         run.result.get(f'eval/{name}') for name in ('knn_accuracy', 'teacher_top_1_accuracy')
     )
-    if run.train_mode == 'pretrain' and run.top_1 is not None:
+    if not run.kind.classifies and run.top_1 is not None:
         parts.append('top-1 of a linear classifier trained alongside on all labels')
-    if run.train_mode == 'finetune' and run.config.objective.fine_tune_after_block == 4:
+    if run.kind.needs_labels and run.config.objective.fine_tune_after_block == 4:
         parts.append('only the linear classifier was trained')
     if neighbors is not None:
         parts.append(f'nearest neighbours {percent(neighbors)}')

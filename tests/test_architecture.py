@@ -12,14 +12,18 @@ ROOMS = ('data', 'tf2', 'hub_export', 'report', 'benchmarks')
 
 # A module may import from these parts of the project; the longest matching prefix decides.
 ALLOWED = {
-    'settings': (),
+    'stages': (),
+    'settings': ('stages',),
     'interruption': (),
     'lock': ('settings',),
     'output': (),
     'scratch': ('settings',),
     'data': ('settings', 'connections', 'data'),
     'tf2': ('settings', 'interruption', 'tf2'),
-    'tf2.config': ('settings',),
+    'tf2.config': (
+        'settings',
+        'stages',
+    ),
     'tf2.records': ('settings', 'tf2.config'),
     'tf2.out_of_memory': ('tf2.config',),
     'tf2.files': ('settings', 'tf2.out_of_memory'),
@@ -53,7 +57,14 @@ ALLOWED = {
     'connections': ('settings',),
     'presets': (),
     'benchmarks': ('settings', 'run', 'hub_export', 'data', 'tf2', 'benchmarks'),
-    'configuration': ('settings', 'data.config', 'tf2.config', 'tf2.files', 'tf2.records'),
+    'configuration': (
+        'settings',
+        'stages',
+        'data.config',
+        'tf2.config',
+        'tf2.files',
+        'tf2.records',
+    ),
     'capacity': (
         'settings',
         'configuration',
@@ -66,6 +77,7 @@ ALLOWED = {
     'places': ('settings', 'configuration', 'data.names', 'tf2.config'),
     'pipeline': (
         'settings',
+        'stages',
         'interruption',
         'lock',
         'configuration',
@@ -81,6 +93,7 @@ ALLOWED = {
     'resuming': ('settings', 'configuration', 'tf2'),
     'experiment': (
         'settings',
+        'stages',
         'capacity',
         'connections',
         'configuration',
@@ -102,7 +115,7 @@ ALLOWED = {
         'tf2',
         'hub_export',
     ),
-    'report': ('settings', 'configuration', 'evaluate', 'train', 'data', 'tf2', 'report'),
+    'report': ('settings', 'stages', 'configuration', 'evaluate', 'train', 'data', 'tf2', 'report'),
     'run': (
         'settings',
         'interruption',

@@ -14,7 +14,8 @@ import tensorflow as tf
 import configuration
 import run
 from presets import PRESETS
-from settings import TRAINING, UserError, option_type
+from settings import UserError, option_type
+from stages import STAGES
 from tests.support import GOLDEN
 
 PUBLISHED = json.loads((GOLDEN / 'flags.json').read_text())
@@ -234,7 +235,7 @@ def test_every_number_has_an_upper_bound() -> None:
 def test_every_setting_says_who_reads_it_and_what_a_run_that_goes_on_does_with_it() -> None:
     options = {field.name: field.metadata for _, _, field in configuration.all_options()}
     for name, metadata in options.items():
-        assert set(metadata['stages']) <= set(TRAINING), name
+        assert set(metadata['stages']) <= set(STAGES), name
         assert set(metadata['modes']) <= {'eval', 'export'}, name
         assert set(metadata['requires']) <= set(options), name
         assert metadata['resume'] in ('free', 'continue', 'refuse', 'fixed'), name

@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 from settings import UserError, check_options, option
+from stages import FIRST, STAGES, Stage
 
 # Depth of a ResNet -> blocks in each of its groups.
 BLOCKS_PER_GROUP = {
@@ -128,9 +129,9 @@ class ObjectiveConfig:
     """What is trained and by which loss (SimCLR section 2.1, arXiv:2002.05709)."""
 
     train_mode: str = option(
-        'pretrain',
+        FIRST,
         'Stage of the training.',
-        choices=('pretrain', 'finetune', 'distill'),
+        choices=STAGES,
         resume='fixed',
     )
     checkpoint: str | None = option(
@@ -234,11 +235,21 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.train_mode == 'distill' and not self.teacher:
+        if self.stage.has_teacher and not self.teacher:
             raise UserError(
-                '--train_mode=distill needs a --teacher, the fine-tuned network to learn from; '
-                'found none. Give the --model_dir of its run, or an exported module.'
+                f'--train_mode={self.train_mode} needs a --teacher, the fine-tuned network to '
+                'learn from; found none. Give the --model_dir of its run, or an exported module.'
             )
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that `train_mode` names."""
+        return STAGES[self.train_mode]
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether labels change what is trained."""
+        return self.stage.learns_from_labels(self.distill_alpha)
 
 
 @dataclasses.dataclass(frozen=True)

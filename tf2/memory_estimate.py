@@ -285,7 +285,7 @@ class Run:
         """What has gradients; what lies before it keeps nothing for backward."""
         network, frozen = self.network, self.objective.fine_tune_after_block
         encoder, head = network.encoder(), network.head()
-        if self.objective.train_mode == 'pretrain':
+        if not self.objective.stage.classifies:
             return network.whole()
         read = network.config.ft_proj_selector
         if frozen >= 0:
@@ -319,7 +319,7 @@ class Run:
             'activations': views * share * self._trained().kept,
             'views': BATCHES_AT_HAND * views * share * image,
         }
-        if self.objective.train_mode == 'pretrain':
+        if not self.objective.stage.classifies:
             sizes['logits'] = self._logits(share)
         return sizes
 
