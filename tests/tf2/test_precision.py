@@ -91,7 +91,7 @@ def test_an_update_that_overflows_is_left_out_and_counted(
     strategy = mirrored(replicas)
     with strategy.scope():
         trainer, optimizer = trainer_in_float16(replicas)
-    weights = trainer._objective.model.trainable_variables
+    weights = trainer._method.model.trainable_variables
     views = tf.random.stateless_uniform([2, replicas, 8, 8, 8, 3], [0, 0])
 
     def step(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
