@@ -29,6 +29,7 @@ from hub_export import publish
 from interruption import Interrupted
 from presets import PRESETS
 from settings import UserError
+from stages import STAGES
 from tests.support import mirrored, no_checker
 from tf2 import distribution, precision
 from tf2.config import ModelConfig
@@ -922,7 +923,7 @@ def test_a_classifier_stays_only_where_it_fits_and_knows_no_more(
     found, wanted = layers
     values = {'train_mode': mode, 'checkpoint': 'start', 'teacher': teacher}
     prepared = types.SimpleNamespace(
-        pretrains=mode == 'pretrain',
+        stage=STAGES[mode],
         config=configuration.from_values({**values, 'ft_proj_selector': wanted}),
         weights=types.SimpleNamespace(selector=found),
         teacher=teacher,
