@@ -334,6 +334,18 @@ def test_metrics_of_an_interrupted_run_are_those_of_an_undisturbed_one(
     assert losses == {5: 3.0, 10: 8.0, 12: 11.5}
 
 
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_a_trained_variable_without_a_gradient_is_named(replicas: int) -> None:
+    strategy = mirrored(replicas)
+    with strategy.scope():
+        method = Slope()
+        method.slope.unread = tf.Variable(1.0, name='unread')
+        trainer = trainer_of(method)
+    batches = iter(strategy.experimental_distribute_dataset(numbers().batch(replicas)))
+    with pytest.raises(ValueError, match='each of the 2 trained variables; found none for unread'):
+        trainer._run_steps(batches, tf.constant(1))
+
+
 def test_metrics_are_no_part_of_what_must_fit(tmp_path: pathlib.Path) -> None:
     """Another setting or a later release may have more of them, fewer, or others."""
     for names, until in ((('a',), 3), (('b', 'c'), 6), ((), 7)):
