@@ -18,15 +18,16 @@ from typing import Any
 
 from absl import flags, logging
 
-import configuration
-import output
-import scratch
-from capacity import check_on_host
-from configuration import Config
-from interruption import Interrupted, Stop
-from places import check_characters, check_places, check_schemes, remote_places
-from presets import PRESETS
-from settings import UserError, choose_keras_2, command_line, option_type, shown
+from app import output, scratch
+from app.capacity import check_on_host
+from app.config.resolution import resolve
+from app.config.schema import OPTIONS, Config, all_options
+from app.preflight import check_characters, check_places, check_schemes, remote_places
+from app.presets import PRESETS
+from common.errors import UserError, command_line, shown
+from common.interruption import Interrupted, Stop
+from common.legacy_keras import choose_keras_2
+from common.settings import option_type
 
 RUNS = 'runs'  # where folders of runs go whose command line names none
 USAGE = """\
@@ -68,7 +69,7 @@ def define_flags() -> flags.FlagValues:
     They are not the global ones of absl, so that a process can run the program more than once.
     """
     values = flags.FlagValues()
-    for name, section, field in configuration.all_options():
+    for name, section, field in all_options():
         kind = option_type(section, field.name)
         arguments = (field.name, field.default, field.metadata['help'])
         if isinstance(field.default, int) and kind is float:
@@ -91,7 +92,7 @@ def help_text() -> str:
     """What `--help` prints: usage, every flag by section, every preset."""
     parts = [USAGE]
     title = None
-    for _, section, field in configuration.all_options():
+    for _, section, field in all_options():
         if section is not title:
             title = section
             parts.append(f'\n{section.__doc__.splitlines()[0]}\n')
@@ -129,7 +130,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         raise UserError(_explain(error)) from error
     if rest:
         raise UserError(f'Expected only --flags; found {rest[0]!r}. See python run.py --help.')
-    given = {name: values[name].value for name in configuration.OPTIONS if values[name].present}
+    given = {name: values[name].value for name in OPTIONS if values[name].present}
     for name, value in given.items():
         if value == '':
             raise UserError(
@@ -145,7 +146,7 @@ def _explain(error: flags.Error) -> str:
     if match is None:
         return f'{text} (python run.py --help lists all flags.)'
     name, value = match.groups()
-    options = configuration.all_options()
+    options = all_options()
     section, field = next(option[1:] for option in options if option[2].name == name)
     choices = field.metadata['choices']
     kinds = {bool: 'true or false', int: 'a whole number', float: 'a number'}
@@ -224,9 +225,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
     check_on_host(config)
     with _without_collections():
         # Imported here: TensorFlow takes seconds, and most errors of usage are to show at once.
-        import evaluate
-        import experiment
-        import train
+        from app import evaluate, experiment, train
 
     logging.set_verbosity(logging.WARNING)
     seconds = given.get('connect_timeout', config.train.connect_timeout)
@@ -239,7 +238,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
         train.export_checkpoint(config, given)
         return
     if config.run.mode == 'pipeline':
-        import pipeline
+        from app import pipeline
 
         pipeline.run_pipeline(config, given, stop)
         return
@@ -284,7 +283,7 @@ def _run_and_tell(arguments: list[str]) -> int:
         with stop.handling():
             asked = parse(arguments)
             given = complete(asked, os.environ)
-            config = configuration.resolve(given, PRESETS)
+            config = resolve(given, PRESETS)
             with scratch.own_folder():
                 run(config, given, stop)
     except UserError as error:

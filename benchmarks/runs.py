@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from settings import choose_keras_2
+from common.legacy_keras import choose_keras_2
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from unittest import mock
 
-from settings import choose_keras_2
+from common.legacy_keras import choose_keras_2
 
 choose_keras_2()
 

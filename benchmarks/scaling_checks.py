@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from unittest import mock
 
-from settings import choose_keras_2
+from common.legacy_keras import choose_keras_2
 
 choose_keras_2()
 

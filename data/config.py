@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from connections import split_address
-from settings import UserError, check_options, option
+from common.connections import split_address
+from common.errors import UserError
+from common.settings import check_options, option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from common.errors import UserError, line_within, shown, text_of
 from data.sources.source import Source
-from settings import UserError, line_within, shown, text_of
 
 _GONE = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
 _UNDECODABLE = re.compile(r'Invalid (PNG|JPEG|GIF|BMP)|Unknown image file format|Input is empty')

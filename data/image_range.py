@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from common.errors import UserError
 from data.images import RANGES, ROUNDING
-from settings import UserError
 
 LOOKED_AT = 256  # images
 

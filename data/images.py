@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from settings import LINE_BEGINS, LINE_ENDS, UserError
+from common.errors import LINE_BEGINS, LINE_ENDS, UserError
 
 # Range of floating-point images, a value of --image_range → what is black, what is white.
 RANGES = {'0..1': (0.0, 1.0), '-1..1': (-1.0, 1.0), '0..255': (0.0, 255.0)}

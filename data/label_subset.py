@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from common.errors import UserError, shown
 from data.config import DataConfig
 from data.labels import label_arrays, read_labels
 from data.sources.source import HELD_BYTES, NO_LABEL, Source, no_share
 from data.worker import Worker
-from settings import UserError, shown
 
 # Encoded examples of a subset up to this size stay in memory: finding them again would mean to
 # read the whole split in every epoch.

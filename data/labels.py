@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from common.errors import UserError, shown
 from data.sources.source import BYTES_LOOKED_AT, NO_LABEL, Source
 from data.worker import Worker
-from settings import UserError, shown
 
 _READ_AT_ONCE = 1024
 _LISTED = 8  # names of classes in a message

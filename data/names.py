@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from settings import UserError, shown
+from common.errors import UserError, shown
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

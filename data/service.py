@@ -23,8 +23,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from connections import ask, split_address
-from settings import UserError
+from common.connections import ask, split_address
+from common.errors import UserError
 
 LOOPBACK, EVERYWHERE = '127.0.0.1', '0.0.0.0'
 _OWN_FILES = pathlib.Path('/proc/self/fd')

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from common.errors import UserError
 from hub_export import check
 from hub_export.module import Decode, build_module, plain_copy
 from hub_export.record import ModuleRecord, has_record, write_record
-from settings import UserError
 from tf2.files import names_in, plain_path, remove_if_there
 from tf2.models.encoder import SimCLRModel
 

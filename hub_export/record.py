@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2 import records
 from tf2.config import ModelConfig
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from settings import choose_keras_2
+from common.legacy_keras import choose_keras_2
 
 choose_keras_2()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -23,7 +23,7 @@ tf.config.set_logical_device_configuration(
     _cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(REPLICAS)]
 )
 
-import capacity
+from app import capacity
 from tf2 import precision
 
 precision.CPU_INFO = pathlib.Path('no such file')

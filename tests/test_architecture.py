@@ -8,128 +8,58 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROOMS = ('data', 'tf2', 'hub_export', 'report', 'benchmarks')
+ROOMS = ('common', 'app', 'data', 'tf2', 'hub_export', 'benchmarks')
 
 # A module may import from these parts of the project; the longest matching prefix decides.
 ALLOWED = {
-    'stages': (),
-    'settings': ('stages',),
-    'interruption': (),
-    'lock': ('settings',),
-    'output': (),
-    'scratch': ('settings',),
-    'data': ('settings', 'connections', 'data'),
-    'tf2': ('settings', 'interruption', 'tf2'),
-    'tf2.config': (
-        'settings',
-        'stages',
+    'run': ('app', 'common'),
+    'app': ('app', 'hub_export', 'data', 'tf2', 'common'),
+    'app.config': (
+        'app.config',
+        'app.run_folder',
+        'data.config',
+        'tf2.config',
+        'tf2.files',
+        'common',
     ),
-    'tf2.records': ('settings', 'tf2.config'),
+    'app.run_folder': ('app.config.schema', 'tf2.records', 'tf2.files', 'common'),
+    'app.presets': (),
+    'app.lock': ('common',),
+    'app.output': (),
+    'app.scratch': ('common',),
+    'app.capacity': (
+        'app.config',
+        'app.run_folder',
+        'tf2.config',
+        'tf2.memory_estimate',
+        'tf2.device_memory',
+        'common',
+    ),
+    'app.preflight': ('app.config', 'app.run_folder', 'data.names', 'tf2.config', 'common'),
+    'common': ('common',),
+    'data': ('data', 'common'),
+    'hub_export': ('hub_export', 'tf2.models', 'tf2.config', 'tf2.files', 'tf2.records', 'common'),
+    'tf2': ('tf2', 'common'),
+    'tf2.config': ('common',),
+    'tf2.records': ('tf2.config', 'common'),
     'tf2.out_of_memory': ('tf2.config',),
-    'tf2.files': ('settings', 'tf2.out_of_memory'),
-    'tf2.distribution': ('settings', 'connections', 'tf2.config', 'tf2.files', 'tf2.out_of_memory'),
+    'tf2.files': ('tf2.out_of_memory', 'common'),
+    'tf2.distribution': ('tf2.config', 'tf2.files', 'tf2.out_of_memory', 'common'),
+    'tf2.device_memory': (),
+    'tf2.memory_estimate': ('tf2.config',),
     'tf2.models': ('tf2.models', 'tf2.config'),
     'tf2.weights': (
-        'settings',
         'tf2.weights',
         'tf2.models',
         'tf2.config',
         'tf2.files',
         'tf2.records',
+        'common',
     ),
-    'tf2.methods': (
-        'settings',
-        'tf2.methods',
-        'tf2.models',
-        'tf2.distribution',
-        'tf2.config',
-    ),
-    'tf2.optimizers': ('settings', 'tf2.optimizers', 'tf2.config'),
-    'tf2.evaluators': ('settings', 'tf2.evaluators', 'tf2.files', 'tf2.records'),
-    'hub_export': (
-        'settings',
-        'hub_export',
-        'tf2.models',
-        'tf2.config',
-        'tf2.files',
-        'tf2.records',
-    ),
-    'connections': ('settings',),
-    'presets': (),
-    'benchmarks': ('settings', 'run', 'hub_export', 'data', 'tf2', 'benchmarks'),
-    'configuration': (
-        'settings',
-        'stages',
-        'data.config',
-        'tf2.config',
-        'tf2.files',
-        'tf2.records',
-    ),
-    'capacity': (
-        'settings',
-        'configuration',
-        'tf2.config',
-        'tf2.memory_estimate',
-        'tf2.device_memory',
-    ),
-    'tf2.memory_estimate': ('tf2.config',),
-    'tf2.device_memory': (),
-    'places': ('settings', 'configuration', 'data.names', 'tf2.config'),
-    'pipeline': (
-        'settings',
-        'stages',
-        'interruption',
-        'lock',
-        'configuration',
-        'data_checks',
-        'experiment',
-        'presets',
-        'report',
-        'resuming',
-        'train',
-        'tf2',
-    ),
-    'data_checks': ('settings', 'configuration', 'data', 'tf2'),
-    'resuming': ('settings', 'configuration', 'tf2'),
-    'experiment': (
-        'settings',
-        'stages',
-        'capacity',
-        'connections',
-        'configuration',
-        'data_checks',
-        'resuming',
-        'data',
-        'tf2',
-    ),
-    'evaluate': ('settings', 'lock', 'configuration', 'experiment', 'data', 'tf2'),
-    'train': (
-        'settings',
-        'interruption',
-        'lock',
-        'configuration',
-        'experiment',
-        'evaluate',
-        'resuming',
-        'data',
-        'tf2',
-        'hub_export',
-    ),
-    'report': ('settings', 'stages', 'configuration', 'evaluate', 'train', 'data', 'tf2', 'report'),
-    'run': (
-        'settings',
-        'interruption',
-        'output',
-        'scratch',
-        'configuration',
-        'presets',
-        'places',
-        'capacity',
-        'experiment',
-        'train',
-        'evaluate',
-        'pipeline',
-    ),
+    'tf2.methods': ('tf2.methods', 'tf2.models', 'tf2.distribution', 'tf2.config', 'common'),
+    'tf2.optimizers': ('tf2.optimizers', 'tf2.config', 'common'),
+    'tf2.evaluators': ('tf2.evaluators', 'tf2.files', 'tf2.records', 'common'),
+    'benchmarks': ('benchmarks', 'run', 'app', 'hub_export', 'data', 'tf2', 'common'),
 }
 
 
@@ -181,32 +111,15 @@ def test_flags_are_known_to_the_command_line_alone(file: pathlib.Path) -> None:
 def test_usage_errors_need_no_tensorflow() -> None:
     """What is imported before flags are checked is light, so that `--help` shows at once."""
     light = [
-        pathlib.Path(f'{name}.py')
-        for name in (
-            'run',
-            'interruption',
-            'output',
-            'scratch',
-            'configuration',
-            'places',
-            'capacity',
-            'connections',
-            'presets',
-            'settings',
-        )
+        'run',
+        *(f'app/{name}' for name in ('output', 'scratch', 'preflight', 'capacity', 'presets')),
+        'app/run_folder',
+        *(f'app/config/{name}' for name in ('schema', 'resolution', 'compatibility')),
+        *(str(file.with_suffix('')) for file in modules() if file.parts[0] == 'common'),
+        *(f'data/{name}' for name in ('config', 'names')),
+        *(f'tf2/{name}' for name in ('config', 'records', 'memory_estimate', 'device_memory')),
     ]
-    rooms = [
-        pathlib.Path(f'{name}.py')
-        for name in (
-            'data/config',
-            'data/names',
-            'tf2/config',
-            'tf2/records',
-            'tf2/memory_estimate',
-            'tf2/device_memory',
-        )
-    ]
-    for file in [*light, *rooms]:
+    for file in (pathlib.Path(f'{name}.py') for name in light):
         tree = ast.parse((ROOT / file).read_text())
         top = {
             alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import configuration
-from data import pipeline
+from app.config.resolution import resolve
+from app.config.schema import all_options, to_values
+from app.presets import PRESETS
 from data.augmentations import AUGMENTATIONS
+from data.batches import sample_views
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
 from data.recipes import RECIPES
 from data.sources import SOURCES, Source, open_source
-from presets import PRESETS
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig
 from tf2.evaluators import EVALUATORS
 from tf2.evaluators.base import Inputs
@@ -74,7 +75,7 @@ def source() -> Source:
 @pytest.mark.smoke
 @pytest.mark.parametrize('name', RECIPES)
 def test_every_recipe_makes_its_views_of_one_size(name: str, source: Source) -> None:
-    views = pipeline.sample_views(
+    views = sample_views(
         source, DataConfig(image_size=24), split='test', recipe=name, count=3, seed=0
     )
     assert len(views) == len(RECIPES[name])
@@ -221,10 +222,10 @@ def test_no_evaluator_applies_where_there_is_nothing_to_measure(name: str) -> No
 def test_every_preset_resolves_and_says_where_it_is_from(name: str) -> None:
     preset = PRESETS[name]
     assert preset.summary.endswith('.')
-    known = {field.name for _, _, field in configuration.all_options()}
+    known = {field.name for _, _, field in all_options()}
     assert preset.flags.keys() <= known - {'preset', 'mode', 'model_dir', 'data_dir'}
     assert 'dataset' in preset.flags
     needed = {'teacher': 'made up'} if preset.flags.get('train_mode') == 'distill' else {}
-    values = configuration.to_values(configuration.resolve({'preset': name, **needed}, PRESETS))
+    values = to_values(resolve({'preset': name, **needed}, PRESETS))
     assert all(stage in PRESETS for stage in preset.stages)
     assert {key: values[key] for key in preset.flags} == dict(preset.flags)

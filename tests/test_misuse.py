@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-import configuration
 import run
-import train
-from settings import option_type
+from app import train
+from app.config.schema import OPTIONS, all_options
+from common.settings import option_type
 from tests.support import GOLDEN, mirrored
 from tf2 import distribution
 
@@ -104,7 +104,7 @@ def within(section: type, field: Any, value: str) -> bool:
 
 CASES = [
     (field.name, value, within(section, field, value))
-    for _, section, field in configuration.all_options()
+    for _, section, field in all_options()
     for value in dict.fromkeys(extremes(section, field))
 ]
 
@@ -143,7 +143,7 @@ def attempt(flags: Mapping[str, str]) -> str | None:
 
 def base_of(name: str) -> dict[str, str]:
     """Flags of a run that reads flag `name`."""
-    metadata = configuration.OPTIONS[name]
+    metadata = OPTIONS[name]
     flags = dict(STAGES[metadata['stages'][0]])
     for other in metadata['requires']:
         flags.update(WITH[other])
@@ -151,7 +151,7 @@ def base_of(name: str) -> dict[str, str]:
     return {key: value for key, value in flags.items() if value}
 
 
-@pytest.mark.parametrize('name', configuration.OPTIONS)
+@pytest.mark.parametrize('name', OPTIONS)
 def test_every_flag_at_its_extremes(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

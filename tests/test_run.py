@@ -19,17 +19,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import configuration
-import evaluate
-import experiment
-import lock
 import run
-import train
+from app import evaluate, experiment, lock, train
+from app.config.resolution import from_values, resolve
+from app.presets import PRESETS
+from app.run_folder import write_flags
+from common.errors import UserError
+from common.interruption import Interrupted
+from common.stages import STAGES
 from hub_export import publish
-from interruption import Interrupted
-from presets import PRESETS
-from settings import UserError
-from stages import STAGES
 from tests.support import mirrored, no_checker
 from tf2 import distribution, precision
 from tf2.config import ModelConfig
@@ -213,10 +211,10 @@ def test_a_model_dir_that_cannot_be_written_is_refused(
 def test_a_model_dir_of_another_architecture_is_refused(
     refused: Callable, folder: pathlib.Path
 ) -> None:
-    config = configuration.resolve({'resnet_depth': 34}, PRESETS)
+    config = resolve({'resnet_depth': 34}, PRESETS)
     manager = tf.train.CheckpointManager(tf.train.Checkpoint(), str(folder / 'm'), 1, None, 'ckpt')
     manager.save(checkpoint_number=1)
-    configuration.write_flags(str(folder / 'm'), config, {'num_classes': 10})
+    write_flags(str(folder / 'm'), config, {'num_classes': 10})
     message = refused()
     assert 'checkpoints of resnet_depth 34; this run asks for resnet_depth 18' in message
 
@@ -239,7 +237,7 @@ def test_an_interruption_says_how_to_go_on(
 
 def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('HOME', str(folder))
-    config = configuration.resolve({'model_dir': '~/run'}, PRESETS)
+    config = resolve({'model_dir': '~/run'}, PRESETS)
     assert experiment.prepare(config, {}).config.train.model_dir == str(folder / 'run')
 
 
@@ -251,14 +249,14 @@ def test_the_precision_that_auto_chose_is_recorded_and_kept(
     def precision_of(hardware: str, **given: str) -> str:
         (folder / 'cpuinfo').write_text(f'flags : {hardware}\n')
         monkeypatch.setattr(precision, 'CPU_INFO', folder / 'cpuinfo')
-        config = configuration.resolve({'model_dir': 'run', **given}, PRESETS)
+        config = resolve({'model_dir': 'run', **given}, PRESETS)
         return experiment.prepare(config, given).config.train.mixed_precision
 
     assert precision_of('avx512_bf16') == 'bfloat16'
     assert precision_of('avx512f') == 'float32'
     (folder / 'run').mkdir()
-    config = configuration.resolve({'mixed_precision': 'bfloat16'}, PRESETS)
-    configuration.write_flags('run', config, {'num_classes': 10})
+    config = resolve({'mixed_precision': 'bfloat16'}, PRESETS)
+    write_flags('run', config, {'num_classes': 10})
     assert precision_of('avx512f') == 'float32'  # nothing was trained yet
     (folder / 'run' / 'ckpt-1.index').touch()
     assert precision_of('avx512f') == 'bfloat16'
@@ -267,7 +265,7 @@ def test_the_precision_that_auto_chose_is_recorded_and_kept(
 
 def test_a_tpu_has_no_loss_scaling(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, 'is_tpu', lambda strategy: True)
-    config = configuration.resolve({'mixed_precision': 'float16', 'model_dir': 'run'}, PRESETS)
+    config = resolve({'mixed_precision': 'float16', 'model_dir': 'run'}, PRESETS)
     with pytest.raises(UserError, match='found a TPU'):
         experiment.prepare(config, {})
 
@@ -359,7 +357,7 @@ def test_a_disk_that_is_full_from_the_start_costs_one_line(
     def full(*_: object) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, 'No space left on device')
 
-    monkeypatch.setattr(configuration, 'write_flags', full)
+    monkeypatch.setattr(train, 'write_flags', full)
     assert run.main(['run.py', *BUNDLED, f'--model_dir={tmp_path}']) == 2
     shown = capsys.readouterr().err
     assert 'Make room' in shown and shown.count('\n') == 1
@@ -924,7 +922,7 @@ def test_a_classifier_stays_only_where_it_fits_and_knows_no_more(
     values = {'train_mode': mode, 'checkpoint': 'start', 'teacher': teacher}
     prepared = types.SimpleNamespace(
         stage=STAGES[mode],
-        config=configuration.from_values({**values, 'ft_proj_selector': wanted}),
+        config=from_values({**values, 'ft_proj_selector': wanted}),
         weights=types.SimpleNamespace(selector=found),
         teacher=teacher,
         subset='some' if few else None,

@@ -11,14 +11,16 @@ import pytest
 import tensorflow as tf
 import tensorflow_hub as hub
 
-import configuration
-import evaluate
 import run
+from app import evaluate
+from app.config.resolution import for_evaluation, from_values
+from app.config.schema import Config
+from app.report import predictions, runs
+from app.run_folder import write_flags
+from common.errors import UserError
 from data import sources
 from data.config import DataConfig
 from hub_export import publish
-from report import inference, runs
-from settings import UserError
 from tests.support import no_checker
 from tests.tf2.test_teacher import Plain, exported, opened, run_folder, saved, student_of
 from tf2.config import TrainConfig
@@ -34,7 +36,7 @@ def test_a_path_is_no_name_for_an_evaluation(name: str) -> None:
     with pytest.raises(UserError, match='--eval_name must be a name of letters'):
         TrainConfig(eval_name=name)
     with pytest.raises(UserError, match='--eval_name must be a name of letters'):
-        configuration.for_evaluation({'eval_name': name}, {'mode': 'eval'})
+        for_evaluation({'eval_name': name}, {'mode': 'eval'})
     TrainConfig(eval_name='a-b_c.1')
 
 
@@ -94,7 +96,7 @@ def test_what_is_ours_is_read_as_data(
     assert code == [] and 'as code' not in capsys.readouterr().out
     if write is exported:
         stage = runs.Stage('a', 'A', str(tmp_path), '')
-        module = inference.load_module(runs.Run(stage, {}, configuration.Config(), {}, None))
+        module = predictions.load_module(runs.Run(stage, {}, Config(), {}, None))
         assert module(tf.zeros([1, 8, 8, 3]))['logits_sup'].shape == [1, 5]
 
 
@@ -114,8 +116,8 @@ def test_a_name_that_stands_for_code_is_not_here(name: str) -> None:
 def recorded_run(folder: pathlib.Path, **settings: object) -> str:
     """A folder from elsewhere, whose record says what its maker likes."""
     folder.mkdir()
-    config = configuration.from_values({'image_size': 8, 'resnet_depth': 18, **settings})
-    configuration.write_flags(str(folder), config, {'num_classes': 10, 'train_examples': 64})
+    config = from_values({'image_size': 8, 'resnet_depth': 18, **settings})
+    write_flags(str(folder), config, {'num_classes': 10, 'train_examples': 64})
     return str(folder)
 
 

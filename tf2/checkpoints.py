@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2 import distribution
 from tf2.files import (
     CHECKPOINT,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from settings import UserError, check_options, option
-from stages import FIRST, STAGES, Stage
+from common.errors import UserError
+from common.settings import check_options, option
+from common.stages import FIRST, STAGES, Stage
 
 # Depth of a ResNet -> blocks in each of its groups.
 BLOCKS_PER_GROUP = {

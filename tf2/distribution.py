@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-import connections
-from settings import UserError
+from common import connections
+from common.errors import UserError
 from tf2.config import TrainConfig
 from tf2.files import checkpoints_in
 from tf2.out_of_memory import advice_for, is_out_of_memory

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.out_of_memory import is_out_of_memory
 
 CHECKPOINT = 'ckpt'  # 'ckpt-N' after N updates

@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from settings import UserError, check_option, option_type
+from common.errors import UserError
+from common.settings import check_option, option_type
 from tf2.config import ModelConfig
 
 _WORDS = {

@@ -9,12 +9,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.config import ModelConfig
 from tf2.files import plain_path
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.weights import Weights, open_weights
-from tf2.weights.files import URL_SCHEMES, fetched
+from tf2.weights.checkpoint_file import URL_SCHEMES, fetched
 from tf2.weights.record import MODULE_RECORD
 
 LOGITS = 'logits_sup'

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from interruption import Interrupted, Stop
-from settings import UserError
+from common.errors import UserError
+from common.interruption import Interrupted, Stop
 from tf2 import distribution
 from tf2.checkpoints import Checkpoints
 from tf2.config import TrainConfig

@@ -25,7 +25,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from benchmarks.speed.spread import spread
-from settings import choose_keras_2
+from common.legacy_keras import choose_keras_2
 from tf2.files import write_text
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results.md'

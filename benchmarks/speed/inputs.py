@@ -31,8 +31,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.speed.spread import spread
+from data.batches import train_batches
 from data.config import DataConfig
-from data.pipeline import train_batches
 from data.sources.source import NO_LABEL, Source
 
 LARGE, SMALL = (375, 500), (28, 28)  # height and width of the images

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from settings import choose_keras_2
+from common.legacy_keras import choose_keras_2
 
 choose_keras_2()
 

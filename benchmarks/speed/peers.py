@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.speed import steps
 from benchmarks.speed.spread import spread
-from settings import UserError
+from common.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
 PRECISIONS = ('float32', 'bfloat16')

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.speed.case import add_case
 from benchmarks.speed.spread import spread
-from settings import choose_keras_2
+from common.legacy_keras import choose_keras_2
 
 ROOT = pathlib.Path(__file__).parents[2]
 PARTS = {

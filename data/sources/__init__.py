@@ -6,13 +6,13 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+from common.errors import UserError
 from data.config import DataConfig
 from data.names import check_place, find_builder
 from data.sources.bundled import open_bundled
 from data.sources.image_folder import open_image_folder
 from data.sources.source import NO_LABEL, Source
 from data.sources.tfds import open_tfds
-from settings import UserError
 
 __all__ = ['DEFAULT_SOURCE', 'NO_LABEL', 'SOURCES', 'Source', 'open_source']
 

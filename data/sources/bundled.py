@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pathlib
 
+from common.errors import UserError
 from data.config import DataConfig
 from data.names import one_line, unreadable
 from data.sources.source import Source
 from data.sources.tfds import source_of_builder
-from settings import UserError
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'bundled' / 'fashion_mnist_small' / '1.0.0'
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from common.errors import UserError
 from data.sources.source import NO_LABEL
-from settings import UserError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

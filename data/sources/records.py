@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from settings import UserError, shown
+from common.errors import UserError, shown
 
 _HEADER, _FOOTER = 12, 4  # bytes before and after the data of a record
 _POLYNOMIAL = 0x82F63B78  # of CRC-32C, reflected

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from settings import UserError, shown
+from common.errors import UserError, shown
 
 
 def check_split(dataset: str, split: str, available: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from common.errors import UserError
 from data.config import DataConfig
 from data.image_range import check_integers, find_range
 from data.names import check_reachable, find_builder, one_line
@@ -28,7 +29,6 @@ from data.sources.records import (
 from data.sources.source import BYTES_LOOKED_AT, NO_LABEL, Source
 from data.sources.splits import check_split, parts_of, split_names
 from data.worker import Worker
-from settings import UserError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

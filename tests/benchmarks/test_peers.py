@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from benchmarks.speed import peers, steps
-from settings import UserError
+from common.errors import UserError
 from tf2.models import resnet
 
 # Answers as lightly_step.py does. The first two steps, which are to be left out, take long.

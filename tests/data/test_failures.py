@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.errors import UserError
+from data.batches import decode_for_evaluation, eval_batches, sample_views, train_batches
 from data.config import DataConfig
 from data.failures import explain, told
-from data.pipeline import decode_for_evaluation, eval_batches, sample_views, train_batches
 from data.sources import open_source
-from settings import UserError
 
 SIDE = 10_000
 

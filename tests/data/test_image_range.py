@@ -7,12 +7,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from common.errors import UserError
+from data.batches import eval_batches
 from data.config import DataConfig
 from data.failures import told
 from data.image_range import LOOKED_AT, find_range
-from data.pipeline import eval_batches
 from data.sources import open_source
-from settings import UserError
 
 
 def images_in(least: float, most: float, count: int = 4) -> np.ndarray:

@@ -6,8 +6,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from data.images import resize, to_rgb, to_unit_range
-from settings import UserError
 
 
 def test_grey_is_repeated_and_alpha_dropped():

@@ -10,7 +10,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import pipeline
+from common.errors import UserError
+from data.batches import train_batches
 from data.config import DataConfig
 from data.label_subset import (
     choose_labels,
@@ -20,7 +21,6 @@ from data.label_subset import (
     wants_subset,
 )
 from data.sources.source import Source
-from settings import UserError
 
 
 def source_of(labels: list[int], classes: int) -> Source:
@@ -76,9 +76,7 @@ def test_training_sees_the_chosen_examples_only() -> None:
     limited = restrict(SOURCE, 'train', subset)
     assert limited.num_examples('train') == 6
     assert limited.num_examples('test') == 90
-    batches = pipeline.train_batches(
-        limited, config, split='train', recipe='finetune', batch_size=6, seed=0
-    )
+    batches = train_batches(limited, config, split='train', recipe='finetune', batch_size=6, seed=0)
     for batch in batches.take(3):
         seen = np.rint(batch['views'][0][:, 0, 0, 0].numpy() * 255)
         assert sorted(seen.tolist()) == subset.indices.tolist()

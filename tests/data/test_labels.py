@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.errors import UserError
 from data import labels as labels_module
 from data.labels import count_labels, in_order, read_labels, relabelled
 from data.sources.source import Source
 from data.worker import Worker
-from settings import UserError
 
 NAMES = ('cat', 'dog', 'owl')
 

@@ -11,14 +11,14 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data import pipeline
+from common.errors import UserError
+from data.batches import eval_batches, train_batches
 from data.config import DataConfig
 from data.failures import explain
 from data.labels import read_labels
 from data.sources import Source, bundled, open_source, records
 from data.sources import tfds as tfds_module
 from data.worker import Worker
-from settings import UserError
 
 COUNT = 200
 CONFIG = DataConfig(image_size=8)
@@ -144,7 +144,7 @@ def test_several_corrupt_records_and_workers_and_going_on(copy, capsys):
     assert [number for _, number in sorted(shares)] == left
 
     def batches(start: int) -> list[list[int]]:
-        made = pipeline.train_batches(
+        made = train_batches(
             source,
             CONFIG,
             split='train',
@@ -156,7 +156,7 @@ def test_several_corrupt_records_and_workers_and_going_on(copy, capsys):
         return [batch['views'][0].tolist() for batch in made.take(6 - start).as_numpy_iterator()]
 
     assert batches(3) == batches(0)[3:]
-    assert len(list(pipeline.eval_batches(source, CONFIG, split='train', batch_size=49))) == 4
+    assert len(list(eval_batches(source, CONFIG, split='train', batch_size=49))) == 4
 
 
 def cut(file: pathlib.Path) -> None:

@@ -21,14 +21,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from connections import answering, split_address
+from common.connections import answering, split_address
+from common.errors import UserError
 from data import service
+from data.batches import train_batches
 from data.config import DataConfig
 from data.label_subset import LabelSubset, restrict
-from data.pipeline import train_batches
 from data.sources import Source
 from data.worker import Worker
-from settings import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 LONGEST = 60  # seconds any wait here may take; then the test fails

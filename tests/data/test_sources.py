@@ -11,15 +11,15 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from common.errors import UserError
+from data.batches import eval_batches, train_batches
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
 from data.labels import read_labels
-from data.pipeline import eval_batches, train_batches
 from data.sources import SOURCES, open_source
 from data.sources import bundled as bundled_module
 from data.sources import tfds as tfds_module
 from data.sources.features import find_image
-from settings import UserError
 
 
 def pixels(*shape: int, dtype=np.uint8, seed: int = 0) -> np.ndarray:

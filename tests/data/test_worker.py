@@ -13,14 +13,14 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import pipeline
+from common.errors import UserError
+from data import batches as input_batches
+from data.batches import _training_examples, eval_batches, train_batches
 from data.config import DataConfig
 from data.label_subset import choose_labels, hide_other_labels, restrict
-from data.pipeline import eval_batches, train_batches
 from data.randomness import epoch_key
 from data.sources import Source, open_source
 from data.worker import Worker
-from settings import UserError
 
 CONFIG = DataConfig(image_size=1)
 
@@ -53,7 +53,7 @@ def number_source(count: int, *, files: bool = False) -> Source:
 
 def stream(source, batch_size, steps, *, worker=Worker(), start=0, seed=1) -> list[tuple]:
     """(epoch key, position, label) of the worker's rows of `steps` batches."""
-    dataset = pipeline._training_examples(
+    dataset = _training_examples(
         source, CONFIG, 'train', batch_size, seed=seed, start=start, worker=worker
     )
     own = dataset.map(lambda key, index, example: (key, index, example['label']))
@@ -131,7 +131,7 @@ def test_batches_of_all_workers_are_those_of_a_single_process(
     memory_source, monkeypatch, recipe, cache
 ):
     # Images augmented at once: as many in a worker as in a single process.
-    monkeypatch.setattr(pipeline, '_GROUP_SMALL_IMAGES', 3)
+    monkeypatch.setattr(input_batches, '_GROUP_SMALL_IMAGES', 3)
     source = memory_source(10)
     config = DataConfig(image_size=21, cache_dataset=cache)
     arguments = {'config': config, 'recipe': recipe, 'batch_size': 6}

@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_hub as hub
 
+from common.errors import UserError
 from hub_export import ModuleRecord, read_record
 from hub_export.module import plain_copy
-from settings import UserError
 from tests.hub_export.conftest import (
     CLASSES,
     CONFIG,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.errors import UserError
 from hub_export import ExportError, ModuleRecord, check, export_module, publish
 from hub_export.record import write_record
-from settings import UserError
 from tests.hub_export.conftest import (
     CLASSES,
     CONFIG,

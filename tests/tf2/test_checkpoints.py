@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.checkpoints import Checkpoints, DamagedError, load_model, recorded_in
 from tf2.files import step_of
 

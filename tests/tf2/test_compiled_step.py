@@ -18,10 +18,10 @@ import tensorflow as tf
 from tests.support import mirrored, relative_error, run_on_replicas
 from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from tf2.evaluators import EVALUATORS
+from tf2.evaluators.agreement import TeacherAgreement
 from tf2.evaluators.base import Inputs
 from tf2.evaluators.classification import Classification
 from tf2.evaluators.knn import NearestNeighbors
-from tf2.evaluators.teacher import TeacherAgreement
 from tf2.methods import METHODS, build
 from tf2.methods.nt_xent import nt_xent
 from tf2.models import resnet

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tests.support import mirrored, run_on_replicas
 from tf2 import distribution
 from tf2.config import TrainConfig

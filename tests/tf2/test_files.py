@@ -7,7 +7,7 @@ import pathlib
 import pytest
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.files import checkpoints_in, clear_leftovers, write_text, writing
 
 

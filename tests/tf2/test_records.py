@@ -9,31 +9,32 @@ from typing import Any
 
 import pytest
 
-import configuration
 import hub_export
-from settings import UserError
+from app.config.schema import OPTIONS
+from app.run_folder import FLAGS, read_flags, read_pipeline
+from common.errors import UserError
 from tests.support import GOLDEN
 from tf2 import records
 from tf2.evaluators.results import read_results
-from tf2.weights.files import locate
+from tf2.weights.checkpoint_file import locate
 from tf2.weights.record import read_record
 
 OLDER = GOLDEN / 'older_run'
-FLAGS = json.loads((OLDER / 'flags.json').read_text())
+RECORDED = json.loads((OLDER / 'flags.json').read_text())
 RESULT = json.loads((OLDER / 'result.json').read_text())
 MODULE = json.loads((OLDER / 'module/assets.extra/simclr.json').read_text())
-STAGE = {name: value for name, value in FLAGS.items() if name in configuration.OPTIONS}
+STAGE = {name: value for name, value in RECORDED.items() if name in OPTIONS}
 # File -> what it holds, what has to be there, and who reads it from the folder.
 FILES: dict[str, tuple[dict, records.Value, list[Callable[[str], Any]]]] = {
     'flags.json': (
+        RECORDED,
         FLAGS,
-        configuration.FLAGS,
-        [lambda folder: configuration.read_flags(folder, need=('train_examples',))],
+        [lambda folder: read_flags(folder, need=('train_examples',))],
     ),
     'pipeline.json': (
         {'pretrain': STAGE, 'student': STAGE},
-        records.Value(dict, items=configuration.FLAGS),
-        [configuration.read_pipeline],
+        records.Value(dict, items=FLAGS),
+        [read_pipeline],
     ),
     'result.json': (RESULT, records.RESULT, [lambda folder: read_results(f'{folder}/result.json')]),
     'assets.extra/simclr.json': (

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import configuration
 import hub_export
-from settings import UserError
+from app.config.resolution import from_values
+from app.run_folder import write_flags
+from common.errors import UserError
 from tests.support import mirrored, run_on_replicas
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
@@ -33,7 +34,7 @@ def student_of(selector: int = 1, classes: int | None = CLASSES) -> SimCLRModel:
 
 def run_folder(folder: pathlib.Path, model: SimCLRModel) -> str:
     """A model_dir as a fine-tuning run leaves it."""
-    config = configuration.from_values(
+    config = from_values(
         {
             'train_mode': 'finetune',
             'image_size': 8,
@@ -43,7 +44,7 @@ def run_folder(folder: pathlib.Path, model: SimCLRModel) -> str:
         }
     )
     folder.mkdir()
-    configuration.write_flags(str(folder), config, {'num_classes': model.num_classes})
+    write_flags(str(folder), config, {'num_classes': model.num_classes})
     checkpoint = tf.train.Checkpoint(model=model)
     tf.train.CheckpointManager(checkpoint, str(folder), 1, None, 'ckpt').save(7)
     return str(folder)

@@ -15,11 +15,11 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
+from common.interruption import Interrupted, Stop
+from data.batches import train_batches
 from data.config import DataConfig
-from data.pipeline import train_batches
 from data.sources import open_source
-from interruption import Interrupted, Stop
-from settings import UserError
 from tests.support import mirrored
 from tf2 import distribution, schedules
 from tf2 import trainer as trainer_module

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from tf2.evaluators.agreement import TeacherAgreement
 from tf2.evaluators.base import Evaluator, Inputs
 from tf2.evaluators.classification import Classification
 from tf2.evaluators.knn import NearestNeighbors
-from tf2.evaluators.teacher import TeacherAgreement
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     'classification': Classification,

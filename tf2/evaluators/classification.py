@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.evaluators.base import Batch, Inputs, Result, labelled
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.evaluators.base import Batch, Inputs, Result, labelled
 
 # Wu et al. 2018, arXiv:1805.01978, section 3.4.

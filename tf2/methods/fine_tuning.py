@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.config import ObjectiveConfig
 from tf2.methods.base import Batch, Method, Nest, Terms, labelled_cross_entropy
 from tf2.models.encoder import SimCLRModel, freeze

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.config import OptimizerConfig
 from tf2.optimizers.lamb import build_lamb
 from tf2.optimizers.lars import Lars

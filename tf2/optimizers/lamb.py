@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.optimizers.decay import variable_key
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from settings import UserError
+from common.errors import UserError
 from tf2.config import RESNET_DEPTHS
 from tf2.weights.layout import (
     CLASSIFIER,

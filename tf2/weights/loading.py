@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.models.encoder import SimCLRModel
 from tf2.models.published_names import tf2_names
-from tf2.weights.files import CheckpointFile
+from tf2.weights.checkpoint_file import CheckpointFile
 from tf2.weights.formats import Contents
 from tf2.weights.layout import CLASSIFIER, ENCODER, HEAD
-from tf2.weights.report import NOT_WEIGHTS, Reasons, Report
+from tf2.weights.load_report import NOT_WEIGHTS, Reasons, Report
 
 Variables = Mapping[str, tf.Variable]
 

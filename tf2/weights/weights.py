@@ -8,15 +8,25 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from settings import UserError
+from common.errors import UserError
 from tf2.config import SMALL_IMAGE, ModelConfig
 from tf2.models.encoder import SimCLRModel
-from tf2.weights import inference
-from tf2.weights.files import CheckpointFile, locate
+from tf2.weights.checkpoint_file import CheckpointFile, locate
 from tf2.weights.formats import OURS, Contents, contents_of
+from tf2.weights.load_report import Report
 from tf2.weights.loading import Loading
 from tf2.weights.record import FIELDS, RECORD_KEY, Record, read_record
-from tf2.weights.report import Report
+from tf2.weights.shape_inference import (
+    class_count,
+    head_is_whole,
+    head_layer_count,
+    infer,
+    is_for_small_images,
+    same_width,
+    se_widths,
+    sk_widths,
+    widths,
+)
 
 MODULE = 'module exported by this program'
 HEAD_FIELDS = ('proj_head_mode', 'num_proj_layers', 'proj_out_dim')
@@ -104,12 +114,12 @@ def open_weights(path: str) -> Weights:
     prefix = locate(path)
     file = CheckpointFile(prefix)
     contents = contents_of(path, file.shapes, file.graph())
-    architecture = inference.infer(path, contents)
+    architecture = infer(path, contents)
     record = read_record(prefix) if contents.format == OURS else None
     if record:
         _check_record(path, record, architecture)
         architecture = dict(record.architecture)
-    small = inference.is_for_small_images(contents)
+    small = is_for_small_images(contents)
     return Weights(
         format=MODULE if record and record.module else contents.format,
         path=path,
@@ -118,11 +128,11 @@ def open_weights(path: str) -> Weights:
         recorded=record is not None,
         small_images=small,
         image_size=(record and record.image_size) or (SMALL_IMAGE if small else 224),
-        num_classes=inference.class_count(contents),
-        head_layers=inference.head_layer_count(contents),
+        num_classes=class_count(contents),
+        head_layers=head_layer_count(contents),
         selector=record and record.selector,
         step=_step(file, record),
-        class_names=_class_names(file, record, inference.class_count(contents)),
+        class_names=_class_names(file, record, class_count(contents)),
         contents=contents,
     )
 
@@ -198,13 +208,13 @@ def contradictions(
 
 def _same(name: str, value: Any, architecture: Mapping[str, Any]) -> bool:
     found = architecture[name]
-    filters = inference.widths(architecture['width_multiplier'])
+    filters = widths(architecture['width_multiplier'])
     if name == 'width_multiplier':
-        return inference.same_width(value, found)
+        return same_width(value, found)
     if name == 'sk_ratio' and value and found:
-        return inference.sk_widths(filters, value) == inference.sk_widths(filters, found)
+        return sk_widths(filters, value) == sk_widths(filters, found)
     if name == 'se_ratio' and value and found:
-        return inference.se_widths(filters, value) == inference.se_widths(filters, found)
+        return se_widths(filters, value) == se_widths(filters, found)
     return value == found
 
 
@@ -258,7 +268,7 @@ def _stem(small: bool) -> str:
 def _check_selector(weights: Weights, selector: int) -> None:
     """The selected layer has to be in the file; where none was ever built, -1 is the encoder."""
     no_head = weights.recorded and weights.architecture['proj_head_mode'] == 'none'
-    whole = weights.head_layers > 0 and inference.head_is_whole(weights.contents)
+    whole = weights.head_layers > 0 and head_is_whole(weights.contents)
     if selector > weights.head_layers or (selector < 0 and not (whole or no_head)):
         layers = weights.head_layers
         raise UserError(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tests.support import mirrored
 from tf2 import evaluators
 from tf2.evaluators.classification import Classification, topk_correct

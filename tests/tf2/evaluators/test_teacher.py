@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from tests.support import mirrored
+from tf2.evaluators.agreement import TeacherAgreement
 from tf2.evaluators.base import Inputs
-from tf2.evaluators.teacher import TeacherAgreement
 
 
 def inputs(labels: list[int], mask: list[bool]) -> tuple[Inputs, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from settings import UserError
+from common.errors import UserError
 from tests.support import loss_of, mirrored, run_on_replicas
 from tf2.checkpoints import Checkpoints
 from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig

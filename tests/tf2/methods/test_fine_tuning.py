@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tests.support import loss_of, mirrored, run_on_replicas
 from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
 from tf2.methods.base import labelled_cross_entropy

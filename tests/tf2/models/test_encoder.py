@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tests.support import GOLDEN, assign_formula_weights, relative_error
 from tf2.config import ModelConfig
 from tf2.models.encoder import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from settings import UserError
+from common.errors import UserError
 from tf2.config import OptimizerConfig
 from tf2.optimizers import builder
 from tf2.schedules import WarmupCosine

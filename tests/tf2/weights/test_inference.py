@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from settings import UserError
+from common.errors import UserError
 from tests.tf2.weights import published
-from tf2.weights import inference
+from tf2.weights import shape_inference
 from tf2.weights.formats import contents_of
-from tf2.weights.inference import infer
+from tf2.weights.shape_inference import infer
 
 SPELLINGS = {
     'official TF1 checkpoint': published.tf1_keys,
@@ -30,8 +30,8 @@ def inferred(shapes: published.Shapes, form: str, keys: Keys) -> tuple[dict, boo
     assert contents.not_weights == ('global_step',)
     assert contents.keys == spelling
     assert contents.shapes == shapes
-    stem = inference.is_for_small_images(contents)
-    return infer('here', contents), stem, inference.class_count(contents)
+    stem = shape_inference.is_for_small_images(contents)
+    return infer('here', contents), stem, shape_inference.class_count(contents)
 
 
 def expected(depth: int, width: float = 1, sk: float = 0.0, se: float = 0.0) -> dict:

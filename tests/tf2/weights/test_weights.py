@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.errors import UserError
 from hub_export.module import build_module
 from hub_export.record import ModuleRecord, write_record
-from settings import UserError
 from tests.support import GOLDEN, assign_formula_weights, mirrored, relative_error
 from tests.tf2.weights import published
 from tf2.config import ModelConfig, ObjectiveConfig

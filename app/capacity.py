@@ -1,0 +1,193 @@
+"""Whether a run fits into the memory of its devices, told before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from app.config.schema import Config
+from common.errors import UserError
+from tf2.config import ModelConfig
+from tf2.device_memory import gpu_memory, has_accelerators, host_memory
+from tf2.memory_estimate import Network, Run
+
+# An estimate may be wrong, above all on what a compiler makes of a graph: what is a fifth too large
+# is refused. Weights, gradients and the optimizer's numbers are counted exactly.
+TOLERANCE = 1.2
+ADVISED = 0.8  # share of the memory that an advised value may take
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Where a run takes place, as far as memory is concerned.
+
+    Attributes:
+        kind: for the message: 'CPU' or 'GPU'.
+        memory: bytes of one of them.
+        replicas: of the whole run.
+        sharing: how many replicas share this memory.
+    """
+
+    kind: str
+    memory: int
+    replicas: int = 1
+    sharing: int = 1
+
+
+def check_on_host(config: Config) -> None:
+    """Checks what surely runs on this host's processor; needs no TensorFlow.
+
+    Raises:
+        UserError: if it cannot fit.
+    """
+    train = config.train
+    elsewhere = train.use_tpu or train.tpu_name or train.master
+    known = (
+        config.run.mode in ('train', 'train_then_eval', 'pipeline')
+        and not config.objective.checkpoint
+    )
+    if not known or elsewhere or train.strategy in ('tpu', 'multi_worker') or has_accelerators():
+        return
+    replicas = max(1, train.logical_devices)
+    check_fits(config, Devices('CPU', host_memory(), replicas, replicas))
+
+
+def devices_of(replicas: int, of_this_process: int, *, on_gpu: bool) -> Devices | None:
+    """The devices of a strategy; None where nobody tells their memory.
+
+    Args:
+        replicas: of the whole run.
+        of_this_process: those of them that this process computes.
+        on_gpu: whether they are GPUs, else they share the host.
+    """
+    if not on_gpu:
+        return Devices('CPU', host_memory(), replicas, of_this_process)
+    memory = gpu_memory()
+    return Devices('GPU', memory, replicas) if memory else None
+
+
+def check_fits(config: Config, devices: Devices, recorded: Mapping[str, Any] | None = None) -> None:
+    """Raises UserError if what `config` asks for is clearly beyond the memory of `devices`.
+
+    Args:
+        config: all settings; the architecture is that of the run.
+        devices: where it runs.
+        recorded: settings of the teacher's run, where there are any.
+    """
+
+    def parts(config: Config) -> dict[str, int]:
+        """Those of training or of evaluation, whatever is larger."""
+        run = _run_of(config, devices, recorded)
+        kinds = [run.training()] if run.train_batch_size else []
+        kinds += [run.evaluation()] if run.eval_batch_size else []
+        return max(kinds, key=_total)
+
+    run, found = _run_of(config, devices, recorded), parts(config)
+    if run.fixed() <= devices.memory and _total(found) <= TOLERANCE * devices.memory:
+        return
+    fits = ADVISED * devices.memory
+    advice = _advice(config, devices.replicas, lambda changed: _total(parts(changed)) <= fits)
+    listed = ', '.join(f'{what} {size_of(size)}' for what, size in _largest(found))
+    of_each = f' by {devices.sharing} replicas' if devices.sharing > 1 else ''
+    raise UserError(
+        f'This run must fit into memory, {size_of(devices.memory)} of this {devices.kind}; it '
+        f'needs about {size_of(_total(found))}{of_each}: {listed}. {advice}'
+    )
+
+
+def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None) -> Run:
+    train, mode = config.train, config.run.mode
+    # What is not known yet, classes and precision, is taken to be what needs less.
+    precision = 'bfloat16' if train.mixed_precision == 'auto' else train.mixed_precision
+    synchronized = config.model.global_bn and devices.replicas > 1
+    return Run(
+        Network(config.model, config.data.image_size, 0, precision, synchronized),
+        config.objective,
+        config.optimizer.optimizer,
+        0 if mode == 'eval' else train.train_batch_size,
+        0 if mode == 'train' else train.eval_batch_size,
+        devices.replicas,
+        devices.sharing,
+        _network_of(recorded) if recorded else None,
+    )
+
+
+def _network_of(recorded: Mapping[str, Any]) -> Network:
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    config = ModelConfig(**{name: recorded[name] for name in fields & recorded.keys()})
+    return Network(config, recorded['image_size'], 0)
+
+
+def _total(parts: Mapping[str, int]) -> int:
+    return sum(parts.values())
+
+
+def _largest(parts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The largest parts, all that take a hundredth of the whole."""
+    shown = [part for part in parts.items() if 100 * part[1] >= _total(parts)]
+    return sorted(shown, key=lambda part: -part[1])
+
+
+# What may be made smaller, in order of what changes the result least: setting -> its section, the
+# smallest value that is worth a thought, and of what it has to be a multiple, by replicas.
+_SMALLER: dict[str, tuple[str, int, Callable[[Config, int], int]]] = {
+    'eval_batch_size': ('train', 1, lambda config, replicas: replicas),
+    'train_batch_size': ('train', 2, lambda config, replicas: replicas),
+    'memory_size': ('objective', 0, lambda config, replicas: config.train.train_batch_size),
+    'logical_devices': ('train', 1, lambda config, replicas: 1),
+    'num_proj_layers': ('model', 1, lambda config, replicas: 1),
+    'proj_out_dim': ('model', 1, lambda config, replicas: 1),
+    'image_size': ('data', 1, lambda config, replicas: 1),
+}
+
+
+def _advice(config: Config, replicas: int, fits: Callable[[Config], bool]) -> str:
+    """Which flag, with which value, makes it fit."""
+    for name, value in _smaller_values(config, replicas, fits):
+        return f'With all else as it is, the largest --{name} that fits is {value}.'
+    width = _largest_width(config, fits)
+    if width:
+        return f'With all else as it is, the largest --width_multiplier that fits is {width:g}.'
+    return (
+        'No single flag makes it fit: try a smaller --width_multiplier, --train_batch_size and '
+        '--image_size, or more devices.'
+    )
+
+
+def _smaller_values(
+    config: Config, replicas: int, fits: Callable[[Config], bool]
+) -> Iterator[tuple[str, int]]:
+    for name, (section, least, multiple) in _SMALLER.items():
+        step = multiple(config, replicas)
+        low, high = -(-least // step), getattr(getattr(config, section), name) // step
+        if low >= high or not fits(_changed(config, section, name, low * step)):
+            continue
+        while high - low > 1:  # `low` fits, `high` doesn't
+            middle = (low + high) // 2
+            found = fits(_changed(config, section, name, middle * step))
+            low, high = (middle, high) if found else (low, middle)
+        yield name, low * step
+
+
+def _largest_width(config: Config, fits: Callable[[Config], bool]) -> float | None:
+    """The largest of 8, 4, 2, 1, 1/2 … that fits and is smaller than what was asked for."""
+    asked = config.model.width_multiplier
+    widths = (2.0**power for power in range(13, -6, -1))
+    smaller = (width for width in widths if width < asked)
+    changed = (
+        width for width in smaller if fits(_changed(config, 'model', 'width_multiplier', width))
+    )
+    return next(changed, None)
+
+
+def _changed(config: Config, section: str, name: str, value: Any) -> Config:
+    part = dataclasses.replace(getattr(config, section), **{name: value})
+    return dataclasses.replace(config, **{section: part})
+
+
+def size_of(count: int) -> str:
+    """1536 as '1.5 KB'."""
+    units = ('B', 'KB', 'MB', 'GB', 'TB', 'PB', 'EB')
+    power = min(len(units) - 1, max(0, count.bit_length() - 1) // 10)
+    return f'{count / 2 ** (10 * power):.{1 if power else 0}f} {units[power]}'

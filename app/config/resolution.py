@@ -1,0 +1,204 @@
+"""From the flags of a command line to a `Config`: presets fill in, what is not read is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from app.config.schema import (
+    DEFAULTS,
+    LABELS,
+    OPTIONS,
+    SECTIONS,
+    TRAIN_EXAMPLES,
+    Config,
+    RunConfig,
+    to_values,
+)
+from common.errors import UserError
+from common.settings import check_option
+from common.stages import STAGES
+from tf2.config import ObjectiveConfig
+
+# They change which images a pretraining would see, or which weights it would train.
+_TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
+
+
+def from_values(values: Mapping[str, Any]) -> Config:
+    """The configuration with `values`, setting name -> value, over the defaults.
+
+    Raises:
+        UserError: if a value is out of bounds or contradicts another.
+    """
+    sections = {}
+    for name, section in SECTIONS.items():
+        names = {field.name for field in dataclasses.fields(section)}
+        sections[name] = section(**{key: values[key] for key in names & values.keys()})
+    config = Config(**sections)
+    _check_stage(config)
+    _check_negatives(config)
+    _check_allowed(config)
+    return config
+
+
+def _check_stage(config: Config) -> None:
+    """Raises UserError for what would be wrong in a stage that does not read it, a preset's too."""
+    mode, objective = config.run.mode, config.objective
+    if mode in ('export', 'pipeline'):
+        return
+    values = to_values(config)
+    chosen = [name for name in _TUNING if values[name] != DEFAULTS[name]]
+    if chosen and not objective.stage.classifies:
+        raise UserError(why_unread(chosen[0], values))
+    labels = [name for name in chosen if name in LABELS]
+    if labels and not objective.learns_from_labels:
+        raise UserError(
+            f'--{labels[0]} chooses labels, and --distill_alpha=1 uses none. Leave it out, or give '
+            'a smaller --distill_alpha.'
+        )
+
+
+def _check_negatives(config: Config) -> None:
+    """Raises UserError for a loss without negatives, or a memory that batches don't fill evenly."""
+    size, batch = config.objective.memory_size, config.train.train_batch_size
+    if config.run.mode in ('export', 'eval') or config.objective.stage.classifies:
+        return
+    if size % batch:
+        raise UserError(
+            f'--memory_size must be a multiple of --train_batch_size, {batch}; found {size}. Try '
+            f'{size // batch * batch or batch}, or 0 for no memory.'
+        )
+    if batch == 1 and not size:
+        raise UserError(
+            '--train_batch_size must be at least 2 while pretraining, where the other images of a '
+            'batch are the negatives; found 1. Give a larger one.'
+        )
+
+
+def allowed_changes(config: Config) -> list[str]:
+    """The names in `--allow_changes`."""
+    return [name.strip() for name in (config.run.allow_changes or '').split(',') if name.strip()]
+
+
+def _check_allowed(config: Config) -> None:
+    """Raises UserError for a name in `--allow_changes` of nothing that can be changed."""
+    for name in allowed_changes(config):
+        if name not in OPTIONS and name != TRAIN_EXAMPLES:
+            raise UserError(
+                f'--allow_changes must name settings, such as learning_rate,temperature; found '
+                f'{name!r}. See python run.py --help.'
+            )
+        if name in OPTIONS and OPTIONS[name]['resume'] == 'fixed':
+            raise UserError(
+                f'--allow_changes cannot name {name}: checkpoints fit one value of it. Leave it '
+                'out, or choose another --model_dir.'
+            )
+
+
+def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
+    """The configuration of a run from the flags on its command line.
+
+    A preset fills in what is not given. No data set at all means the bundled one, with the stage's
+    first preset for it; a data set without a preset keeps the defaults.
+
+    Args:
+        given: setting name -> value, the flags that were given.
+        presets: name -> `presets.Preset`.
+
+    Raises:
+        UserError: if the preset is unknown, or a value is out of bounds or contradicts another.
+    """
+    name = given.get('preset')
+    if name is not None and name not in presets:
+        raise UserError(f'--preset must be one of {", ".join(presets)}; found {name!r}.')
+    if given.get('mode') == 'eval':
+        # The folder's own settings complete these, and only then can they be compared.
+        for name, value in given.items():
+            check_option(name, value, OPTIONS[name])
+        return Config(run=RunConfig(mode='eval'))
+    needs_data = given.get('mode') != 'export'
+    if needs_data and given.get('dataset') is None and name is None:
+        name = _bundled_preset(given.get('train_mode', ObjectiveConfig.train_mode), presets)
+    flags = presets[name].flags if name else {}
+    config = from_values({**_unless_given(flags, given), **given, 'preset': name})
+    if config.run.mode != 'pipeline':  # its stages read different flags
+        check_read(given, to_values(config))
+    return config
+
+
+def _bundled_preset(stage: str, presets: Mapping[str, Any]) -> str:
+    """The first preset of the stage that is for the bundled images."""
+    for name, preset in presets.items():
+        mode = preset.flags.get('train_mode', ObjectiveConfig.train_mode)
+        if mode == stage and preset.flags.get('dataset') == 'bundled':
+            return name
+    raise ValueError(f'Expected a preset of {stage} for the bundled images among {list(presets)}.')
+
+
+def for_evaluation(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
+    """The configuration with which --mode=eval evaluates a run.
+
+    Args:
+        recorded: what the run wrote, see `read_flags`.
+        given: the flags that were given. They take the place of what was recorded, where they
+            don't change what the run is.
+
+    Raises:
+        UserError: if they do, or a value is out of bounds or contradicts another.
+    """
+    trained = {**DEFAULTS, **{name: recorded[name] for name in OPTIONS if name in recorded}}
+    for name, value in given.items():
+        if 'eval' not in OPTIONS[name]['modes'] and value != trained[name]:
+            raise UserError(
+                f'--mode=eval evaluates the run as it was trained, with {name} {trained[name]}; '
+                f'found --{name}={value}. Leave it out.'
+            )
+    # Where it was trained, and how it was shown, says nothing about this process.
+    kept = {
+        name: value
+        for name, value in trained.items()
+        if OPTIONS[name]['resume'] != 'free' or name in ('data_dir', 'eval_name', 'max_pixels')
+    }
+    config = from_values({**kept, **given})
+    check_read(given, to_values(config))
+    return config
+
+
+def check_read(given: Iterable[str], values: Mapping[str, Any]) -> None:
+    """Raises UserError if one of the flags `given` is not read by a run with settings `values`."""
+    for name in given:
+        reason = why_unread(name, values)
+        if reason:
+            raise UserError(reason)
+
+
+def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
+    """Why a run with the settings `values` does not read `name`, for the user; None if it does."""
+    metadata, mode, stage = OPTIONS[name], values['mode'], values['train_mode']
+    if mode == 'export' and mode not in metadata['modes']:
+        return (
+            f'--{name} is for training; found --mode=export, which does not read it. Leave it out.'
+        )
+    if mode != 'export' and stage not in metadata['stages']:
+        stages = metadata['stages']
+        return (
+            f'--{name} is for {" and ".join(STAGES[s].title.lower() for s in stages)}; found '
+            f'--train_mode={stage}. Leave it out, or use --train_mode={stages[0]}.'
+        )
+    for other, wanted in metadata['requires'].items():
+        if not (values[other] in wanted if wanted else values[other]):
+            listed = f'={" or ".join(map(str, wanted))}' if wanted else ''
+            return (
+                f'--{name} is read with --{other}{listed} only; found --{other}={values[other]}. '
+                'Leave it out, or give both.'
+            )
+    return None
+
+
+def _unless_given(flags: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's flags that something given doesn't take the place of."""
+    dropped = LABELS if any(name in given for name in LABELS) else ()
+    if given.get('checkpoint'):  # tells these itself
+        dropped += ('resnet_depth', 'width_multiplier', 'sk_ratio', 'se_ratio')
+    return {name: value for name, value in flags.items() if name not in dropped}

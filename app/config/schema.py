@@ -1,0 +1,99 @@
+"""`Config`: all settings of a run, a section for each room."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from common.settings import check_options, option
+from data.config import DataConfig
+from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What to do."""
+
+    mode: str = option(
+        'train',
+        'What to do. "eval" follows new checkpoints until training is done; "export" turns '
+        '--checkpoint, of any format, into a TF-Hub module below --model_dir; "pipeline" runs all '
+        'stages, one after the other.',
+        choices=('train', 'eval', 'train_then_eval', 'export', 'pipeline'),
+        modes=('eval', 'export'),
+        resume='free',
+    )
+    preset: str | None = option(
+        None,
+        'Named bundle of flags, see below. A flag that is given wins.',
+        modes=('export',),
+        resume='free',
+    )
+    verbosity: int = option(
+        0,
+        '1 also lists variables by name when weights are loaded.',
+        at_least=0,
+        modes=('eval', 'export'),
+        resume='free',
+    )
+
+    allow_changes: str | None = option(
+        None,
+        'Settings, separated by commas, with which the run in --model_dir may go on otherwise '
+        'although that changes its result. flags.json records when each was changed, and from '
+        'what.',
+        resume='free',
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run, one section a room."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+
+SECTIONS: dict[str, type] = {
+    'run': RunConfig,
+    'data': DataConfig,
+    'model': ModelConfig,
+    'objective': ObjectiveConfig,
+    'optimizer': OptimizerConfig,
+    'train': TrainConfig,
+}
+
+
+def all_options() -> Iterator[tuple[str, type, dataclasses.Field]]:
+    """Section name, section class and field of every setting, in the order `--help` shows them."""
+    for name, section in SECTIONS.items():
+        for field in dataclasses.fields(section):
+            yield name, section, field
+
+
+OPTIONS: dict[str, Mapping[str, Any]] = {
+    field.name: field.metadata for _, _, field in all_options()
+}
+DEFAULTS = {name: metadata['default'] for name, metadata in OPTIONS.items()}
+
+TRAIN_EXAMPLES = 'train_examples'  # a fact about the data in flags.json
+# Other runs, which may be moved together with one that reads them.
+PATHS = ('checkpoint', 'teacher')
+LABELS = ('label_fraction', 'labels_per_class')
+
+
+def to_values(config: Config) -> dict[str, Any]:
+    """Setting name -> value, the inverse of `from_values`."""
+    return {
+        key: value
+        for section in dataclasses.asdict(config).values()
+        for key, value in section.items()
+    }

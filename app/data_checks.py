@@ -1,0 +1,283 @@
+"""What a run's data hold and what of the run they allow, found out before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from app.config.resolution import from_values
+from app.config.schema import Config, to_values
+from app.run_folder import read_flags
+from common.errors import UserError
+from data.label_subset import (
+    LabelSubset,
+    choose_labels,
+    hide_other_labels,
+    restrict,
+    wants_subset,
+)
+from data.labels import LabelCounts, count_labels, listed
+from data.sources import open_source
+from data.sources.source import Source
+from tf2 import schedules
+from tf2.files import checkpoints_in
+
+# Where epochs are shorter than this, checkpoints, after which a run is evaluated, come at most so
+# often, unless a flag says more.
+_SHORT_EPOCH = 50  # steps
+_MOST_CHECKPOINTS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """What a run trains and is evaluated on.
+
+    Attributes:
+        source: the data set as it is trained on: where only some labels are used, with those.
+        evaluated: the data set as it is evaluated on.
+        subset: the labelled examples, None where all are used.
+        train_examples: number of training examples.
+        train_labels: labels of the training split.
+        eval_labels: labels of what is evaluated, None where nothing is.
+        notes: lines for the user: what is left out, what was sized for the data.
+    """
+
+    source: Source
+    evaluated: Source
+    subset: LabelSubset | None
+    train_examples: int
+    train_labels: LabelCounts
+    eval_labels: LabelCounts | None
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """How many images there are, and how they spread over the classes."""
+        names = self.source.class_names
+        words = f'{self.train_examples} training images, {self.train_labels.describe(names)}'
+        if self.eval_labels is not None:
+            counts = self.eval_labels
+            words += f'; {counts.examples} to evaluate on, {counts.describe(names)}'
+        return f'{self.source.name}: {words}.'
+
+    @property
+    def finds_neighbors(self) -> bool:
+        """Whether there are labels to vote for, and labels to compare with."""
+        return self.measures_accuracy and self.train_labels.labelled > 0
+
+    @property
+    def measures_accuracy(self) -> bool:
+        """Whether there are labels to compare with."""
+        return self.eval_labels is not None and self.eval_labels.labelled > 0
+
+
+def recorded_run(model_dir: str) -> Mapping[str, Any] | None:
+    """The settings of the run that `model_dir` has checkpoints of; None where it has none."""
+    recorded = read_flags(model_dir)
+    return recorded if recorded and checkpoints_in(model_dir) else None
+
+
+def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[Config, RunData]:
+    """Opens the data set and counts its labels.
+
+    Args:
+        config: all settings; `train.model_dir` is set.
+        given: those of them that were given on the command line.
+        replicas: among which batches are split.
+
+    Returns:
+        `config`, with batches, neighbours and checkpoints sized for the data where they weren't
+        given, and what was opened.
+
+    Raises:
+        UserError: if the data don't suffice for what `config` wants.
+    """
+    whole = open_source(config.data)
+    source, subset = _training_source(config, whole)
+    train_examples = _count(source, '--train_split', config.data.train_split)
+    # Before labels are read: a batch that is too large may come from a split that is too small.
+    config, sizes = _with_batch(config, given, source, train_examples, replicas)
+    neighbors = config.train.knn_neighbors
+    train_labels = count_labels(source, config.data.train_split, at_least=max(1, neighbors))
+    eval_labels = None
+    if config.run.mode != 'train':
+        _count(whole, '--eval_split', config.data.eval_split)
+        first = config.train.eval_steps * config.train.eval_batch_size or None
+        eval_labels = count_labels(whole, config.data.eval_split, first=first)
+    data = RunData(source, whole, subset, train_examples, train_labels, eval_labels)
+    if config.run.mode != 'eval':
+        _check_trainable(config, data)
+    if eval_labels is not None:
+        config, more = _with_evaluation(config, given, data, replicas)
+        sizes += more
+    sized = (f'Sized for few images: {", ".join(sizes)}.',) if sizes else ()
+    notes = (*sized, *_left_out(config, data), *_unknown_classes(config, data))
+    return config, dataclasses.replace(data, notes=notes)
+
+
+def _training_source(config: Config, source: Source) -> tuple[Source, LabelSubset | None]:
+    """The data set, with fewer training examples where only some labels are to be used."""
+    if not wants_subset(config.data):
+        return source, None
+    split = config.data.train_split
+    source.num_examples(split)
+    if source.num_classes is None:
+        raise UserError(
+            f'--label_fraction and --labels_per_class need labels; {_without_labels(source)}.'
+        )
+    subset = choose_labels(source, config.data, split=split, seed=config.train.seed)
+    # A student learns from all images.
+    only_labelled = config.objective.stage.needs_labels
+    return (restrict if only_labelled else hide_other_labels)(source, split, subset), subset
+
+
+def _without_labels(source: Source) -> str:
+    return f'{source.name} has none' + (f', but {source.label_hint}' if source.label_hint else '')
+
+
+def _count(source: Source, flag: str, split: str) -> int:
+    examples = source.num_examples(split)
+    if not examples:
+        raise UserError(f'{flag} must have examples; {split!r} of {source.name} has none.')
+    return examples
+
+
+def _check_trainable(config: Config, data: RunData) -> None:
+    """Raises UserError if a stage that learns from labels has none, or not of every class."""
+    objective, stage = config.objective, config.objective.stage
+    source, split = data.source, config.data.train_split
+    if not objective.learns_from_labels:
+        return
+    if data.train_labels.labelled == 0:
+        found = _without_labels(source)
+        if source.num_classes is not None:
+            found = (
+                f'none of the {data.train_examples} images in {split!r} of {source.name} has one'
+            )
+        if stage.has_teacher:
+            raise UserError(
+                f'--distill_alpha={objective.distill_alpha} gives weight to labels; {found}. Use '
+                '--distill_alpha=1.'
+            )
+        raise UserError(
+            f'--train_mode={objective.train_mode} needs labels; {found}. Choose another '
+            '--dataset or --train_split, or --train_mode=pretrain.'
+        )
+    unknown = _only_evaluated(data)
+    if unknown and stage.needs_labels:
+        raise UserError(
+            f'--train_mode={objective.train_mode} must see every class that is evaluated; '
+            f'{split!r} of {source.name} has no example of {listed(unknown)}, which '
+            f'{config.data.eval_split!r} has. Choose another --train_split or --eval_split.'
+        )
+
+
+def _only_evaluated(data: RunData) -> list[str]:
+    """Names of the classes that the evaluation split has and the training split has not."""
+    if data.eval_labels is None or not data.train_labels.complete:
+        return []
+    missing = np.flatnonzero((data.train_labels.by_class == 0) & (data.eval_labels.by_class > 0))
+    names = data.source.class_names
+    return [names[i] if names else f'class {i}' for i in missing]
+
+
+def _left_out(config: Config, data: RunData) -> list[str]:
+    """What labels would be needed for, and there are none."""
+    measures_only = not config.objective.stage.classifies
+    if data.source.num_classes is None:
+        online = 'no online classifier, and ' if measures_only else ''
+        hint = f' ({data.source.label_hint}.)' if data.source.label_hint else ''
+        return [f'Without labels there is {online}no accuracy.{hint}']
+    if measures_only and data.train_labels.labelled == 0:
+        what = 'no online classifier, no nearest neighbours and no accuracy'
+        return [f'No image in {config.data.train_split!r} has a label: there is {what}.']
+    if data.eval_labels is not None and data.eval_labels.labelled == 0:
+        return [f'No image in {config.data.eval_split!r} has a label: there is no accuracy.']
+    if config.train.knn_neighbors and data.eval_labels and data.train_labels.labelled == 0:
+        split = config.data.train_split
+        return [f'No image in {split!r} has a label: there are no nearest neighbours.']
+    return []
+
+
+def _unknown_classes(config: Config, data: RunData) -> list[str]:
+    """That no example of a class could be recognised, where labels are only looked at besides."""
+    unknown = _only_evaluated(data)
+    if not unknown or data.train_labels.labelled == 0:
+        return []
+    return [
+        f'{config.data.train_split!r} has no example of {listed(unknown)}, which '
+        f'{config.data.eval_split!r} has: labels cannot teach to recognise them.'
+    ]
+
+
+def _with_batch(
+    config: Config, given: Mapping[str, Any], source: Source, examples: int, replicas: int
+) -> tuple[Config, list[str]]:
+    """`config` with a training batch, and an interval of checkpoints, for so many examples.
+
+    Returns:
+        Those, and what was changed, in words.
+    """
+    if config.run.mode == 'eval':
+        return config, []
+    batch, words = config.train.train_batch_size, []
+    if batch > examples:
+        fitting = 0 if 'train_batch_size' in given else _batch_for(config, examples, replicas)
+        if not fitting:
+            raise UserError(
+                '--train_batch_size must be at most the number of training examples, '
+                f'{examples} in {config.data.train_split!r} of {source.name}; found {batch}.'
+            )
+        config = _with(config, train_batch_size=fitting)
+        words.append(f'--train_batch_size={fitting} instead of {batch}')
+    train = config.train
+    epoch = max(1, round(examples / train.train_batch_size))
+    interval = train.checkpoint_epochs * epoch
+    fewest = math.ceil(schedules.train_steps(examples, train) / _MOST_CHECKPOINTS)
+    asked = train.checkpoint_steps or 'checkpoint_epochs' in given
+    if epoch < _SHORT_EPOCH and interval < fewest and not asked:
+        config = _with(config, checkpoint_steps=fewest)
+        words.append(f'--checkpoint_steps={fewest} instead of {interval}')
+    return config, words
+
+
+def _batch_for(config: Config, examples: int, replicas: int) -> int:
+    """The largest batch up to `examples` that replicas and a memory divide evenly; 0 for none.
+
+    A run that goes on keeps the one it began with.
+    """
+    memory = config.objective.memory_size
+    recorded = recorded_run(config.train.model_dir) or {}
+    batches = [recorded.get('train_batch_size', 0), *range(examples, 0, -1)]
+    fitting = (b for b in batches if 0 < b <= examples and b % replicas == 0 and memory % b == 0)
+    return next(fitting, 0)
+
+
+def _with_evaluation(
+    config: Config, given: Mapping[str, Any], data: RunData, replicas: int
+) -> tuple[Config, list[str]]:
+    """`config` with neighbours and an evaluation batch for the data, and what was changed."""
+    train, words = config.train, []
+    neighbors, known = train.knn_neighbors, min(data.train_labels.labelled, train.knn_examples)
+    if neighbors > known and data.finds_neighbors:
+        if 'knn_neighbors' in given:
+            raise UserError(
+                '--knn_neighbors must be at most the number of labelled training examples that '
+                f'are searched, {known}; found {neighbors}.'
+            )
+        config = _with(config, knn_neighbors=known)
+        words.append(f'--knn_neighbors={known} instead of {neighbors}')
+    passed = [data.eval_labels.examples, data.train_examples if neighbors else 0]
+    fitting = math.ceil(max(passed) / replicas) * replicas
+    if train.eval_batch_size > fitting and 'eval_batch_size' not in given:
+        config = _with(config, eval_batch_size=fitting)
+        words.append(f'--eval_batch_size={fitting} instead of {train.eval_batch_size}')
+    return config, words
+
+
+def _with(config: Config, **values: Any) -> Config:
+    """`config` with other values, checked again."""
+    return from_values({**to_values(config), **values})

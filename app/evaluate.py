@@ -1,0 +1,270 @@
+"""Evaluation of a run: while and after it trains, or following its checkpoints from outside."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from app import lock
+from app.config.resolution import for_evaluation
+from app.experiment import (
+    Experiment,
+    build_model_of,
+    check_recorded,
+    penalty_of,
+    prepare,
+    show_data,
+    view_for_teacher,
+)
+from app.run_folder import FLAGS_FILE, PIPELINE_FILE, read_flags
+from common.errors import UserError
+from data.batches import eval_batches
+from data.failures import told
+from data.sources.source import Source
+from data.worker import Worker
+from tf2 import checkpoints, distribution, evaluators
+from tf2.evaluators.base import Inputs
+from tf2.evaluators.results import read_results, write_results
+from tf2.files import checkpoints_in, is_partial, names_in, step_of, writing
+from tf2.models.encoder import SimCLRModel, freeze
+
+SECONDS_BETWEEN_POLLS = 10.0
+SECONDS_WITHOUT_TRAINING = 60.0  # after which a training that stopped is not waited for
+TOP_1 = 'eval/label_top_1_accuracy'
+
+
+def follow(given: Mapping[str, Any]) -> None:
+    """Evaluates each new checkpoint of a model folder until the last one of its training.
+
+    Args:
+        given: flags of the command line; they win over those the folder was trained with.
+
+    Raises:
+        UserError: if there is no such folder, or it does not fit the flags.
+    """
+    model_dir = given.get('model_dir') and os.path.expanduser(given['model_dir'])
+    if not model_dir or not tf.io.gfile.isdir(model_dir):
+        raise UserError(
+            f'--mode=eval needs --model_dir, the folder of a training run; found {model_dir}.'
+        )
+    if tf.io.gfile.exists(os.path.join(model_dir, PIPELINE_FILE)):
+        raise UserError(
+            f'--mode=eval needs the folder of one run; {model_dir} holds a pipeline. Name one of '
+            f'its stages, such as --model_dir={os.path.join(model_dir, "finetune")}.'
+        )
+    recorded = _wait_for_flags(model_dir)
+    # The folder's settings are complete: presets and weights to start from had their say.
+    experiment = prepare(for_evaluation(recorded, given), given)
+    if experiment.config.objective.teacher and experiment.teacher is None:
+        print(
+            'The teacher is not opened, and agreement with it not measured: that takes a --teacher '
+            'on the command line.',
+            flush=True,
+        )
+    with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
+        model = build_model_of(experiment)
+        if experiment.stage.classifies:
+            # The regularisation loss leaves out what was frozen.
+            freeze(model, experiment.config.objective.fine_tune_after_block)
+        show_data(experiment)
+        tracker = Tracker(experiment, model)
+        for path in _as_they_come(model_dir, experiment.total_steps):
+            try:
+                check_recorded(experiment, path, checkpoints.recorded_in(path))
+                step = checkpoints.load_model(path, model)
+            except UserError:
+                if tf.io.gfile.exists(f'{path}.index'):
+                    raise
+                continue  # the training removed it meanwhile, for there are newer ones
+            tracker.measure(step)
+
+
+def _as_they_come(model_dir: str, total_steps: int) -> Iterator[str]:
+    """The newest checkpoint, then each that is newest when it is asked for, up to the last step.
+
+    Raises:
+        UserError: when nothing trains there any more, and the last one will not come.
+    """
+    newest, idle = None, 0.0
+    while newest is None or step_of(newest) < total_steps:
+        found = next(reversed(checkpoints_in(model_dir)), None)
+        if found != newest and found is not None:
+            newest, idle = found, 0.0
+            yield found
+        elif idle >= SECONDS_WITHOUT_TRAINING:
+            reached = f'is at step {step_of(newest)}' if newest else 'has no checkpoint'
+            raise UserError(
+                f'--mode=eval follows {model_dir} to step {total_steps}; it {reached}, and no '
+                'training is at work there. Give the command of the training to go on with it.'
+            )
+        elif '://' in model_dir or lock.holder(model_dir):
+            idle = 0.0
+            time.sleep(SECONDS_BETWEEN_POLLS)
+        else:
+            if not idle:
+                wait = f'waiting {SECONDS_WITHOUT_TRAINING:.0f} s for one to start'
+                print(f'No training is at work in {model_dir}; {wait}.', flush=True)
+            idle += SECONDS_BETWEEN_POLLS
+            time.sleep(SECONDS_BETWEEN_POLLS)
+
+
+def _wait_for_flags(model_dir: str) -> dict[str, Any]:
+    """What the training run recorded; waits for it to start."""
+    recorded = read_flags(model_dir)
+    if recorded is None and checkpoints_in(model_dir):
+        raise UserError(
+            f'--mode=eval needs the settings of the run, {FLAGS_FILE}, beside its '
+            f'checkpoints; found none in {model_dir}.'
+        )
+    others = [
+        n for n in names_in(model_dir) if n[0] != '.' and n != lock.FILE and not is_partial(n)
+    ]
+    if recorded is None and others and not lock.holder(model_dir):
+        raise UserError(
+            f'--mode=eval needs --model_dir, the folder of a training run; {model_dir} holds none, '
+            f'but {", ".join(others[:3])}. Check the path.'
+        )
+    if recorded is None:
+        trains = lock.holder(model_dir)
+        wanted = f'{trains} to begin' if trains else 'a training run to start'
+        print(f'Waiting for {wanted} in {model_dir}, which holds none yet.', flush=True)
+    while recorded is None:
+        time.sleep(SECONDS_BETWEEN_POLLS)
+        recorded = read_flags(model_dir)
+    return recorded
+
+
+def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.Evaluator]:
+    """What to measure, to be built within the strategy's scope."""
+    config, data, teacher = experiment.config, experiment.data, experiment.teacher
+
+    def share(source: Source, split: str, limit: int, worker: int, workers: int) -> tf.data.Dataset:
+        whole = eval_batches(
+            source,
+            config.data,
+            split=split,
+            batch_size=config.train.eval_batch_size,
+            extra=view_for_teacher(experiment, evaluates=True),
+            worker=Worker(worker, workers),
+        )
+        return whole.take(limit) if limit else whole
+
+    def batches(source: Source, split: str, limit: int) -> Iterable[Any]:
+        whole = functools.partial(share, source, split, limit)
+        return distribution.distribute(experiment.strategy, whole)
+
+    def endpoint(name: str) -> Any:
+        return lambda images: model(images, training=False)[name]
+
+    # A classifier that saw no label says nothing; an older run may have one.
+    learns = data.train_labels.labelled > 0 or experiment.stage.classifies
+    inputs = Inputs(
+        batches=functools.partial(
+            batches, data.evaluated, config.data.eval_split, config.train.eval_steps
+        ),
+        num_classes=data.evaluated.num_classes if data.measures_accuracy else 0,
+        predict=endpoint('logits_sup') if model.classifier and learns else None,
+        teach=teacher and teacher.logits,
+        embed=endpoint('final_avg_pool') if data.finds_neighbors else None,
+        train_batches=functools.partial(batches, data.source, config.data.train_split, 0),
+        neighbors=config.train.knn_neighbors,
+        neighbor_examples=config.train.knn_examples,
+    )
+    return evaluators.build(inputs)
+
+
+def _check_is_own(model_dir: str, folder: str) -> None:
+    """Raises UserError if `folder`, below `model_dir`, is a link to another place."""
+    below = folder.rstrip('/') != model_dir.rstrip('/')
+    if '://' not in model_dir and below and os.path.islink(folder):
+        raise UserError(
+            f'{folder} must be a folder of its own, for results go there; found a link to '
+            f'{os.path.realpath(folder)}. Choose another --eval_name.'
+        )
+
+
+class Tracker:
+    """Evaluations of one run: the final one is the result, the best one is kept beside it.
+
+    To be made within the strategy's scope.
+
+    Args:
+        experiment: what is run.
+        model: what is measured.
+    """
+
+    def __init__(self, experiment: Experiment, model: SimCLRModel) -> None:
+        self._experiment, self._model = experiment, model
+        self._measures = _evaluators(experiment, model)
+        config = experiment.config.train
+        # An evaluation with a name of its own, on another split say, leaves the run's alone.
+        self._folder = os.path.join(config.model_dir, config.eval_name or '')
+        _check_is_own(config.model_dir, self._folder)
+        self._latest: int | None = None
+        self._final: Mapping[str, float] = {}
+        self._best = self._recorded_best()
+
+    def _recorded_best(self) -> dict[str, float]:
+        """What an interrupted run had reached."""
+        recorded = read_results(os.path.join(self._folder, 'result.json'))
+        best = {name: value for name, value in recorded.items() if name.startswith('best/')}
+        return best if None not in (best.get(f'best/{TOP_1}'), best.get('best/global_step')) else {}
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Measures, writes result files and TensorBoard events; returns name -> value."""
+        config = self._experiment.config
+        name = f'{config.data.eval_split!r} of {self._experiment.source.name}'
+        with (
+            distribution.within_memory('evaluation', config.train, self._experiment.strategy),
+            told(self._experiment.source),
+        ):
+            results = evaluators.run(self._measures)
+        penalty = penalty_of(config, self._model)
+        results['eval/regularization_loss'] = float(penalty.value())
+        self._keep_best(step, results)
+        if distribution.is_chief(self._experiment.strategy):
+            with writing(self._folder):
+                self._write(step, results)
+        values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
+        tqdm.write(f'Step {step} on {name}: {values}')  # beside a progress bar, if there is one
+        self._latest, self._final = step, results
+        return results
+
+    def _write(self, step: int, results: Mapping[str, float]) -> None:
+        tf.io.gfile.makedirs(self._folder)
+        writer = tf.summary.create_file_writer(self._folder)
+        with writer.as_default():
+            for key, value in results.items():
+                tf.summary.scalar(key, value, step)
+        writer.close()
+        best = self._best if self._experiment.stage.classifies else {}
+        write_results(self._folder, step, {**results, **best})
+
+    def catch_up(self, step: int) -> None:
+        """Measures weights that were saved when a run was stopped, unless it still did so."""
+        # The file that is written last, and that tells the best: see `write_results`.
+        recorded = read_results(os.path.join(self._folder, 'result.json'))
+        if step % self._experiment.checkpoint_steps == 0 and recorded.get('global_step') != step:
+            self.measure(step)
+
+    def _keep_best(self, step: int, results: Mapping[str, float]) -> None:
+        if results.get(TOP_1, -1.0) > self._best.get(f'best/{TOP_1}', -1.0):
+            self._best = {f'best/{name}': value for name, value in results.items()}
+            self._best['best/global_step'] = step
+
+    def finish(self, step: int) -> None:
+        """Measures the final weights, unless that was just done, and names the best ones too."""
+        if self._latest != step:
+            self.measure(step)
+        final, best = self._final.get(TOP_1, -1.0), self._best.get(f'best/{TOP_1}', -1.0)
+        if best > final and self._experiment.stage.classifies:
+            reached = self._best['best/global_step']
+            print(
+                f'The result is {final:.4f}; on the way it was {best:.4f}, at step {reached:.0f}.'
+            )

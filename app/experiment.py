@@ -1,0 +1,556 @@
+"""A run from its configuration: all a user can get wrong is checked, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from app import capacity, resuming
+from app.config.compatibility import check_same_architecture
+from app.config.resolution import from_values
+from app.config.schema import TRAIN_EXAMPLES, Config, to_values
+from app.data_checks import RunData, open_data, recorded_run
+from app.resuming import Course
+from app.run_folder import FLAGS_FILE, read_flags
+from common.connections import bounded
+from common.errors import UserError
+from common.stages import Stage
+from data.label_subset import LabelSubset
+from data.labels import difference, in_order, listed, same_classes
+from data.recipes import View, teacher_view
+from data.service import check_answers
+from data.sources import is_here
+from data.sources.source import Source
+from tf2 import distribution, precision, schedules
+from tf2.config import MODULES, MOMENTUM_MODULES, ModelConfig
+from tf2.files import checkpoints_in
+from tf2.methods import build
+from tf2.methods.base import Method
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.optimizers import builder, decay
+from tf2.teacher import Teacher, open_teacher
+from tf2.trainer import Penalty
+from tf2.weights import Weights, config_for, open_weights
+from tf2.weights.checkpoint_file import URL_SCHEMES
+
+# Files that a run replaces again and again.
+WRITTEN = (FLAGS_FILE, 'checkpoint', 'result.json')
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run that may start: everything the user could have got wrong was checked.
+
+    Attributes:
+        config: all settings; `train.model_dir` is set.
+        data: what it is trained and evaluated on.
+        strategy: where it runs.
+        num_classes: classes of the classifier, None without one.
+        weights: what `--checkpoint` names, None without it.
+        teacher: what a distillation learns from, None in other stages.
+        class_names: what the classifier's outputs stand for, by number; None if nothing knows, or
+            there is no classifier.
+        other_classes: why the classifier in `weights` is not one of these classes; None if it is,
+            or may be.
+        course: what the model folder says about a run that goes on.
+    """
+
+    config: Config
+    data: RunData
+    strategy: tf.distribute.Strategy
+    num_classes: int | None
+    weights: Weights | None
+    teacher: Teacher | None = None
+    class_names: tuple[str, ...] | None = None
+    other_classes: str | None = None
+    course: Course = Course()
+
+    @property
+    def source(self) -> Source:
+        """The data set."""
+        return self.data.source
+
+    @property
+    def subset(self) -> LabelSubset | None:
+        """The labelled examples, None where all are used."""
+        return self.data.subset
+
+    @property
+    def train_examples(self) -> int:
+        """Number of training examples."""
+        return self.data.train_examples
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of training."""
+        return self.config.objective.stage
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the run."""
+        train, position = self.config.train, self.course.position
+        return schedules.total_steps(self._epoch_of_schedule, train, position)
+
+    @property
+    def _epoch_of_schedule(self) -> int:
+        """Training examples in an epoch; an evaluation may look at other data."""
+        evaluates = self.config.run.mode == 'eval'
+        recorded = self.course.recorded.get(TRAIN_EXAMPLES) if evaluates else None
+        return recorded or self.train_examples
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Updates between checkpoints."""
+        train = self.config.train
+        epoch = max(1, round(self.train_examples / train.train_batch_size))
+        return train.checkpoint_steps or train.checkpoint_epochs * epoch
+
+
+def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
+    """Checks `config` against data, weights, devices and the model folder; writes nothing.
+
+    Args:
+        config: all settings.
+        given: those of them that were given on the command line.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    evaluates = config.run.mode == 'eval'
+    config, weights = with_model_dir(config), None
+    model_dir = config.train.model_dir
+    strategy = distribution.build_strategy(config.train)
+    course = resuming.course_in(model_dir, config.train.train_batch_size)
+    if not evaluates:
+        begun = _as_recorded(config, given, course.recorded)
+        config, weights = begun or with_weights(config, given)
+    if config.data.tf_data_service and not evaluates:
+        check_answers(config.data.tf_data_service)
+    if evaluates:
+        _check_recorded_data(config, given)
+    config, data = open_data(_with_recorded_range(config), given, strategy.num_replicas_in_sync)
+    if data.source.image_range:
+        ranged = dataclasses.replace(config.data, image_range=data.source.image_range)
+        config = dataclasses.replace(config, data=ranged)
+    recorded = read_flags(model_dir) if evaluates else recorded_run(model_dir)
+    doing = 'evaluation' if evaluates else 'training'
+    with (
+        distribution.together(strategy, model_dir),
+        distribution.within_memory(doing, config.train, strategy),
+    ):
+        config = _with_precision(config, strategy)
+        check_devices(config, strategy)
+        # What a folder's record names is no reason to open a model: it may come from elsewhere.
+        named = not evaluates or 'teacher' in given
+        teacher = _open_teacher(config, strategy) if named else None
+    classes = _match_classes(config, data.source, recorded, teacher, weights)
+    num_classes = _num_classes(config, data, teacher, recorded)
+    check_same_architecture(model_dir, config, num_classes)
+    if not evaluates:
+        course = resuming.check_changes(config, data.train_examples, course)
+    evaluated = data.evaluated
+    if classes.source is not data.source:
+        evaluated = in_order(evaluated, classes.names, data.source.name)
+    notes = (*data.notes, *(classes.notes if num_classes else ()))
+    data = dataclasses.replace(data, source=classes.source, evaluated=evaluated, notes=notes)
+    names = classes.names if num_classes else None
+    experiment = Experiment(
+        config, data, strategy, num_classes, weights, teacher, names, classes.others, course
+    )
+    if not evaluates:
+        _check_length(experiment)
+    return experiment
+
+
+def _check_recorded_data(config: Config, given: Mapping[str, Any]) -> None:
+    """Raises UserError if a folder's record alone would have code or a data set downloaded."""
+    data = config.data
+    if not {'dataset', 'data_dir'} & given.keys() and not is_here(data):
+        raise UserError(
+            f'--mode=eval reads the data set {data.dataset!r} that the run recorded where it is '
+            f'prepared; found none in {data.data_dir or "the default data_dir of TFDS"}. To have '
+            'it prepared give --data_dir.'
+        )
+
+
+def _check_length(experiment: Experiment) -> None:
+    """Raises UserError if the folder's run already went further than it is to go."""
+    train, course = experiment.config.train, experiment.course
+    # The last batch may begin where the last epoch ends.
+    batch = max(train.train_batch_size, course.recorded.get('train_batch_size', 0))
+    examples = experiment.train_examples * train.train_epochs + batch
+    position, total_steps = course.position, experiment.total_steps
+    if position.step > total_steps if train.train_steps else position.examples > examples:
+        raise UserError(
+            f'--train_epochs or --train_steps must not end before what was trained: '
+            f'{train.model_dir} holds step {position.step}, this run is to end at step '
+            f'{total_steps}. Choose another --model_dir, or train longer.'
+        )
+
+
+def _as_recorded(
+    config: Config, given: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> tuple[Config, None] | None:
+    """The architecture that a run recorded when it started from `--checkpoint`.
+
+    None for a new run. One that goes on needs its own checkpoints only, and knows itself what it
+    started from.
+    """
+    checkpoint = config.objective.checkpoint or recorded.get('checkpoint')
+    if not recorded or checkpoint is None:
+        return None
+    asked = {**to_values(config), 'checkpoint': checkpoint}
+    names = {'image_size', *(field.name for field in dataclasses.fields(ModelConfig))}
+    kept = {name: recorded[name] for name in names & recorded.keys() - given.keys()}
+    return from_values({**asked, **kept}), None
+
+
+def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weights | None]:
+    """Opens `--checkpoint`, if there is one; what it tells fills in what was not given.
+
+    That is the architecture, and the image size. A preset's image size counts as given: it belongs
+    to the preset's data.
+
+    Raises:
+        UserError: if there is none where it should be, or it contradicts what was given.
+    """
+    if config.objective.checkpoint is None:
+        return config, None
+    weights = open_weights(os.path.expanduser(config.objective.checkpoint))
+    data = config.data
+    if 'image_size' not in given and config.run.preset is None:
+        data = dataclasses.replace(data, image_size=weights.image_size)
+    known = {**given, 'image_size': data.image_size}
+    model = config_for(weights, config.model, known)
+    chosen = 'ft_proj_selector' in given or weights.selector is None
+    if config.objective.stage.has_teacher and not chosen:
+        # A student that goes on from a fine-tuned network keeps the layer its classifier reads.
+        model = dataclasses.replace(model, ft_proj_selector=weights.selector)
+    return dataclasses.replace(config, data=data, model=model), weights
+
+
+def _with_recorded_range(config: Config) -> Config:
+    """`config` with the range of images that 'auto' stood for when the run began."""
+    recorded = read_flags(config.train.model_dir) or {}
+    if config.data.image_range != 'auto' or not checkpoints_in(config.train.model_dir):
+        return config
+    image_range = recorded.get('image_range', 'auto')
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, image_range=image_range)
+    )
+
+
+def _with_precision(config: Config, strategy: tf.distribute.Strategy) -> Config:
+    """`config` with the precision that 'auto' stands for here, or stood for when the run began."""
+    setting = config.train.mixed_precision
+    if setting == 'auto':
+        recorded = read_flags(config.train.model_dir) or {}
+        begun = checkpoints_in(config.train.model_dir)
+        setting = recorded.get('mixed_precision', 'float32') if begun else setting
+        setting = precision.choose(setting, strategy)
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, mixed_precision=setting)
+    )
+
+
+def _open_teacher(config: Config, strategy: tf.distribute.Strategy) -> Teacher | None:
+    if config.objective.teacher is None:
+        return None
+    with strategy.scope():
+        return open_teacher(
+            os.path.expanduser(config.objective.teacher),
+            precision=config.train.mixed_precision,
+            safe=config.objective.safe_weights,
+        )
+
+
+def _num_classes(
+    config: Config, data: RunData, teacher: Teacher | None, recorded: Mapping[str, Any] | None
+) -> int | None:
+    """Classes of the classifier, None without one."""
+    source = data.source
+    if teacher is not None:
+        _check_teacher(config, source, teacher)
+        return teacher.num_classes
+    if config.objective.teacher is not None:
+        return _recorded_classes(config, source, recorded or {})
+    if config.objective.stage.classifies:
+        return source.num_classes
+    if not config.objective.lineareval_while_pretraining:
+        return None
+    # A run that goes on has the variables that it began with.
+    begun = recorded is not None and recorded.get('num_classes') is not None
+    return source.num_classes if data.train_labels.labelled or begun else None
+
+
+def _recorded_classes(config: Config, source: Source, recorded: Mapping[str, Any]) -> int | None:
+    """Classes of a student whose teacher is not opened, as its training recorded them."""
+    classes = recorded.get('num_classes', source.num_classes)
+    if source.num_classes not in (None, classes):
+        raise UserError(
+            f'--model_dir={config.train.model_dir} holds a classifier of {classes} classes; '
+            f'{source.name} has {source.num_classes}. Choose the data set it was trained on.'
+        )
+    return classes
+
+
+def _check_teacher(config: Config, source: Source, teacher: Teacher) -> None:
+    if source.num_classes not in (None, teacher.num_classes):
+        raise UserError(
+            f'--teacher={teacher.path} must have the classes of {source.name}, '
+            f'{source.num_classes}; found {teacher.num_classes}. Choose a teacher that was '
+            'fine-tuned on this data set.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Classes:
+    """What outputs of the classifier stand for.
+
+    Attributes:
+        source: the data set, with the same numbers for its classes.
+        names: by number; None if nothing knows them.
+        notes: lines for the user.
+        others: why the classifier of `--checkpoint` is none of these classes; None if it is, or
+            may be.
+    """
+
+    source: Source
+    names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+    others: str | None = None
+
+
+def _match_classes(
+    config: Config,
+    source: Source,
+    recorded: Mapping[str, Any] | None,
+    teacher: Teacher | None,
+    weights: Weights | None,
+) -> _Classes:
+    """Finds out what the classes are called, and numbers those of the data set likewise.
+
+    The run itself knows best, then its teacher, then the checkpoint it starts from, then the data.
+
+    Raises:
+        UserError: if the data set, or the teacher, has other classes.
+    """
+    own, theirs, loaded = (
+        tuple(names) if names else None
+        for names in (
+            (recorded or {}).get('class_names'),
+            teacher and teacher.class_names,
+            weights and weights.class_names,
+        )
+    )
+    known, whose = own, f'--model_dir={config.train.model_dir}'
+    if theirs:
+        path = f'--teacher={teacher.path}'
+        known, whose = (known, whose) if known else (theirs, path)
+        if theirs != known:
+            raise UserError(
+                f'{path} must have the classes of {whose}, in the same order: '
+                f'{difference(known, theirs)}. Choose the teacher it was trained with.'
+            )
+    kept = source.class_names
+    if not known and loaded and kept and same_classes(loaded, kept):
+        known, whose = loaded, f'--checkpoint={weights.path}'
+    if known and kept:
+        source = in_order(source, known, whose)
+    names = known or kept
+    notes = ()
+    if source.class_names != kept:
+        notes = (
+            f'Classes are numbered as in {whose}: {listed(names)}; {config.data.dataset} has '
+            f'{listed(kept)}.',
+        )
+    others = None
+    if loaded and names and loaded != names:
+        others = f'its classes are {difference(loaded, names)}'
+    return _Classes(source, names, notes, others)
+
+
+def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
+    """Raises UserError if batches don't split over the replicas, or they can't do what is asked.
+
+    What doesn't fit into their memory is refused too.
+    """
+    batches = {'eval_batch_size': config.train.eval_batch_size}
+    if config.run.mode != 'eval':
+        batches['train_batch_size'] = config.train.train_batch_size
+    distribution.check_divisible(strategy, **batches)
+    replicas = strategy.num_replicas_in_sync
+    if config.train.jit_compile and replicas > 1 and not distribution.is_tpu(strategy):
+        raise UserError(
+            f'--jit_compile works on one device or a TPU; found {replicas} devices, between which '
+            'a compiled step cannot communicate. Leave it out.'
+        )
+    if config.train.mixed_precision == 'float16' and distribution.is_tpu(strategy):
+        raise UserError(
+            '--mixed_precision=float16 works on GPUs and CPUs; found a TPU, for which Keras scales '
+            'no loss. Use --mixed_precision=bfloat16.'
+        )
+    if distribution.is_tpu(strategy):  # nobody tells how much memory it has
+        return
+    devices = capacity.devices_of(
+        replicas,
+        distribution.replicas_here(strategy),
+        on_gpu=distribution.has_accelerators(strategy),
+    )
+    if devices is not None:
+        capacity.check_fits(config, devices, _settings_of_teacher(config))
+
+
+def _settings_of_teacher(config: Config) -> dict[str, Any] | None:
+    """What the run that made the teacher recorded; None where the teacher is something else."""
+    path = config.objective.teacher
+    if not path or path.startswith(URL_SCHEMES) or config.run.mode == 'eval':
+        return None
+    return read_flags(os.path.expanduser(path))
+
+
+def check_reachable(flag: str, place: str, seconds: float) -> None:
+    """Checks that a remote `place` answers; TensorFlow itself asks again for minutes, silently.
+
+    Raises:
+        UserError: if it doesn't within `seconds`, or doesn't let this user in.
+    """
+    print(f'Waiting up to {seconds} s (--connect_timeout) for {place}.', flush=True)
+    try:
+        bounded(lambda: tf.io.gfile.exists(place), seconds)
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f'--{flag}={place} must be within reach; found: {distribution.one_line(error)}. Check '
+            'the name, the network and the credentials (gcloud auth application-default login, or '
+            'GOOGLE_APPLICATION_CREDENTIALS), or give a path of this machine.'
+        ) from error
+
+
+def with_model_dir(config: Config) -> Config:
+    """`config` with a model folder that can be written to.
+
+    Raises:
+        UserError: if the one given is, or can become, no such folder.
+    """
+    model_dir = os.path.expanduser(config.train.model_dir)
+    if not model_dir:
+        raise UserError(
+            f'--model_dir must be a folder; found {config.train.model_dir!r}. Give a name, or '
+            'leave it out.'
+        )
+    momentum = MOMENTUM_MODULES if config.objective.export_momentum_encoder else ''
+    below = (MODULES, momentum, config.train.eval_name or '')
+    check_writable(model_dir, folders=below, files=WRITTEN)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, model_dir=model_dir))
+
+
+def check_writable(model_dir: str, *, folders: Iterable[str] = (), files: Iterable[str]) -> None:
+    """Raises UserError if what a run writes has no place in `model_dir`.
+
+    Args:
+        model_dir: a folder, or what is to become one.
+        folders: names in it that are to be folders.
+        files: names in it that are to be files.
+    """
+    if '://' in model_dir:
+        return
+    if os.path.lexists(model_dir) and not os.path.isdir(model_dir):
+        raise UserError(f'--model_dir must be a folder; {model_dir} is a file.')
+    for folder in ('', *folders):
+        _check_folder(model_dir, os.path.join(model_dir, folder))
+    for name in files:
+        if os.path.isdir(os.path.join(model_dir, name)):
+            raise UserError(
+                f'--model_dir={model_dir} cannot be written: {name} in it must be a file, but is '
+                'a folder. Move it away, or choose another --model_dir.'
+            )
+
+
+def _check_folder(model_dir: str, folder: str) -> None:
+    existing = os.path.abspath(folder)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise UserError(f'--model_dir={model_dir} cannot be made: {existing} is a file.')
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f'--model_dir={model_dir} cannot be written: {existing} is not writable.')
+
+
+def show_data(experiment: Experiment) -> None:
+    """Says what the run has to do with, and what it does without."""
+    for line in (experiment.data.describe(), *experiment.data.notes):
+        print(line)
+    if experiment.source.image_range:
+        print(f'Images are floating-point numbers, taken to be in {experiment.source.image_range}.')
+
+
+def check_recorded(
+    experiment: Experiment, path: str | None, record: Mapping[str, Any] | None
+) -> None:
+    """Raises UserError if a checkpoint says that its classes are others than the run's.
+
+    Args:
+        experiment: what is run.
+        path: of the checkpoint; None without one.
+        record: see `Checkpoints`.
+    """
+    names = (record or {}).get('class_names')
+    if names and experiment.class_names and tuple(names) != experiment.class_names:
+        raise UserError(
+            f'{path} must have the classes of this run, in the same order: '
+            f'{difference(names, experiment.class_names)}. Choose another --model_dir, or the '
+            'data it was trained on.'
+        )
+
+
+def build_model_of(experiment: Experiment) -> SimCLRModel:
+    """The model, with fresh weights; to be called within the strategy's scope."""
+    config = experiment.config
+    return build_model(
+        SimCLRModel(
+            config.model,
+            config.data.image_size,
+            experiment.num_classes,
+            replicas=experiment.strategy.num_replicas_in_sync,
+            precision=config.train.mixed_precision,
+            filter_products=precision.gains_from_products(
+                config.train.mixed_precision, experiment.strategy
+            ),
+            detach_classifier=not experiment.stage.classifies,
+        )
+    )
+
+
+def build_objective(experiment: Experiment, model: SimCLRModel) -> Method:
+    """What is minimised; freezes parts of `model`. Within the strategy's scope."""
+    teacher = experiment.teacher
+    return build(model, experiment.config.objective, teacher and teacher.logits)
+
+
+def view_for_teacher(experiment: Experiment, *, evaluates: bool = False) -> View | None:
+    """The view that the pipeline adds for the teacher; None where it sees the student's.
+
+    Args:
+        experiment: what is run.
+        evaluates: whether views are those of evaluation.
+    """
+    teacher, config = experiment.teacher, experiment.config
+    if teacher is None:
+        return None
+    size = teacher.image_size or config.data.image_size
+    kind = 'eval' if evaluates else config.objective.teacher_view
+    same = kind == 'student' or evaluates
+    return None if same and size == config.data.image_size else teacher_view(kind, size)
+
+
+def penalty_of(config: Config, model: SimCLRModel) -> Penalty:
+    """The L2 term of the loss: of what the optimizer itself does not decay."""
+    if config.optimizer.optimizer in builder.DECAY_IN_UPDATE:
+        variables = [model.classifier.kernel] if model.classifier else []
+    else:
+        variables = decay.not_batch_norm(model, model.trainable_variables)
+    return Penalty(config.optimizer.weight_decay, variables)

@@ -1,0 +1,112 @@
+"""What a command line names, looked for without TensorFlow, whose import takes seconds.
+
+Only what is plainly missing is refused here. Whoever opens a place then looks closely.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from app.config.schema import Config
+from app.run_folder import FLAGS_FILE
+from common.errors import UserError
+from data.names import check_name
+from tf2.config import WEIGHTS
+
+# What TensorFlow reads and writes by itself, beside paths of this machine.
+SCHEMES = ('gs', 'file')
+_OF_WEIGHTS = ('http', 'https')  # which tensorflow-hub resolves
+_PLACES = {'model_dir': (), 'data_dir': (), 'checkpoint': _OF_WEIGHTS, 'teacher': _OF_WEIGHTS}
+
+
+def check_schemes(given: Mapping[str, Any]) -> None:
+    """Raises UserError if a place among the flags `given` is on a file system nobody can read."""
+    for flag, more in _PLACES.items():
+        scheme, found, _ = (given.get(flag) or '').partition('://')
+        if found and scheme not in (*SCHEMES, *more):
+            listed = ', '.join(f'{known}://' for known in (*SCHEMES, *more))
+            raise UserError(
+                f'--{flag} must be a path of this machine or begin with {listed}; found '
+                f'{given[flag]!r}. Other file systems need a plugin of TensorFlow, which this '
+                'program does not load: mount it, or copy what is there.'
+            )
+
+
+def remote_places(given: Mapping[str, Any]) -> dict[str, str]:
+    """Flag -> place, of those `given` that TensorFlow reads over a network."""
+    return {flag: given[flag] for flag in _PLACES if (given.get(flag) or '').startswith('gs://')}
+
+
+def check_places(config: Config) -> None:
+    """Raises UserError if weights or data set that `config` names are not there at all."""
+    objective = config.objective
+    if config.run.mode == 'pipeline':  # its stages read each other, and it refuses what is given
+        objective = dataclasses.replace(objective, checkpoint=None)
+    # A run that goes on needs its own checkpoints only.
+    begun = config.train.model_dir and _may_hold_checkpoints(config.train.model_dir)
+    named = {'checkpoint': None if begun else objective.checkpoint, 'teacher': objective.teacher}
+    for flag, path in named.items():
+        if path and _is_missing(path):
+            raise UserError(
+                f'--{flag}={os.path.expanduser(path)} should be {WEIGHTS}; found nothing there. '
+                'Check the path.'
+            )
+    if config.data.dataset and config.run.mode != 'export':
+        check_name(config.data.dataset, config.data.data_dir)
+    _check_apart(config.train.model_dir, config.data.data_dir)
+
+
+def _check_apart(model_dir: str | None, data_dir: str | None) -> None:
+    """Raises UserError if a new run would write among the images."""
+    if not model_dir or not data_dir or '://' in model_dir or '://' in data_dir:
+        return
+    folder, data = (os.path.realpath(os.path.expanduser(path)) for path in (model_dir, data_dir))
+    begun = os.path.exists(os.path.join(folder, FLAGS_FILE))
+    if os.path.commonpath([folder, data]) == data and not begun:
+        raise UserError(
+            f'--model_dir must be outside of --data_dir, {data}, where its files would be taken '
+            f'for data; found {folder}. Choose another --model_dir.'
+        )
+
+
+def check_characters(given: Mapping[str, Any]) -> None:
+    """Raises UserError for paths that TensorFlow, or a message of one line, can't take.
+
+    Args:
+        given: the flags that were given.
+    """
+    for flag in ('model_dir', 'checkpoint', 'teacher', 'eval_name'):
+        for character in given.get(flag) or '':
+            # Control characters; bytes that are no UTF-8; ends of lines and paragraphs.
+            if unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp'):
+                raise UserError(
+                    f'--{flag} must be a path in UTF-8 without control characters; found '
+                    f'{character!a} in {given[flag]!a}. Rename what it names.'
+                )
+
+
+def _may_hold_checkpoints(folder: str) -> bool:
+    if '://' in folder:
+        return True
+    try:
+        names = os.listdir(os.path.expanduser(folder))
+    except OSError:
+        return False
+    return any(name.startswith('ckpt-') for name in names)
+
+
+def _is_missing(path: str) -> bool:
+    """Whether no file or folder of this machine has a name that begins with `path`."""
+    if '://' in path:
+        return False
+    folder, start = os.path.split(os.path.expanduser(path).rstrip('/'))
+    try:
+        return not any(name.startswith(start) for name in os.listdir(folder or '.'))
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # whoever opens it says why it can't be read

@@ -1,0 +1,11 @@
+"""A pipeline of stages as a table and as one page; `runs` reads, `inference` looks, `page` writes.
+
+All it needs to know of a stage is in the stage's folder.
+"""
+
+from __future__ import annotations
+
+from app.report.page import write_report
+from app.report.runs import Row, Stage, format_table, table
+
+__all__ = ['Row', 'Stage', 'format_table', 'table', 'write_report']

@@ -1,0 +1,149 @@
+"""Figures of the report, drawn by matplotlib without its global state."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+from app.report.predictions import Confusion
+
+LOSSES = ('_loss',)
+ACCURACIES = ('_acc', '_accuracy', '_agreement')
+# Not a loss of the model's answers, and next to nothing beside them.
+_LEFT_OUT = ('eval/regularization_loss',)
+MAX_NUMBERED_CLASSES = 20  # beyond that, numbers in the confusion matrix could not be read
+_MAX_NAMED_CLASSES = 40
+
+_NAMES = {
+    'total_loss': 'total',
+    'contrast_loss': 'contrastive',
+    'supervised_loss': 'classifier',
+    'distill_loss': 'distillation',
+    'contrast_acc': 'contrastive',
+    'supervised_acc': 'classifier',
+    'label_top_1_accuracy': 'top-1',
+    'label_top_5_accuracy': 'top-5',
+    'knn_accuracy': 'neighbours',
+    'teacher_agreement': 'agreement',
+    'teacher_top_1_accuracy': "teacher's top-1",
+}
+# Okabe & Ito's, which colour-blind people can tell apart.
+_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A measurement over the steps of a run.
+
+    Attributes:
+        label: for the legend.
+        points: step -> value, steps ascending.
+        evaluated: whether it was measured on the evaluation split.
+    """
+
+    label: str
+    points: Mapping[int, float]
+    evaluated: bool
+
+
+def curves(scalars: Mapping[str, Mapping[int, float]], endings: Sequence[str]) -> list[Curve]:
+    """The curves of all scalars of training and evaluation whose tag has one of `endings`."""
+    found = []
+    for tag, points in scalars.items():
+        kind, _, name = tag.partition('/')
+        wanted = kind in ('train', 'eval') and name.endswith(tuple(endings))
+        if wanted and tag not in _LEFT_OUT:
+            plain = _NAMES.get(name, name.replace('_', ' '))
+            where = 'evaluation' if kind == 'eval' else 'training'
+            found.append(Curve(f'{plain}, {where}', points, kind == 'eval'))
+    return found
+
+
+def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
+    """`drawn` over steps.
+
+    Args:
+        drawn: at least one.
+        title: what the vertical axis measures.
+        share: whether the values are shares, to be shown as percentages.
+    """
+    figure = Figure(figsize=(4.7, 3.8), layout='constrained')
+    axes = figure.add_subplot()
+    for number, curve in enumerate(drawn):
+        alone, total = len(curve.points) == 1, curve.label.startswith('total')
+        axes.plot(
+            list(curve.points.keys()),
+            list(curve.points.values()),
+            label=curve.label,
+            # The total may lie on its largest term: broad and pale, it is seen all the same.
+            color='#c4ccd4' if total else _COLOURS[number % len(_COLOURS)],
+            linestyle='--' if curve.evaluated else '-',
+            linewidth=5 if total else 1.6,
+            marker='o' if curve.evaluated or alone else None,
+            markersize=6 if alone else 3.5,
+        )
+    axes.set_xlabel('step', fontsize=11)
+    axes.set_ylabel(title, fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
+    axes.tick_params(labelsize=10)
+    if share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol='%'))
+    axes.grid(color='#d0d7de', linewidth=0.6)
+    axes.spines[['top', 'right']].set_visible(False)
+    columns = 2 if max(len(curve.label) for curve in drawn) <= 27 else 1
+    figure.legend(loc='outside lower center', ncols=columns, fontsize=9.5, frameon=False)
+    return figure
+
+
+def confusion_figure(confusion: Confusion) -> Figure:
+    """True classes down, predicted ones across; colour: share of the true class."""
+    counts, classes = confusion.counts, len(confusion.names)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    side = min(9.0, max(5.0, 2 + 0.36 * classes))
+    figure = Figure(figsize=(side, side * 0.96), layout='constrained')
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    if classes <= MAX_NUMBERED_CLASSES:
+        for (row, column), count in _cells(counts):
+            colour = '#ffffff' if shares[row, column] > 0.5 else '#1f2328' if count else '#afb8c1'
+            axes.text(column, row, str(count), ha='center', va='center', fontsize=9, color=colour)
+    every = math.ceil(classes / _MAX_NAMED_CLASSES)
+    ticks, names = range(0, classes, every), [_short(name) for name in confusion.names[::every]]
+    size = 10 if classes <= MAX_NUMBERED_CLASSES else 7
+    # Names are shown as they are: a dollar sign starts no formula.
+    axes.set_xticks(ticks, names, fontsize=size, parse_math=False)
+    axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
+    for label in axes.get_xticklabels():
+        label.set(rotation=45, ha='right', rotation_mode='anchor')
+    axes.set_xlabel('predicted class', fontsize=11)
+    axes.set_ylabel('true class', fontsize=11)
+    return figure
+
+
+def _cells(counts: Sequence[Sequence[int]]) -> list[tuple[tuple[int, int], int]]:
+    return [
+        ((row, column), int(count))
+        for row, line in enumerate(counts)
+        for column, count in enumerate(line)
+    ]
+
+
+def _short(name: str, limit: int = 18) -> str:
+    return name if len(name) <= limit else f'{name[: limit - 1]}…'
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as a file of text; letters stay letters, so that any script can be shown."""
+    written = io.StringIO()
+    FigureCanvasSVG(figure)
+    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'report'}):
+        figure.savefig(written, format='svg', metadata={'Date': None, 'Creator': None})
+    return written.getvalue()

@@ -1,0 +1,257 @@
+"""The page: one HTML file that needs no other file, no network and no script."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import pathlib
+from collections.abc import Sequence
+
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from app.report import figures, predictions, runs
+from app.report.figures import Curve
+from app.report.predictions import Neighborhood, Picture
+from app.report.runs import Run, Stage, percent
+from common.errors import UserError
+from data.sources import NO_LABEL, Source, open_source
+from tf2.files import write_text
+
+STYLE = pathlib.Path(__file__).with_name('style.css')
+_LOSSLESS = 64  # pixels; a larger image is shown as JPEG, which is far smaller and looks the same
+
+
+def write_report(path: str, stages: Sequence[Stage]) -> None:
+    """Writes the page about `stages` to `path`, whole or not at all.
+
+    Args:
+        path: 'report.html', wherever it is to be; its folder is made.
+        stages: in the order they were run, at least one. Neighbours are those of the first one
+            that pretrains, confusions those of the last one.
+
+    Raises:
+        UserError: if a stage's folder holds no run, or the data set can't be read any more.
+    """
+    if not stages:
+        raise UserError('A report needs at least one stage; found none.')
+    read = [runs.read_run(stage) for stage in stages]
+    page = _page(read, open_source(read[-1].config.data))
+    if os.path.dirname(path):
+        tf.io.gfile.makedirs(os.path.dirname(path))
+    write_text(path, page)
+
+
+def _page(read: Sequence[Run], source: Source) -> str:
+    title = f'SimCLR on {html.escape(source.name)}'
+    pretrained = next((run for run in read if not run.kind.classifies), read[0])
+    body = [
+        f'<h1>{title}</h1>',
+        _facts(read[-1], source),
+        _table(read),
+        *(_stage(run) for run in read),
+        _confusion(
+            read[-1], predictions.confusion(read[-1], predictions.source_of(read[-1], source))
+        ),
+        _neighbors(pretrained, predictions.neighborhoods(pretrained, source), source),
+        _commands(read),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{title}</title>\n<style>\n{STYLE.read_text()}</style>\n</head>\n<body>\n<main>\n'
+        + '\n'.join(body)
+        + '\n</main>\n</body>\n</html>\n'
+    )
+
+
+def _facts(run: Run, source: Source) -> str:
+    data = run.config.data
+    classes = f'{source.num_classes} classes' if source.num_classes else 'no labels'
+    train, test = (source.num_examples(split) for split in (data.train_split, data.eval_split))
+    text = (
+        f'{classes}; {train:,} training images ({data.train_split}) and {test:,} for evaluation '
+        f'({data.eval_split}), seen at {data.image_size} × {data.image_size} pixels.'
+    )
+    return f'<p>{html.escape(text)}</p>'
+
+
+def _table(read: Sequence[Run]) -> str:
+    rows = runs.rows_of(read)
+    heading = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in runs.COLUMNS)
+    lines = [_line(runs.cells(row)) for row in rows]
+    notes = [f'{row.stage}: {row.note}.' for row in rows if row.note]
+    notes += [
+        'Top-1: share of the evaluation images whose class was named, at the end of the stage.',
+        'Parameters: of encoder and projection head in pretraining; else of what the result is '
+        'computed with.',
+        'Time: training with its evaluations, without pauses between sessions.',
+    ]
+    listed = ''.join(f'<li>{html.escape(note)}</li>' for note in notes)
+    return (
+        '<h2>Results</h2>\n<div class="scroll" tabindex="0" role="region" aria-label="Results">\n'
+        f'<table>\n<thead><tr>{heading}</tr></thead>\n<tbody>\n{"".join(lines)}</tbody>\n</table>\n'
+        f'</div>\n<ul class="notes">{listed}</ul>'
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    title, *others = map(html.escape, cells)
+    top = runs.COLUMNS.index('Top-1') - 1
+    marked = [f'<td{" class=top" if i == top else ""}>{cell}</td>' for i, cell in enumerate(others)]
+    return f'<tr><th scope="row">{title}</th>{"".join(marked)}</tr>\n'
+
+
+def _stage(run: Run) -> str:
+    scalars, title = run.events.scalars, run.stage.title
+    drawn = [
+        _curves(figures.curves(scalars, figures.LOSSES), title, share=False),
+        _curves(figures.curves(scalars, figures.ACCURACIES), title, share=True),
+    ]
+    shown = ''.join(drawn) or '<p>This stage wrote no curves.</p>'
+    settings = run.config
+    steps = max((step for points in scalars.values() for step in points), default=0)
+    text = (
+        f'{steps:,} steps of {settings.train.train_batch_size:,} images; '
+        f'{settings.optimizer.optimizer}, learning rate {settings.optimizer.learning_rate:g}'
+    )
+    if run.kind.has_teacher:
+        text += (
+            f'; weight of the teacher {run.values.get("distill_alpha", 1):g}, '
+            f'temperature {run.values.get("distill_temperature", 1):g}'
+        )
+    return (
+        f'<h2>{html.escape(title)}</h2>\n<p class="quiet">{html.escape(text)}</p>\n'
+        f'<div class="curves">{shown}</div>\n{_views(run)}'
+    )
+
+
+def _curves(drawn: Sequence[Curve], stage: str, *, share: bool) -> str:
+    if not drawn:
+        return ''
+    ends = [(curve.label, list(curve.points.values())[-1]) for curve in drawn]
+    values = ', '.join(
+        f'{label.replace(",", " in")} {percent(end) if share else f"{end:.3g}"}'
+        for label, end in ends
+    )
+    caption = f'{"Accuracies" if share else "Losses"} of {stage}. At the end: {values}.'
+    figure = figures.curve_figure(drawn, title='accuracy' if share else 'loss', share=share)
+    image = _figure_image(figure, f'Curves over steps. {caption}')
+    return f'<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>'
+
+
+def _figure_image(figure: Figure, alt: str) -> str:
+    return _image(figures.to_svg(figure).encode(), 'svg+xml', alt)
+
+
+def _image(content: bytes, kind: str, alt: str) -> str:
+    encoded = base64.b64encode(content).decode()
+    return f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(alt)}">'
+
+
+def _picture(pixels: tf.Tensor, alt: str) -> str:
+    """[h, w, 3] uint8 as an image on the page."""
+    if pixels.shape[0] <= _LOSSLESS:
+        return _image(tf.io.encode_png(pixels).numpy(), 'png', alt)
+    return _image(tf.io.encode_jpeg(pixels, quality=90).numpy(), 'jpeg', alt)
+
+
+def _views(run: Run) -> str:
+    if not run.events.views:
+        return ''
+    shown, pairs, small = [], False, False
+    for number, encoded in enumerate(run.events.views, 1):
+        image = tf.image.convert_image_dtype(tf.io.decode_png(encoded, 3), tf.float32)
+        height, width = image.shape[:2]
+        pairs, small = width >= 2 * height, height <= _LOSSLESS
+        # Each view is to be of a thumbnail's size, not the strip of all.
+        views = tf.stack(tf.split(image, max(1, width // height), axis=1))
+        strip = tf.concat(list(predictions.thumbnails(views.numpy())), axis=1)
+        shown.append(_picture(strip, f'Training image {number} as the network sees it'))
+    what = (
+        'two random views of each image, side by side' if pairs else 'one random view of each image'
+    )
+    kind = f'views{"" if pairs else " single"}{" small" if small else ""}'
+    caption = f'What {run.stage.title} trains on: {what}.'
+    return (
+        f'<figure><div class="{kind}">{"".join(shown)}</div>'
+        f'<figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
+
+
+def _confusion(run: Run, source: Source) -> str:
+    heading = '<h2>Which classes are confused</h2>\n'
+    found = predictions.confusion(run, predictions.source_of(run, source))
+    if found is None:
+        return heading + (
+            '<p>There is no confusion matrix: it takes labels in the evaluation split, and an '
+            'exported network with a classifier.</p>'
+        )
+    total, right = int(found.counts.sum()), int(found.counts.trace())
+    caption = (
+        f'{run.stage.title} on the split {run.config.data.eval_split}: number of images by true '
+        f'class (rows) and predicted class (columns). {right:,} of {total:,} are right, '
+        f'{percent(found.accuracy)}. The darker, the larger the share of the row.'
+    )
+    if percent(run.top_1) != percent(found.accuracy):
+        precision = run.config.train.mixed_precision
+        caption += f' The stage itself measured {percent(run.top_1)}'
+        rounds = f', in {precision}; the exported network computes in float32.'
+        caption += '.' if precision == 'float32' else rounds
+    image = _figure_image(figures.confusion_figure(found), f'Confusion matrix. {caption}')
+    large = ' large' if len(found.names) > 12 else ''
+    return (
+        f'{heading}<figure><div class="matrix{large}">{image}</div>'
+        f'<figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
+
+
+def _neighbors(run: Run, found: Sequence[Neighborhood], source: Source) -> str:
+    heading = '<h2>What the encoder takes to be alike</h2>\n'
+    if not found:
+        return f'{heading}<p>{html.escape(run.stage.title)} exported no network to ask.</p>'
+    names = predictions.class_names(source)
+    small = ' small' if found[0].query.pixels.shape[0] <= _LOSSLESS else ''
+    searched = min(source.num_examples(run.config.data.train_split), predictions.SEARCHED)
+    nearest = len(found[0].neighbors)
+    caption = (
+        f'Images of the split {run.config.data.eval_split}, each followed by the {nearest} '
+        f'nearest of {searched:,} training images: highest cosine similarity of the features after '
+        f'{run.stage.title}.'
+    )
+    known = any(predictions.same_class(n.query, p) is not None for n in found for p in n.neighbors)
+    if known:
+        caption += ' A solid green border and ✓ mark the class of the first image, a dashed red '
+        caption += 'one and ✗ another class.'
+    shown = ''.join(_neighborhood(neighborhood, names) for neighborhood in found)
+    return (
+        f'{heading}<figure><div class="neighbors{small}">{shown}</div>'
+        f'<figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
+
+
+def _neighborhood(found: Neighborhood, names: Sequence[str]) -> str:
+    def name(picture: Picture) -> str:
+        return '' if picture.label == NO_LABEL else names[picture.label]
+
+    query = name(found.query)
+    parts = [_cell('query', _picture(found.query.pixels, f'Evaluation image: {query}'), query)]
+    for picture, similarity in zip(found.neighbors, found.similarities):
+        same = predictions.same_class(found.query, picture)
+        kind, mark = {True: ('right', '✓ '), False: ('wrong', '✗ '), None: ('', '')}[same]
+        alt = f'Training image: {name(picture)}, similarity {similarity:.2f}'
+        parts.append(_cell(kind, _picture(picture.pixels, alt), f'{mark}{name(picture)}'))
+    return ''.join(parts)
+
+
+def _cell(kind: str, image: str, text: str) -> str:
+    return f'<div class="{kind}">{image}{html.escape(text)}</div>'
+
+
+def _commands(read: Sequence[Run]) -> str:
+    parts = [
+        f'<h3>{html.escape(run.stage.title)}</h3>\n<pre>{html.escape(run.stage.command)}</pre>'
+        for run in read
+    ]
+    return '<h2>To repeat each stage</h2>\n' + '\n'.join(parts)

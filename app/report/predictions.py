@@ -1,0 +1,239 @@
+"""What exported modules say about images: which classes are confused, which images are alike."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from app.report.runs import Run
+from data.batches import eval_batches
+from data.labels import in_order
+from data.sources.source import NO_LABEL, Source
+from tf2.config import ModelConfig
+from tf2.files import names_in
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.weights import open_weights
+
+QUERIES = 8  # test images of which neighbours are shown
+NEIGHBORS = 6
+SEARCHED = 5000  # training images among which neighbours are searched
+THUMBNAIL = 96  # largest height and width of an image on the page, in pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+    """How often each class was taken for each.
+
+    Attributes:
+        counts: [c, c] int64, row: true class, column: predicted class.
+        names: of the classes.
+    """
+
+    counts: np.ndarray
+    names: Sequence[str]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images on the diagonal."""
+        return float(np.trace(self.counts) / self.counts.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image to be shown.
+
+    Attributes:
+        pixels: [h, w, 3] uint8.
+        label: its class; NO_LABEL if it has none.
+    """
+
+    pixels: np.ndarray
+    label: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighborhood:
+    """A test image, and the training images most like it, nearest first, with their cosines."""
+
+    query: Picture
+    neighbors: Sequence[Picture]
+    similarities: Sequence[float]
+
+
+def load_module(run: Run) -> Callable[[Any], Any] | None:
+    """The newest module that a stage exported, images -> endpoints; None if there is none.
+
+    Its weights are read as data: the folder may come from elsewhere, and its graph is code.
+    """
+    folder = os.path.join(run.stage.folder, 'saved_model')
+    found = names_in(folder) if tf.io.gfile.isdir(folder) else []
+    steps = [int(name) for name in found if name.isdecimal()]
+    if not steps:
+        return None
+    weights = open_weights(os.path.join(folder, str(max(steps))))
+    config = ModelConfig(**{**weights.architecture, 'ft_proj_selector': weights.selector or 0})
+    model = build_model(SimCLRModel(config, weights.image_size, weights.num_classes))
+    weights.load_into(model, head_layers=-1)
+    return tf.function(lambda images: model(images, training=False))
+
+
+def source_of(run: Run, source: Source) -> Source:
+    """`source` with its classes numbered as the run has them."""
+    names = run.values.get('class_names')
+    if not names or source.class_names is None:
+        return source
+    return in_order(source, names, f'--model_dir={run.stage.folder}')
+
+
+def class_names(source: Source) -> list[str]:
+    """Names by label; their numbers where they have no names."""
+    return list(source.class_names or map(str, range(source.num_classes or 0)))
+
+
+def evaluation_batches(run: Run, source: Source) -> tf.data.Dataset:
+    """The batches that the stage's result was measured on."""
+    train, data = run.config.train, run.config.data
+    batches = eval_batches(source, data, split=data.eval_split, batch_size=train.eval_batch_size)
+    return batches.take(train.eval_steps) if train.eval_steps else batches
+
+
+def confusion(run: Run, source: Source) -> Confusion | None:
+    """Runs a stage's module over its evaluation split.
+
+    Returns:
+        The matrix; None if there is no module with a classifier, or no image with a label.
+    """
+    module = load_module(run)
+    if module is None or source.num_classes is None:
+        return None
+    counts = np.zeros([source.num_classes] * 2, np.int64)
+    for batch in evaluation_batches(run, source):
+        outputs = module(batch['views'][0])
+        if 'logits_sup' not in outputs:
+            return None
+        labels = batch['label'].numpy()  # [b]
+        rows = batch['mask'].numpy() & (labels >= 0)  # [b]
+        guesses = np.argmax(outputs['logits_sup'].numpy(), axis=1)  # [b]
+        np.add.at(counts, (labels[rows], guesses[rows]), 1)
+    return Confusion(counts, class_names(source)) if counts.sum() else None
+
+
+def neighborhoods(run: Run, source: Source) -> list[Neighborhood]:
+    """The training images that a stage's encoder takes to be most like some test images.
+
+    Test images are the first ones of as many classes as possible. Searched are the first SEARCHED
+    training images; sources are in mixed order.
+
+    Returns:
+        At most QUERIES, by class; none if there is no module.
+    """
+    module = load_module(run)
+    if module is None:
+        return []
+    data, batch_size = run.config.data, run.config.train.eval_batch_size
+    images, labels = choose_queries(evaluation_batches(run, source), source.num_classes)
+    queries = [Picture(*pair) for pair in zip(thumbnails(images), labels.tolist())]
+    train = eval_batches(source, data, split=data.train_split, batch_size=batch_size)
+    features, pictures = _embedded(module, train, SEARCHED)
+    found, cosines = nearest(features, _embed(module, images), NEIGHBORS)
+    return [
+        Neighborhood(query, [pictures[i] for i in indices], similarities.tolist())
+        for query, indices, similarities in zip(queries, found, cosines)
+    ]
+
+
+def choose_queries(
+    batches: Iterable[Any], num_classes: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of each class, as many of each as make QUERIES in all.
+
+    Args:
+        batches: as `eval_batches` yields them; read no further than needed.
+        num_classes: None if the data set has no labels.
+
+    Returns:
+        Images [m, h, w, 3] float32 and labels [m], ascending; m <= QUERIES.
+    """
+    of_each = -(-QUERIES // (num_classes or 1))
+    chosen: list[tuple[int, np.ndarray]] = []
+    taken: collections.Counter[int] = collections.Counter()
+    for batch in batches:
+        for image, label in _shown(batch):
+            wanted = label == NO_LABEL or taken[label] < of_each
+            if len(chosen) < QUERIES and wanted:
+                taken[label] += 1
+                chosen.append((label, image))
+        if len(chosen) == QUERIES:
+            break
+    chosen.sort(key=lambda pair: pair[0])
+    return np.stack([image for _, image in chosen]), np.array([label for label, _ in chosen])
+
+
+def _shown(batch: Any) -> Iterable[tuple[np.ndarray, int]]:
+    """Image and label of the rows that do not merely fill the batch."""
+    rows = batch['mask'].numpy()
+    return zip(batch['views'][0].numpy()[rows], batch['label'].numpy()[rows].tolist())
+
+
+def _embed(module: Any, images: Any) -> np.ndarray:
+    """Images [b, h, w, 3] -> features [b, d] float32."""
+    return module(tf.convert_to_tensor(images))['final_avg_pool'].numpy()
+
+
+def _embedded(module: Any, batches: Iterable[Any], limit: int) -> tuple[np.ndarray, list[Picture]]:
+    """Features [n, d] and thumbnails of the first `limit` images."""
+    features: list[np.ndarray] = []
+    pictures: list[Picture] = []
+    for batch in batches:
+        rows = batch['mask'].numpy()
+        images = batch['views'][0]
+        features.append(_embed(module, images)[rows])
+        shown = zip(thumbnails(images.numpy()[rows]), batch['label'].numpy()[rows].tolist())
+        pictures += [Picture(pixels, label) for pixels, label in shown]
+        if len(pictures) >= limit:
+            break
+    return np.concatenate(features)[:limit], pictures[:limit]
+
+
+def nearest(searched: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `searched` with the highest cosine similarity to each query.
+
+    Args:
+        searched: [n, d] float.
+        queries: [m, d] float.
+        count: how many; at most n are found.
+
+    Returns:
+        Row numbers [m, k] and similarities [m, k], highest first; of equal ones the first row.
+    """
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+    cosines = unit(queries) @ unit(searched).T  # [m, n]
+    found = np.argsort(-cosines, axis=1, kind='stable')[:, :count]
+    return found, np.take_along_axis(cosines, found, axis=1)
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """[b, h, w, 3] float in [0, 1] -> [b, h', w', 3] uint8, h' and w' at most THUMBNAIL."""
+    height, width = images.shape[1:3]
+    factor = THUMBNAIL / max(height, width)
+    if factor < 1:
+        size = [round(height * factor), round(width * factor)]
+        images = tf.image.resize(images, size, 'area').numpy()
+    return np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
+
+
+def same_class(query: Picture, neighbor: Picture) -> bool | None:
+    """Whether two pictures are of one class; None if that is not known of one of them."""
+    if NO_LABEL in (query.label, neighbor.label):
+        return None
+    return query.label == neighbor.label

@@ -1,0 +1,70 @@
+"""What is where in the folder of a run, or of several runs, and its settings as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from app.config.schema import SECTIONS, TRAIN_EXAMPLES, Config, to_values
+from tf2 import records
+
+FLAGS_FILE = 'flags.json'
+PIPELINE_FILE = 'pipeline.json'  # in a folder of several runs, instead
+
+_CHANGE = records.Value(
+    dict,
+    keys={
+        'step': records.Value(int, required=True, check=records.at_least(0)),
+        'setting': records.Value(str, required=True),
+    },
+)
+FLAGS = records.Value(
+    dict,
+    keys={
+        **{k: v for section in SECTIONS.values() for k, v in records.of_options(section).items()},
+        'num_classes': records.Value(int, nullable=True, check=records.at_least(1)),
+        'class_names': records.CLASS_NAMES,
+        TRAIN_EXAMPLES: records.Value(int, check=records.at_least(1)),
+        'changes': records.Value(list, items=_CHANGE),
+    },
+)
+RESTORE = 'Restore it, or choose another --model_dir.'
+
+
+def write_flags(model_dir: str, config: Config, facts: Mapping[str, Any]) -> None:
+    """Writes `flags.json`: all settings, and `facts` about the data such as 'num_classes'."""
+    from tf2.files import write_text
+
+    text = json.dumps({**to_values(config), **facts}, indent=1, sort_keys=True)
+    write_text(os.path.join(model_dir, FLAGS_FILE), f'{text}\n')
+
+
+def read_flags(model_dir: str, need: Iterable[str] = ()) -> dict[str, Any] | None:
+    """What `write_flags` wrote to `model_dir`, None if it did not.
+
+    Args:
+        model_dir: folder of a run.
+        need: facts that have to be there. Settings need not, those of an older release have not
+            all.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    value = dataclasses.replace(
+        FLAGS,
+        keys={k: dataclasses.replace(v, required=k in need) for k, v in FLAGS.keys.items()},
+    )
+    return records.read_json(os.path.join(model_dir, FLAGS_FILE), value, RESTORE)
+
+
+def read_pipeline(model_dir: str) -> dict[str, Any] | None:
+    """Stage -> its settings, of the pipeline in `model_dir`; None where there is none.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    value = records.Value(dict, items=FLAGS)
+    return records.read_json(os.path.join(model_dir, PIPELINE_FILE), value, RESTORE)

@@ -1,0 +1,1 @@
+"""What `data`, `tf2` and the application share. Nothing here imports TensorFlow."""

@@ -1,0 +1,73 @@
+"""The error that a user can mend, and how text is shown in one line."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import shlex
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: expected, found, what to do.
+
+    `run.py` prints it without a traceback and exits with status 2.
+    """
+
+
+# A TensorFlow graph can't raise a UserError. It fails with an error that holds the line in pieces
+# between these marks; `line_within` puts them together.
+LINE_BEGINS, LINE_ENDS = 'The user can mend this:', 'End of what the user can mend.'
+
+
+def line_within(error: BaseException) -> str | None:
+    """The line for the user in what a graph raised; None if it holds none."""
+    # As TensorFlow prints the operands of an assertion: [text] [text] [3 4], escaped.
+    pieces = rf'\[{LINE_BEGINS}\] \[(.*?)\] \[{LINE_ENDS}\]'
+    match = re.search(pieces, text_of(error), re.DOTALL)
+    if match is None:
+        return None
+    escaped = match[1].replace('] [', '')
+    return shown(os.fsdecode(codecs.escape_decode(escaped.encode('utf-8', 'surrogateescape'))[0]))
+
+
+def text_of(error: BaseException) -> str:
+    """An error's message.
+
+    Where it names a file whose name is not UTF-8, TensorFlow raises a UnicodeDecodeError instead of
+    its own error; that holds the message.
+    """
+    is_disguised = isinstance(error, UnicodeDecodeError) and isinstance(error.object, bytes)
+    return os.fsdecode(error.object) if is_disguised else str(error)
+
+
+def shown(name: str) -> str:
+    """A name of a file, folder or class as it can be printed within a line, whatever its bytes are.
+
+    Args:
+        name: as `os` gives it, with surrogates for bytes that are not UTF-8.
+
+    Returns:
+        The name, with those bytes and characters that can't be printed escaped.
+    """
+    return ''.join(char if char.isprintable() else _escaped(char) for char in name)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python writes a byte that is not UTF-8
+        return f'\\x{code - 0xDC00:02x}'
+    return char.encode('unicode_escape').decode() if code < 0x80 else f'\\u{code:04x}'
+
+
+def command_line(arguments: Iterable[str]) -> str:
+    """`arguments` as a shell reads them, on one line, whatever their bytes are."""
+    return ' '.join(map(_quoted, arguments))
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = shown(re.sub(r"([\\'])", r'\\\1', word))
+    return f"$'{escaped}'"

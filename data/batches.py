@@ -1,0 +1,487 @@
+"""Source + recipe → batches, without end for training and exactly once for evaluation.
+
+A training batch depends on nothing but the settings and its number: epoch e is a permutation
+seeded by (seed, e), and every view is drawn from (seed, e, example, view). So a run that starts
+at step k sees what a run from the beginning sees from step k on.
+
+With several workers each makes its own rows of every batch. Where the data set has a file for
+each, a worker reads, shuffles and repeats its own share of the files; then the batches depend on
+the number of workers, the views of an example in an epoch do not. Elsewhere all go through
+the same order and decode their own rows alone; then the workers' rows, one after the other, are
+the batches of a single process: to the last bit if a worker's rows make groups of the same size
+(`_group_size`), else up to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from common.errors import UserError
+from data.augmentations import AUGMENTATIONS
+from data.config import DataConfig
+from data.images import check_size, to_rgb
+from data.randomness import epoch_key, view_seed
+from data.recipes import RECIPES, Recipe, View
+from data.service import check_answers
+from data.sources.source import HELD_BYTES, NO_LABEL, Source
+from data.worker import Worker
+
+Example = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
+Batch = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
+
+_SMALL_IMAGE = 32  # pixels
+# Examples in the shuffle buffer. Encoded ones are counted, and limited by their size: data sets of
+# small images fit as a whole; of ImageNet (about 110 kB each) as many are held as 2 GB take.
+_BUFFER_SMALL_IMAGES = 65_536
+_BUFFER_LARGE_IMAGES = 16_384
+_BUFFER_PATHS = 262_144  # of files that are read after the shuffle; some 100 MB
+# Most images that are handed to a compiled function at once: many, so that small ones don't spend
+# their time in overhead; fewer where images are large, so that they don't fill the memory. A batch
+# that is one group is not copied again.
+_GROUP_SMALL_IMAGES = 256
+_GROUP_LARGE_IMAGES = 64
+_LEAST_OF_GROUP = 8  # a group has at least this part of the images it may have
+_PREFETCHED_BATCHES = 2
+
+
+def train_batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    split: str,
+    recipe: str,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    extra: View | None = None,
+    worker: Worker = Worker(),
+    finished: bool = True,
+) -> tf.data.Dataset:
+    """An endless stream of training batches; batches run across the ends of epochs.
+
+    With `config.tf_data_service` the batches are made by that service's workers, each of which
+    works at an epoch of its own. Every epoch still holds every example once, with its own views;
+    but the order of batches is not repeatable, a batch may be of any epoch that is being made,
+    and a run that starts at example `start` starts with the epoch that this one belongs to.
+
+    Args:
+        source: where the examples come from.
+        config: settings of the augmentations; `image_size` is the views' size in pixels.
+        split: split or slice of `source`.
+        recipe: name in RECIPES.
+        batch_size: examples per batch, of all workers together.
+        seed: the run's seed.
+        start: how many examples to leave out at the beginning, of all workers together; a multiple
+            of their number. What is left out is neither decoded nor augmented.
+        extra: one more view than the recipe's, the last one, of its own size; a teacher's.
+        worker: which of several processes this is.
+        finished: whether views are complete. If not, `finisher` does on the device what can be
+            done to a whole batch, and batches also hold 'seeds': tuple of [b, 2] int32.
+
+    Returns:
+        Dataset of {'views': tuple of [b, image_size, image_size, 3] float32 in [0, 1],
+        'label': [b] int32, -1 = none}, where b is batch_size / worker.count.
+
+    Raises:
+        UserError: if there is no such split, it has fewer examples than a batch, the batch cannot
+            be shared out evenly, or nothing answers at `config.tf_data_service`.
+    """
+    count = _count(source, split)
+    if count < batch_size:
+        raise UserError(
+            f'Split {split!r} of data set {source.name} has {count} examples, fewer than one '
+            f'batch of {batch_size}; lower --train_batch_size or choose a larger split.'
+        )
+    rows = _rows(worker, batch_size, '--train_batch_size')
+    if config.tf_data_service:
+        check_answers(config.tf_data_service)
+    dataset = _training_examples(
+        source, config, split, batch_size, seed=seed, start=start, worker=worker
+    )
+    views = _with_extra(RECIPES[recipe], extra)
+    dataset = _map(dataset, _first_steps(source, views, config))
+    if finished:
+        dataset = _finish_in_groups(dataset, views, config, len(rows))
+    else:
+        dataset = dataset.batch(len(rows), drop_remainder=True)
+    if config.tf_data_service:
+        # The numbers of the epochs are handed out, so no two of the service's workers make one.
+        mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
+        dataset = dataset.apply(
+            tf.data.experimental.service.distribute(mode, config.tf_data_service)
+        )
+    return dataset.prefetch(_PREFETCHED_BATCHES)
+
+
+def _finish_in_groups(
+    dataset: tf.data.Dataset, views: Recipe, config: DataConfig, batch_size: int
+) -> tf.data.Dataset:
+    """Batches of what `_first_steps` gave, with the steps after it done on the host."""
+    limit = _GROUP_SMALL_IMAGES if _is_small(config) else _GROUP_LARGE_IMAGES
+    dataset = dataset.batch(_group_size(batch_size, limit), drop_remainder=True)
+    dataset = _map(dataset, _last_steps(views, functools.partial(_compile, config=config)))
+    return dataset.rebatch(batch_size, drop_remainder=True)
+
+
+def _training_examples(
+    source: Source,
+    config: DataConfig,
+    split: str,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int,
+    worker: Worker,
+) -> tf.data.Dataset:
+    """(epoch key, position, example) of the worker's rows, from example `start` on."""
+    share = source.share(split, worker) if worker.count > 1 else None
+    if share is None:
+        examples, count = source.examples(split).enumerate(), _count(source, split)
+        skip = start
+    else:
+        examples, count = share, len(worker.part(_count(source, split)))
+        skip = start // worker.count
+    if config.cache_dataset:
+        examples = source.with_contents(examples).cache()
+    buffer = min(count, _most_buffered(source, config, split))
+    is_own = None
+    if share is None and worker.count > 1:
+        is_own = _is_row_of(worker, batch_size, start)
+    examples = _epochs(examples, count, buffer, seed, skip=skip, is_own=is_own)
+    return examples if config.cache_dataset else source.with_contents(examples)
+
+
+def _most_buffered(source: Source, config: DataConfig, split: str) -> int:
+    """How many examples the shuffle buffer may hold, whatever they take in memory."""
+    if source.read is not None:
+        return _BUFFER_PATHS
+    most = _BUFFER_SMALL_IMAGES if _is_small(config) else _BUFFER_LARGE_IMAGES
+    size = source.bytes_per_example(split)
+    return min(most, max(1, int(HELD_BYTES // size))) if size else most
+
+
+def finisher(
+    config: DataConfig, *, recipe: str, extra: View | None = None
+) -> Callable[[Batch], Batch]:
+    """Completes the batches of `train_batches(..., finished=False)`, on any device.
+
+    The views are those of the host up to rounding: each image has its own draws there and here.
+
+    Args:
+        config: as given to `train_batches`.
+        recipe: as given to `train_batches`.
+        extra: as given to `train_batches`.
+
+    Returns:
+        Batch with 'seeds' → batch without; XLA compiles it.
+    """
+
+    def at_once(view: View) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+        return functools.partial(_augment, view=view, config=config)
+
+    return _last_steps(_with_extra(RECIPES[recipe], extra), at_once)
+
+
+def _first_steps(source: Source, recipe: Recipe, config: DataConfig) -> Callable[..., Example]:
+    """What is done to one example at a time."""
+    firsts = [_split_steps(view)[0] for view in recipe]
+
+    def first_steps(key: tf.Tensor, index: tf.Tensor, example: Example) -> Example:
+        seeds = tuple(view_seed(key, index, view.seed) for view in recipe)
+        views = _open_views(source, example, seeds, firsts, config)
+        return {'views': views, 'seeds': seeds, 'label': example['label']}
+
+    return first_steps
+
+
+def _last_steps(
+    recipe: Recipe, augment: Callable[[View], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
+) -> Callable[[Example], Batch]:
+    """What is done after `_first_steps`, to several examples; `augment` says how.
+
+    Args:
+        recipe: the views.
+        augment: view → (images, seeds) → images.
+    """
+    # Views that differ in nothing but their seeds are made, and compiled, by one function.
+    lasts = [dataclasses.replace(_split_steps(view)[1], seed=0) for view in recipe]
+    augmenters = {last: augment(last) for last in lasts}
+
+    def last_steps(group: Example) -> Batch:
+        parts = zip(lasts, group['views'], group['seeds'], strict=True)
+        views = tuple(augmenters[last](images, seeds) for last, images, seeds in parts)
+        return {'views': views, 'label': group['label']}
+
+    return last_steps
+
+
+def eval_batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    split: str,
+    batch_size: int,
+    extra: View | None = None,
+    worker: Worker = Worker(),
+) -> tf.data.Dataset:
+    """Every example of a split once, in a fixed order; the last batch is filled up.
+
+    With several workers, their rows one after the other are the batches of a single process.
+
+    Args:
+        source: where the examples come from.
+        config: settings; `image_size` is the view's size in pixels.
+        split: split or slice of `source`.
+        batch_size: examples per batch, of all workers together.
+        extra: a second view of each example, of its own size; a teacher's.
+        worker: which of several processes this is.
+
+    Returns:
+        Finite dataset of {'views': tuple of one [b, image_size, image_size, 3] float32 in [0, 1],
+        'label': [b] int32, -1 = none, 'mask': [b] bool, False where the batch was filled up with
+        black images}, where b is batch_size / worker.count; as many batches for every worker.
+
+    Raises:
+        UserError: if there is no such split, it is empty, or the batch cannot be shared out
+            evenly.
+    """
+    count = _count(source, split)
+    if count == 0:
+        raise UserError(
+            f'Split {split!r} of data set {source.name} must have examples, but is empty; '
+            'choose another --eval_split.'
+        )
+    rows = _rows(worker, batch_size, '--eval_batch_size')
+    last_start = (count - 1) // batch_size * batch_size
+    missing = sum(last_start + row >= count for row in rows)
+    wanted = _with_extra(RECIPES['eval'], extra)
+
+    def view(example: Example) -> Example:
+        # The evaluation view leaves nothing to chance; its steps ignore the seed.
+        seeds = (tf.zeros([2], tf.int32),) * len(wanted)
+        views = _open_views(source, example, seeds, wanted, config)
+        return {'views': views, 'label': example['label'], 'mask': tf.constant(True)}
+
+    dataset = source.examples(split)
+    if worker.count > 1:
+        dataset = _keep(dataset.enumerate(), _is_row_of(worker, batch_size))
+    dataset = _map(source.with_contents(dataset), view)
+    if missing:
+        dataset = dataset.concatenate(_blank(dataset.element_spec).repeat(missing))
+    return dataset.batch(len(rows), drop_remainder=True).prefetch(_PREFETCHED_BATCHES)
+
+
+def sample_views(
+    source: Source, config: DataConfig, *, split: str, recipe: str, count: int, seed: int
+) -> tuple[tf.Tensor, ...]:
+    """Training views of the first examples of a split, to look at.
+
+    Args:
+        source: where the examples come from.
+        config: settings of the augmentations.
+        split: split or slice of `source`.
+        recipe: name in RECIPES.
+        count: how many examples.
+        seed: the run's seed.
+
+    Returns:
+        A tensor [n, image_size, image_size, 3] float32 in [0, 1] for every view, n <= count.
+    """
+    key = epoch_key(seed, 0)
+
+    def views(index: tf.Tensor, example: Example) -> tuple[tf.Tensor, ...]:
+        seeds = tuple(view_seed(key, index, view.seed) for view in RECIPES[recipe])
+        return _open_views(source, example, seeds, RECIPES[recipe], config)
+
+    first = source.with_contents(source.examples(split).take(count).enumerate())
+    return _map(first, views).batch(count).get_single_element()
+
+
+def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
+    """The evaluation view of a PNG, JPEG, GIF or BMP file.
+
+    Args:
+        encoded: scalar string, the file's bytes.
+        config: settings; `image_size` is the view's size in pixels.
+
+    Returns:
+        [image_size, image_size, 3] float32 in [0, 1].
+    """
+    encoded = check_size(encoded, config.max_pixels, 'one')
+    image = to_rgb(tf.io.decode_image(encoded, expand_animations=False))
+    return _augment(image, tf.zeros([2], tf.int32), RECIPES['eval'][0], config)
+
+
+def _count(source: Source, split: str) -> int:
+    return int(source.num_examples(split))
+
+
+def _is_small(config: DataConfig) -> bool:
+    return config.image_size <= _SMALL_IMAGE
+
+
+def _rows(worker: Worker, batch_size: int, flag: str) -> range:
+    """The worker's rows of a batch; every worker has as many."""
+    if batch_size % worker.count:
+        raise UserError(
+            f'{flag} must be a multiple of the number of workers, {worker.count}; '
+            f'found {batch_size}.'
+        )
+    return worker.part(batch_size)
+
+
+def _is_row_of(worker: Worker, batch_size: int, start: int = 0) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Place in the stream of a single process, int64 scalar → whether it is the worker's.
+
+    Batches count from the place `start` on.
+    """
+    rows = worker.part(batch_size)
+
+    def is_own(place: tf.Tensor) -> tf.Tensor:
+        row = (place - start) % batch_size
+        return (row >= rows.start) & (row < rows.stop)
+
+    return is_own
+
+
+def _keep(places: tf.data.Dataset, is_own: Callable[[tf.Tensor], tf.Tensor]) -> tf.data.Dataset:
+    """Of (place, element) the elements whose place is the worker's."""
+    return places.filter(lambda place, _: is_own(place)).map(lambda _, element: element)
+
+
+def _epochs(
+    examples: tf.data.Dataset,
+    count: int,
+    buffer: int,
+    seed: int,
+    *,
+    skip: int,
+    is_own: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> tf.data.Dataset:
+    """(epoch key, index, example), one epoch after the other, from the skip-th on.
+
+    Args:
+        examples: finite dataset of (index, example).
+        count: examples per epoch.
+        buffer: size of the shuffle buffer.
+        seed: the run's seed.
+        skip: how many examples to leave out, over all epochs.
+        is_own: place in the stream from its beginning → whether to keep it; None keeps all.
+    """
+    first_epoch, offset = divmod(skip, count)
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        key = epoch_key(seed, epoch)
+        # Without a seed of its own this function's graph would take the program's global seed,
+        # and with 0 for that, `shuffle` fails on a seed that is a tensor.
+        tf.compat.v1.set_random_seed(1)
+        order = examples.shuffle(
+            buffer, seed=tf.cast(key, tf.int64), reshuffle_each_iteration=False
+        )
+        seen = tf.where(epoch == first_epoch, tf.constant(offset, tf.int64), 0)
+        order = order.skip(seen)
+        if is_own is not None:
+            order = _keep(order.enumerate(epoch * count + seen), is_own)
+        return order.map(lambda index, example: (key, index, example))
+
+    epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+    return epochs.flat_map(one_epoch)
+
+
+def _with_extra(recipe: Recipe, extra: View | None) -> Recipe:
+    return recipe if extra is None else (*recipe, extra)
+
+
+def _split_steps(view: View) -> tuple[View, View]:
+    """Cuts a view's steps into those that take single images only and those after them."""
+    cut = 0
+    for position, name in enumerate(view.steps):
+        if not AUGMENTATIONS[name].takes_batches:
+            cut = position + 1
+    return tuple(dataclasses.replace(view, steps=s) for s in (view.steps[:cut], view.steps[cut:]))
+
+
+def _open_views(
+    source: Source,
+    example: Example,
+    seeds: Sequence[tf.Tensor],
+    views: Sequence[View],
+    config: DataConfig,
+) -> tuple[tf.Tensor, ...]:
+    """Decodes one example once and makes each of `views` of it, with its seed."""
+    stored, name = example['image'], example.get('path', f'one of {source.name}')
+    if stored.dtype == tf.string:
+        stored = check_size(stored, config.max_pixels, name)
+    image = to_rgb(source.decode(stored), source.image_range or '0..1', name)  # [h, w, 3]
+    return tuple(_augment(image, seed, view, config) for seed, view in zip(seeds, views))
+
+
+def _augment(image: tf.Tensor, seed: tf.Tensor, view: View, config: DataConfig) -> tf.Tensor:
+    sized = dataclasses.replace(config, image_size=view.size or config.image_size)
+    for name in view.steps:
+        image = AUGMENTATIONS[name].apply(image, seed, sized)
+    return image
+
+
+def _compile(view: View, config: DataConfig) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """(images, seeds) → images: all steps, for one image of a group after the other.
+
+    An image stays in the processor's cache meanwhile, and small ones don't spend their time in
+    overhead.
+    """
+
+    _compile_unseen()
+
+    @tf.function(jit_compile=True, autograph=False)
+    def each(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(
+            lambda pair: _augment(*pair, view, config),
+            (images, seeds),
+            fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32),
+        )
+
+    return each if view.steps else lambda images, seeds: images
+
+
+@functools.cache
+def _compile_unseen() -> None:
+    """Compiles something: with the first of all, XLA logs two lines, whatever the log level is."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, 'w') as nowhere, tf.device('CPU:0'):
+            os.dup2(nowhere.fileno(), 2)
+            tf.function(lambda: tf.constant(0), jit_compile=True, autograph=False)()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _group_size(batch_size: int, limit: int) -> int:
+    """The largest divisor of `batch_size` up to `limit`, or `limit` where all of them are small.
+
+    Groups of a divisor don't straddle batches: a resumed run forms the same groups. Others hold
+    other images then, each of which is still computed by itself.
+    """
+    largest = min(batch_size, limit)
+    divisors = (size for size in range(largest, 0, -1) if batch_size % size == 0)
+    divisor = next(divisors)
+    return divisor if _LEAST_OF_GROUP * divisor >= largest else largest
+
+
+def _blank(spec: Example) -> tf.data.Dataset:
+    """One example that fills up a batch: black, without a label, masked."""
+    blank = tf.nest.map_structure(lambda part: tf.zeros(part.shape, part.dtype), spec)
+    return tf.data.Dataset.from_tensors({**blank, 'label': tf.constant(NO_LABEL)})
+
+
+def _map(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
+    # No function here has control flow to convert, and a converted one buries the message of a
+    # UserError in a trace.
+    plain = tf.autograph.experimental.do_not_convert(function)
+    return dataset.map(plain, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

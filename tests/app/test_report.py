@@ -1,0 +1,589 @@
+"""The report against the runs it is about."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import pathlib
+import re
+import xml.etree.ElementTree
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import run
+from app import report, train
+from app.report import events, figures, page, predictions, runs
+from common.errors import UserError
+from data.batches import eval_batches
+from data.sources import NO_LABEL, Source, open_source
+from tests.support import no_checker
+
+SPLITS = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:32]')
+TINY = (
+    *SPLITS,
+    '--mode=train_then_eval',
+    '--image_size=28',
+    '--train_steps=4',
+    '--train_summary_steps=2',
+    '--checkpoint_steps=2',
+    '--train_batch_size=16',
+    '--eval_batch_size=20',
+)
+SMALL = ('--resnet_depth=18', '--width_multiplier=0.0625')
+COMMAND = 'python run.py --data_dir="a <b> & c"'
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A report, and the figures that went into it."""
+
+    stages: Sequence[report.Stage]
+    text: str
+    curve_figures: Sequence[Figure]
+    confusion_figures: Sequence[Figure]
+
+
+def train_tiny(folder: pathlib.Path, *flags: str) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert run.main(['run.py', *TINY, f'--model_dir={folder}', *flags]) == 0
+
+
+@pytest.fixture(scope='module')
+def stages(tmp_path_factory: pytest.TempPathFactory) -> list[report.Stage]:
+    """Pretraining, fine-tuning on 20 labels, and distillation without labels."""
+    root = tmp_path_factory.mktemp('pipeline')
+    pretrained, tuned, student = (root / name for name in ('pretrain', 'finetune', 'student'))
+    with pytest.MonkeyPatch.context() as patch:
+        # A process of its own, which takes seconds, checks each module; it has tests elsewhere.
+        patch.setattr('hub_export.publish._checker', no_checker)
+        train_tiny(pretrained, *SMALL, '--knn_neighbors=5')
+        tuning = ('--train_mode=finetune', '--labels_per_class=2', f'--checkpoint={pretrained}')
+        with pytest.MonkeyPatch.context() as unexported:
+            # Nothing is shown of this stage's module.
+            unexported.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+            train_tiny(tuned, *tuning)
+        train_tiny(student, *SMALL, '--train_mode=distill', f'--teacher={tuned}')
+    return [
+        report.Stage('pretrain', 'Pretraining', str(pretrained), COMMAND),
+        report.Stage('finetune', 'Fine-tuning <few>', str(tuned), 'second command'),
+        report.Stage('student', 'Student', str(student), 'third command'),
+    ]
+
+
+@pytest.fixture(scope='module')
+def rows(stages: list[report.Stage]) -> list[report.Row]:
+    return report.table(stages)
+
+
+@pytest.fixture(scope='module')
+def written(stages: list[report.Stage], tmp_path_factory: pytest.TempPathFactory) -> Written:
+    path = tmp_path_factory.mktemp('page') / 'new' / 'report.html'
+    drawn: dict[str, list[Figure]] = {'curve_figure': [], 'confusion_figure': []}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, kept in drawn.items():
+            draw = getattr(figures, name)
+
+            def spy(*args: object, draw=draw, kept=kept, **kwargs: object) -> Figure:
+                kept.append(draw(*args, **kwargs))
+                return kept[-1]
+
+            patch.setattr(figures, name, spy)
+        report.write_report(str(path), stages)
+    assert [file.name for file in path.parent.iterdir()] == ['report.html']
+    return Written(stages, path.read_text(), *drawn.values())
+
+
+def result(stage: report.Stage) -> dict[str, float]:
+    return json.loads((pathlib.Path(stage.folder) / 'result.json').read_text())
+
+
+def source_of(stage: report.Stage) -> Source:
+    return open_source(runs.read_run(stage).config.data)
+
+
+# --- the table
+
+
+def encoder_parameters() -> int:
+    """ResNet-18 with a stem for small images, a sixteenth as wide, counted by hand."""
+
+    def block(inputs: int, width: int, *, shortcut: bool) -> int:
+        convolutions = 9 * inputs * width + 9 * width * width + 4 * width
+        return convolutions + shortcut * (inputs * width + 2 * width)
+
+    total, inputs = 9 * 3 * 4 + 2 * 4, 4
+    for width in (4, 8, 16, 32):
+        total += block(inputs, width, shortcut=True) + block(width, width, shortcut=False)
+        inputs = width
+    return total
+
+
+def test_the_table_counts_parameters_and_labels(rows: list[report.Row]) -> None:
+    pretrained, tuned, student = rows
+    head = 2 * (32 * 32 + 2 * 32) + 32 * 128 + 128
+    classifier = 32 * 10 + 10
+    assert pretrained.parameters == encoder_parameters() + head
+    assert tuned.parameters == student.parameters == encoder_parameters() + classifier
+    assert (pretrained.labels, tuned.labels, student.labels) == (0, 20, 0)
+    assert (pretrained.through_teacher, tuned.through_teacher, student.through_teacher) == (
+        0,
+        0,
+        20,
+    )
+    assert all(0 < row.seconds < 300 for row in (pretrained, tuned, student))
+
+
+def test_a_classifier_after_the_head_counts_the_layers_it_reads(
+    stages: list[report.Stage],
+) -> None:
+    tuned = runs.read_run(stages[1])
+    model = dataclasses.replace(tuned.config.model, ft_proj_selector=1)
+    deeper = dataclasses.replace(tuned, config=dataclasses.replace(tuned.config, model=model))
+    assert runs.count_parameters(deeper) - runs.count_parameters(tuned) == 32 * 32 + 2 * 32
+
+
+@pytest.mark.parametrize(
+    ('changes', 'labels'),
+    [
+        ({'train_mode': 'finetune', 'train_examples': 64}, 64),
+        ({'train_mode': 'distill', 'teacher': 't', 'distill_alpha': 0.5, 'train_examples': 64}, 64),
+        ({'train_mode': 'distill', 'teacher': 't', 'distill_alpha': 1.0, 'train_examples': 64}, 0),
+    ],
+    ids=['fine-tuning', 'labels and teacher', 'teacher only'],
+)
+def test_without_a_list_of_labels_all_were_used(
+    stages: list[report.Stage], tmp_path: pathlib.Path, changes: dict[str, object], labels: int
+) -> None:
+    values = json.loads((pathlib.Path(stages[0].folder) / 'flags.json').read_text())
+    (tmp_path / 'flags.json').write_text(json.dumps({**values, **changes}))
+    (row,) = report.table([report.Stage('x', 'X', str(tmp_path), '')])
+    assert (row.labels, row.top_1, row.seconds) == (labels, None, 0)
+    assert '–' in report.format_table([row])
+
+
+def test_the_table_shows_the_final_accuracy(
+    stages: list[report.Stage], rows: list[report.Row], tmp_path: pathlib.Path
+) -> None:
+    assert [row.top_1 for row in rows] == [
+        result(stage)['eval/label_top_1_accuracy'] for stage in stages
+    ]
+    folder = tmp_path / 'tuned'
+    folder.mkdir()
+    (folder / 'flags.json').write_bytes(
+        (pathlib.Path(stages[1].folder) / 'flags.json').read_bytes()
+    )
+    outcome = {'eval/label_top_1_accuracy': 0.25, 'best/eval/label_top_1_accuracy': 0.75}
+    outcome['global_step'] = 3
+    (folder / 'result.json').write_text(json.dumps(outcome))
+    (row,) = report.table([report.Stage('x', 'X', str(folder), '')])
+    assert row.top_1 == 0.25
+
+
+def test_the_table_as_text_is_aligned(stages: list[report.Stage], rows: list[report.Row]) -> None:
+    heading, *lines = report.format_table(rows).splitlines()
+    assert ' '.join(heading.split()) == 'Stage Top-1 Labels used Parameters Network Time'
+    ends = {line.index(',', line.index('ResNet')) for line in lines[: len(rows)]}
+    assert len(ends) == 1
+    for row, line in zip(rows, lines):
+        assert line.startswith(row.stage) and f'{100 * row.top_1:.2f}%' in line
+        assert f'{row.parameters:,}' in line
+    assert '20 (through the teacher)' in lines[2]
+    knn = result(stages[0])['eval/knn_accuracy']
+    assert (
+        f'linear classifier trained alongside on all labels; nearest neighbours {knn:.2%}'
+        in (lines[3])
+    )
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [
+        (0.4, '0 s'),
+        (59.4, '59 s'),
+        (59.6, '1 min 00 s'),
+        (865.2, '14 min 25 s'),
+        (7500, '2 h 05 min'),
+    ],
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert runs.duration(seconds) == text
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match=r'found no flags\.json in .*, the folder of Pretraining'):
+        report.table([report.Stage('pretrain', 'Pretraining', str(tmp_path), '')])
+
+
+# --- events
+
+
+def event(time: float, step: int = 0, **scalars: float) -> bytes:
+    values = []
+    for name, value in scalars.items():
+        tag = name.replace('__', '/')
+        metadata = tf.compat.v1.SummaryMetadata(plugin_data={'plugin_name': 'scalars'})
+        tensor = tf.make_tensor_proto(value, tf.float32)
+        values.append(tf.compat.v1.Summary.Value(tag=tag, metadata=metadata, tensor=tensor))
+    summary = tf.compat.v1.Summary(value=values)
+    return tf.compat.v1.Event(wall_time=time, step=step, summary=summary).SerializeToString()
+
+
+def write_events(path: pathlib.Path, *records: bytes) -> None:
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def test_the_time_of_a_run_leaves_out_pauses_and_what_others_evaluated(
+    tmp_path: pathlib.Path,
+) -> None:
+    def file(time: int, process: int, number: int) -> pathlib.Path:
+        return tmp_path / f'events.out.tfevents.{time}.host.{process}.{number}.v2'
+
+    # Killed after 130 s, while it wrote; with an evaluation on the way.
+    killed = file(1000, 7, 0)
+    records = [event(1000), event(1060, 10, train__a_loss=3), event(1130, 20, train__a_loss=2)]
+    write_events(killed, *records, event(1200, 30, train__a_loss=9))
+    killed.write_bytes(killed.read_bytes()[:-5])
+    write_events(file(1070, 7, 1), event(1070), event(1075, 10, eval__x_accuracy=0.1))
+    # Going on from step 10, under the same process number as happens in containers; evaluated at
+    # its end.
+    goes_on = [event(5040, 20, train__a_loss=1), event(5050, 30, train__a_loss=0.5)]
+    write_events(file(5000, 7, 0), event(5000), *goes_on)
+    write_events(file(5060, 7, 1), event(5060), event(5064, 30, eval__x_accuracy=0.2))
+    # Another process evaluates once more, a day later.
+    write_events(file(90000, 8, 0), event(90000), event(90009, 30, eval__x_accuracy=0.25))
+    write_events(file(90010, 9, 0))
+    found = events.read_events(str(tmp_path))
+    assert found.seconds == 130 + 64
+    assert found.scalars == {
+        'train/a_loss': {10: 3, 20: 1, 30: 0.5},
+        'eval/x_accuracy': {10: pytest.approx(0.1), 30: 0.25},
+    }
+
+
+def recorded(folder: str) -> dict[str, np.ndarray]:
+    """Tag -> [n, 2] steps and values, as TensorBoard reads them."""
+    found = {}
+    for path in pathlib.Path(folder).glob('*.tfevents.*'):
+        reader = EventAccumulator(str(path), size_guidance={'tensors': 0}).Reload()
+        for tag in reader.Tags()['tensors']:
+            if not tag.endswith('/views'):
+                points = [(e.step, tf.make_ndarray(e.tensor_proto)) for e in reader.Tensors(tag)]
+                found[tag] = np.concatenate([found.get(tag, np.zeros([0, 2])), points])
+    return {tag: points[np.argsort(points[:, 0])] for tag, points in found.items()}
+
+
+# --- curves
+
+
+def lines(figure: Figure) -> dict[str, np.ndarray]:
+    (axes,) = figure.axes
+    return {line.get_label(): line.get_xydata() for line in axes.lines}
+
+
+def test_curves_are_those_of_the_run(written: Written) -> None:
+    assert len(written.curve_figures) == 2 * len(written.stages)
+    for stage, *drawn in zip(written.stages, *(written.curve_figures[i::2] for i in (0, 1))):
+        points = recorded(stage.folder)
+        for figure, endings in zip(drawn, (figures.LOSSES, figures.ACCURACIES)):
+            shown = lines(figure)
+            tags = [t for t in points if t.endswith(endings) and 'regularization' not in t]
+            assert len(tags) == len(shown) and tags
+            for tag in tags:
+                (curve,) = figures.curves({tag: {}}, endings)
+                np.testing.assert_array_equal(shown[curve.label], points[tag])
+
+
+def test_every_stage_shows_its_losses_and_accuracies(written: Written) -> None:
+    shown = [set(lines(figure)) for figure in written.curve_figures]
+    assert shown[0] == {'total, training', 'contrastive, training', 'classifier, training'}
+    assert {'top-1, evaluation', 'neighbours, evaluation', 'contrastive, training'} <= shown[1]
+    assert shown[2] == {'total, training', 'classifier, training'}
+    assert {'top-1, evaluation', 'top-5, evaluation', 'classifier, training'} <= shown[3]
+    assert 'distillation, training' in shown[4]
+    assert {'top-1, evaluation', 'agreement, training'} <= shown[5]
+
+
+def test_axes_and_legend_of_curves_are_whole() -> None:
+    tags = [f'eval/{name}' for name in figures._NAMES if name.endswith(figures.ACCURACIES)]
+    drawn = figures.curves({tag: {0: 0.1, 5: 0.9} for tag in tags}, figures.ACCURACIES)
+    figure = figures.curve_figure(drawn, title='accuracy', share=True)
+    figures.to_svg(figure)
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ('step', 'accuracy')
+
+
+# --- confusion
+
+
+def numbers(figure: Figure) -> list[int]:
+    return [int(text.get_text()) for text in figure.axes[0].texts]
+
+
+def test_the_confusion_matrix_is_that_of_the_result(written: Written) -> None:
+    (figure,) = written.confusion_figures
+    shown = np.reshape(numbers(figure), [10, 10])
+    stage = written.stages[-1]
+    # Slowly, from the module: one image at a time.
+    source, last = source_of(stage), runs.read_run(stage)
+    module = predictions.load_module(last)
+    expected = np.zeros([10, 10], int)
+    for batch in eval_batches(source, last.config.data, split='test[:32]', batch_size=1):
+        guess = np.argmax(module(batch['views'][0])['logits_sup'])
+        expected[int(batch['label'][0]), guess] += 1
+    np.testing.assert_array_equal(shown, expected)
+    assert shown.sum() == 32
+    accuracy = np.trace(shown) / 32
+    assert accuracy == pytest.approx(result(stage)['eval/label_top_1_accuracy'])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(
+        source.class_names
+    )
+    assert f'{np.trace(shown)} of 32 are right' in written.text
+
+
+def test_an_evaluation_of_some_batches_is_shown_as_such(stages: list[report.Stage]) -> None:
+    last = runs.read_run(stages[-1])
+    settings = dataclasses.replace(last.config.train, eval_steps=1)
+    short = dataclasses.replace(last, config=dataclasses.replace(last.config, train=settings))
+    found = predictions.confusion(short, source_of(stages[-1]))
+    assert found.counts.sum() == 20
+
+
+def test_many_classes_have_no_numbers_and_odd_names_are_kept() -> None:
+    few = figures.Confusion(np.arange(9).reshape(3, 3), ['$x$', '<b> & c', 'a' * 40])
+    figure = figures.confusion_figure(few)
+    assert numbers(figure) == list(range(9))
+    svg = figures.to_svg(figure)
+    texts = [e.text for e in xml.etree.ElementTree.fromstring(svg).iter() if e.tag.endswith('text')]
+    assert {'$x$', '<b> & c'} <= set(texts)
+    many = figures.Confusion(np.eye(100, dtype=int), [f'class {i}' for i in range(100)])
+    figure = figures.confusion_figure(many)
+    assert not figure.axes[0].texts
+    assert len(figure.axes[0].get_xticks()) <= 40
+    absent = figures.Confusion(np.array([[3, 0], [0, 0]]), ['here', 'absent'])
+    assert numbers(figures.confusion_figure(absent)) == [3, 0, 0, 0]
+
+
+# --- neighbours
+
+
+def test_nearest_rows_are_those_of_highest_cosine() -> None:
+    rng = np.random.default_rng(0)
+    searched, queries = rng.normal(size=[30, 5]), rng.normal(size=[4, 5])
+    found, cosines = predictions.nearest(searched, queries, 6)
+    for query, indices, values in zip(queries, found, cosines):
+        slow = [
+            sum(a * b for a, b in zip(query, row)) / math.hypot(*query) / math.hypot(*row)
+            for row in searched
+        ]
+        order = sorted(range(30), key=lambda i: -slow[i])[:6]
+        assert indices.tolist() == order
+        np.testing.assert_allclose(values, [slow[i] for i in order])
+    assert predictions.nearest(searched[:3], queries, 6)[0].shape == (4, 3)
+    assert np.isfinite(predictions.nearest(np.zeros([2, 5]), queries, 2)[1]).all()
+
+
+def test_neighbours_are_those_of_the_pretrained_encoder(stages: list[report.Stage]) -> None:
+    first, source = runs.read_run(stages[0]), source_of(stages[0])
+    module = predictions.load_module(first)
+
+    def examples(split: str) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        for batch in eval_batches(source, first.config.data, split=split, batch_size=1):
+            image = batch['views'][0]
+            feature = module(image)['final_avg_pool'].numpy()[0]
+            pixels = np.rint(255 * image.numpy()[0]).astype(np.uint8)
+            yield pixels, int(batch['label'][0]), feature / np.linalg.norm(feature)
+
+    train_examples, test_examples = list(examples('train[:64]')), list(examples('test[:32]'))
+    found = predictions.neighborhoods(first, source)
+    labels = [neighborhood.query.label for neighborhood in found]
+    assert len(found) == 8 and labels == sorted(set(labels))
+    for neighborhood in found:
+        # The first of its class, as the queries are to be.
+        query = next(e for e in test_examples if e[1] == neighborhood.query.label)
+        np.testing.assert_array_equal(neighborhood.query.pixels, query[0])
+        best = sorted(train_examples, key=lambda e: -float(query[2] @ e[2]))[:6]
+        cosines = [float(query[2] @ e[2]) for e in best]
+        np.testing.assert_allclose(neighborhood.similarities, cosines, atol=1e-5)
+        for picture, expected in zip(neighborhood.neighbors, best):
+            np.testing.assert_array_equal(picture.pixels, expected[0])
+            assert picture.label == expected[1]
+
+
+def batches_of(labels: Sequence[int]) -> list[Mapping[str, object]]:
+    views = tf.zeros([len(labels), 4, 4, 3])
+    mask = tf.constant([True] * (len(labels) - 1) + [False])
+    return [{'views': (views,), 'label': tf.constant(labels), 'mask': mask}]
+
+
+@pytest.mark.parametrize(
+    ('labels', 'classes', 'chosen'),
+    [
+        ([1, 1, 0, 1, 0, 0, 0, 1, 1, 0], 2, [0, 0, 0, 0, 1, 1, 1, 1]),
+        ([2, 2, 0, 1, 1, 2, 2], 3, [0, 1, 1, 2, 2, 2]),
+        ([NO_LABEL] * 12, None, [NO_LABEL] * 8),
+        ([*range(20)], 20, [*range(8)]),
+    ],
+)
+def test_queries_are_spread_over_classes(
+    labels: list[int], classes: int | None, chosen: list[int]
+) -> None:
+    images, found = predictions.choose_queries(batches_of(labels), classes)
+    assert found.tolist() == chosen and len(images) == len(chosen)
+
+
+def test_thumbnails_are_small_and_true_in_colour() -> None:
+    assert predictions.thumbnails(np.full([2, 28, 28, 3], 0.5, np.float32)).shape == (2, 28, 28, 3)
+    large = predictions.thumbnails(np.full([1, 224, 112, 3], 0.2, np.float32))
+    assert large.shape == (1, 96, 48, 3) and np.unique(large) == [51]
+
+
+# --- the page
+
+
+def images(text: str, kind: str) -> list[bytes]:
+    found = re.findall(rf'src="data:image/{re.escape(kind)};base64,([^"]*)"', text)
+    return [base64.b64decode(encoded) for encoded in found]
+
+
+def test_the_page_has_every_row_of_the_table(written: Written, rows: list[report.Row]) -> None:
+    body = written.text.split('<tbody>')[1].split('</tbody>')[0]
+    lines = body.strip().splitlines()
+    assert len(lines) == 3
+    for line, row in zip(lines, rows):
+        accuracy = next(result(s) for s in written.stages if s.title == row.stage)
+        assert f'>{100 * accuracy["eval/label_top_1_accuracy"]:.2f}%</td>' in line
+        assert f'>{row.parameters:,}</td>' in line
+        assert f'>{runs.duration(row.seconds)}</td>' in line
+    assert '20 (through the teacher)' in lines[2]
+    assert 'a linear classifier trained alongside on all labels' in written.text
+    assert (
+        f'nearest neighbours {result(written.stages[0])["eval/knn_accuracy"]:.2%}' in written.text
+    )
+
+
+def test_the_page_has_every_figure(written: Written) -> None:
+    drawings = images(written.text, 'svg+xml')
+    assert len(drawings) == 2 * 3 + 1
+    texts = [
+        {e.text for e in xml.etree.ElementTree.fromstring(svg).iter() if e.tag.endswith('text')}
+        for svg in drawings
+    ]
+    for shown, figure in zip(texts, written.curve_figures):
+        assert set(lines(figure)) <= shown
+    assert {'Ankle boot', 'true class', 'predicted class'} <= texts[-1]
+    # Eight pairs or single views a stage; eight rows of one and six images.
+    sizes = [tf.io.decode_png(png).shape.as_list() for png in images(written.text, 'png')]
+    assert sizes == [[28, 56, 3]] * 8 + [[28, 28, 3]] * 16 + [[28, 28, 3]] * 8 * 7
+    cells = re.findall(r'<div class="(right|wrong)">.*?>(✓|✗) ', written.text)
+    assert len(cells) == 48 and {*cells} <= {('right', '✓'), ('wrong', '✗')}
+
+
+def test_sample_views_are_those_the_run_recorded(written: Written) -> None:
+    (path, *_) = sorted(pathlib.Path(written.stages[0].folder).glob('*.tfevents.*'))
+    recorded_images = EventAccumulator(str(path), {'tensors': 0}).Reload().Tensors('train/views')
+    strips = list(recorded_images[0].tensor_proto.string_val[2:])
+    for shown, strip in zip(images(written.text, 'png'), strips):
+        np.testing.assert_array_equal(tf.io.decode_png(shown), tf.io.decode_png(strip, 3))
+
+
+def test_large_views_are_shown_smaller(stages: list[report.Stage]) -> None:
+    strip = np.concatenate([np.full([224, 224, 3], v, np.uint8) for v in (40, 200)], axis=1)
+    recorded_run = runs.read_run(stages[0])
+    recorded_events = dataclasses.replace(
+        recorded_run.events, views=[tf.io.encode_png(strip).numpy()]
+    )
+    text = page._views(dataclasses.replace(recorded_run, events=recorded_events))
+    (shown,) = images(text, 'jpeg')
+    pixels = tf.io.decode_jpeg(shown).numpy().astype(int)
+    assert pixels.shape == (96, 192, 3)
+    assert abs(pixels[:, :90] - 40).max() <= 2 and abs(pixels[:, 102:] - 200).max() <= 2
+    assert 'small' not in text and 'two random views' in text
+
+
+def test_the_page_needs_nothing_but_itself(written: Written) -> None:
+    targets = re.findall(r'(?:src|href|data|action)\s*=\s*["\']?([^"\'>\s]*)', written.text)
+    assert targets and all(target.startswith('data:image/') for target in targets)
+    assert '<script' not in written.text and 'url(' not in written.text
+    assert '@import' not in written.text
+    assert len(written.text) < 3_000_000
+
+
+def test_every_image_can_be_read_aloud(written: Written) -> None:
+    pictures = re.findall(r'<img [^>]*>', written.text)
+    assert len(pictures) == 7 + 24 + 56
+    assert all(re.search(r'alt="[^"]{10,}"', picture) for picture in pictures)
+    assert written.text.count('<figcaption>') == 2 * 3 + 3 + 1 + 1
+
+
+def test_commands_and_names_are_escaped(written: Written) -> None:
+    assert '<pre>python run.py --data_dir=&quot;a &lt;b&gt; &amp; c&quot;</pre>' in written.text
+    assert '<pre>second command</pre>' in written.text
+    assert '<few>' not in written.text and 'Fine-tuning &lt;few&gt;' in written.text
+
+
+def without_labels(source: Source) -> Source:
+    def examples(split: str) -> tf.data.Dataset:
+        return source.examples(split).map(lambda e: {**e, 'label': tf.constant(NO_LABEL)})
+
+    return dataclasses.replace(source, num_classes=None, class_names=None, examples=examples)
+
+
+@pytest.mark.parametrize('classes', [None, 10], ids=['no classes', 'classes, no labels'])
+def test_without_labels_the_page_says_what_is_missing(
+    stages: list[report.Stage],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+    classes: int | None,
+) -> None:
+    source = without_labels(source_of(stages[0]))
+    source = dataclasses.replace(source, num_classes=classes)
+    monkeypatch.setattr(page, 'open_source', lambda config: source)
+    report.write_report(str(tmp_path / 'report.html'), stages[:1])
+    text = (tmp_path / 'report.html').read_text()
+    assert 'There is no confusion matrix: it takes labels' in text
+    assert '✓' not in text and '✗' not in text
+    assert len(images(text, 'png')) == 8 + 56
+
+
+def test_a_stage_without_module_and_accuracy_has_a_page(
+    stages: list[report.Stage], tmp_path: pathlib.Path
+) -> None:
+    flags = (pathlib.Path(stages[0].folder) / 'flags.json').read_bytes()
+    (tmp_path / 'flags.json').write_bytes(flags)
+    report.write_report(
+        str(tmp_path / 'report.html'), [report.Stage('x', 'Bare', str(tmp_path), 'command')]
+    )
+    text = (tmp_path / 'report.html').read_text()
+    assert 'There is no confusion matrix' in text and 'Bare exported no network' in text
+    assert 'This stage wrote no curves.' in text and '–' in text
+    assert not images(text, 'png') and not images(text, 'svg+xml')
+
+
+def test_a_report_that_cannot_be_made_leaves_the_old_one(
+    stages: list[report.Stage], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    def refuse(config: object) -> None:
+        raise UserError('gone')
+
+    path = tmp_path / 'report.html'
+    path.write_text('old')
+    monkeypatch.setattr(page, 'open_source', refuse)
+    with pytest.raises(UserError, match='gone'):
+        report.write_report(str(path), stages)
+    assert path.read_text() == 'old' and [*tmp_path.iterdir()] == [path]
+    with pytest.raises(UserError, match='at least one stage'):
+        report.write_report(str(path), [])

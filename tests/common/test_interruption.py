@@ -1,0 +1,155 @@
+"""Signals: raised at once, or when a deferral ends; the second one is not handled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from common.interruption import SIGNALS, WARNINGS, Interrupted, Stop
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.1)  # Python calls the handler between two of its instructions
+
+
+def interrupted(stop: Stop, program: Callable[[], None]) -> Interrupted:
+    """What `program` is ended by."""
+    with stop.handling(), pytest.raises(Interrupted) as caught:
+        program()
+    return caught.value
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_a_signal_is_raised_where_the_program_is(number: signal.Signals) -> None:
+    error = interrupted(Stop(), lambda: send(number))
+    assert (error.number, str(error)) == (number, number.name)
+
+
+@pytest.mark.parametrize('number', SIGNALS)
+def test_while_deferred_a_signal_is_noted_and_raised_at_the_end(
+    number: signal.Signals, capfd: pytest.CaptureFixture
+) -> None:
+    stop, reached = Stop(), []
+
+    def program() -> None:
+        with stop.deferred():
+            send(number)
+            reached.append(stop.number)
+        reached.append('behind')
+
+    assert interrupted(stop, program).number == number
+    assert reached == [number]
+    assert 'a second signal stops now' in capfd.readouterr().err
+
+
+def test_a_part_of_a_deferral_may_be_interrupted() -> None:
+    stop, reached = Stop(), []
+
+    def program() -> None:
+        with stop.deferred():
+            with stop.allowed():
+                reached.append('allowed')
+            with stop.allowed():
+                send(signal.SIGTERM)
+                reached.append('behind')
+
+    interrupted(stop, program)
+    assert reached == ['allowed']
+
+
+def test_a_signal_noted_before_is_raised_where_that_is_allowed() -> None:
+    stop, reached = Stop(), []
+
+    def program() -> None:
+        with stop.deferred():
+            send(signal.SIGTERM)
+            reached.append('deferred')
+            with stop.allowed():
+                reached.append('behind')
+
+    interrupted(stop, program)
+    assert reached == ['deferred']
+
+
+def test_handlers_are_as_before_in_the_end() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    stop = Stop()
+    with stop.handling():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a library might
+        stop.listen()
+        assert signal.getsignal(signal.SIGTERM) == stop._handle
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+WAITING = """
+import time
+from common.interruption import Stop
+stop = Stop()
+with stop.handling(), stop.deferred():
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+@contextlib.contextmanager
+def waiting(**options: object) -> Iterator[subprocess.Popen]:
+    """A process that defers signals for ever."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', WAITING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+    with process:
+        assert process.stdout.readline() == b'ready\n'
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def told(process: subprocess.Popen) -> None:
+    assert process.stderr.readline() == b'\n'
+    assert b'a second signal' in process.stderr.readline()
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> None:
+    with waiting() as process:
+        process.send_signal(number)
+        told(process)
+        process.send_signal(number)
+        assert process.wait(10) == -number
+
+
+@pytest.mark.parametrize('number', WARNINGS)
+def test_a_warning_that_comes_twice_is_one(number: signal.Signals) -> None:
+    """The shell and the kernel both tell of a closed terminal; SLURM tells every process."""
+    with waiting() as process:
+        process.send_signal(number)
+        told(process)
+        for repeated in WARNINGS * 2:
+            process.send_signal(repeated)
+            time.sleep(0.05)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
+
+
+def test_a_program_under_nohup_outlives_its_terminal() -> None:
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    with waiting(preexec_fn=ignore) as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGUSR1)
+        told(process)  # of the second one only
