@@ -228,7 +228,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
         from app import evaluate, experiment, train
 
     logging.set_verbosity(logging.WARNING)
-    seconds = given.get('connect_timeout', config.train.connect_timeout)
+    seconds = given.get('connect_timeout', config.devices.connect_timeout)
     for flag, place in remote_places(given).items():
         experiment.check_reachable(flag, place, seconds)
     if config.run.mode == 'eval':

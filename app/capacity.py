@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from app.config.schema import Config
+from app.config.schema import Config, to_values, with_values
 from common.errors import UserError
 from tf2.config import ModelConfig
 from tf2.device_memory import gpu_memory, has_accelerators, host_memory
@@ -41,15 +41,15 @@ def check_on_host(config: Config) -> None:
     Raises:
         UserError: if it cannot fit.
     """
-    train = config.train
-    elsewhere = train.use_tpu or train.tpu_name or train.master
+    devices = config.devices
+    elsewhere = devices.use_tpu or devices.tpu_name or devices.master
     known = (
         config.run.mode in ('train', 'train_then_eval', 'pipeline')
-        and not config.objective.checkpoint
+        and not config.learning.checkpoint
     )
-    if not known or elsewhere or train.strategy in ('tpu', 'multi_worker') or has_accelerators():
+    if not known or elsewhere or devices.strategy in ('tpu', 'multi_worker') or has_accelerators():
         return
-    replicas = max(1, train.logical_devices)
+    replicas = max(1, devices.logical_devices)
     check_fits(config, Devices('CPU', host_memory(), replicas, replicas))
 
 
@@ -103,10 +103,10 @@ def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None
     synchronized = config.model.global_bn and devices.replicas > 1
     return Run(
         Network(config.model, config.data.image_size, 0, precision, synchronized),
-        config.objective,
+        config.learning,
         config.optimizer.optimizer,
         0 if mode == 'eval' else train.train_batch_size,
-        0 if mode == 'train' else train.eval_batch_size,
+        0 if mode == 'train' else config.evaluation.eval_batch_size,
         devices.replicas,
         devices.sharing,
         _network_of(recorded) if recorded else None,
@@ -129,16 +129,16 @@ def _largest(parts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(shown, key=lambda part: -part[1])
 
 
-# What may be made smaller, in order of what changes the result least: setting -> its section, the
-# smallest value that is worth a thought, and of what it has to be a multiple, by replicas.
-_SMALLER: dict[str, tuple[str, int, Callable[[Config, int], int]]] = {
-    'eval_batch_size': ('train', 1, lambda config, replicas: replicas),
-    'train_batch_size': ('train', 2, lambda config, replicas: replicas),
-    'memory_size': ('objective', 0, lambda config, replicas: config.train.train_batch_size),
-    'logical_devices': ('train', 1, lambda config, replicas: 1),
-    'num_proj_layers': ('model', 1, lambda config, replicas: 1),
-    'proj_out_dim': ('model', 1, lambda config, replicas: 1),
-    'image_size': ('data', 1, lambda config, replicas: 1),
+# What may be made smaller, in order of what changes the result least: setting -> the smallest value
+# that is worth a thought, and of what it has to be a multiple, by replicas.
+_SMALLER: dict[str, tuple[int, Callable[[Config, int], int]]] = {
+    'eval_batch_size': (1, lambda config, replicas: replicas),
+    'train_batch_size': (2, lambda config, replicas: replicas),
+    'memory_size': (0, lambda config, replicas: config.train.train_batch_size),
+    'logical_devices': (1, lambda config, replicas: 1),
+    'num_proj_layers': (1, lambda config, replicas: 1),
+    'proj_out_dim': (1, lambda config, replicas: 1),
+    'image_size': (1, lambda config, replicas: 1),
 }
 
 
@@ -158,14 +158,14 @@ def _advice(config: Config, replicas: int, fits: Callable[[Config], bool]) -> st
 def _smaller_values(
     config: Config, replicas: int, fits: Callable[[Config], bool]
 ) -> Iterator[tuple[str, int]]:
-    for name, (section, least, multiple) in _SMALLER.items():
+    for name, (least, multiple) in _SMALLER.items():
         step = multiple(config, replicas)
-        low, high = -(-least // step), getattr(getattr(config, section), name) // step
-        if low >= high or not fits(_changed(config, section, name, low * step)):
+        low, high = -(-least // step), to_values(config)[name] // step
+        if low >= high or not fits(with_values(config, **{name: low * step})):
             continue
         while high - low > 1:  # `low` fits, `high` doesn't
             middle = (low + high) // 2
-            found = fits(_changed(config, section, name, middle * step))
+            found = fits(with_values(config, **{name: middle * step}))
             low, high = (middle, high) if found else (low, middle)
         yield name, low * step
 
@@ -175,15 +175,8 @@ def _largest_width(config: Config, fits: Callable[[Config], bool]) -> float | No
     asked = config.model.width_multiplier
     widths = (2.0**power for power in range(13, -6, -1))
     smaller = (width for width in widths if width < asked)
-    changed = (
-        width for width in smaller if fits(_changed(config, 'model', 'width_multiplier', width))
-    )
-    return next(changed, None)
-
-
-def _changed(config: Config, section: str, name: str, value: Any) -> Config:
-    part = dataclasses.replace(getattr(config, section), **{name: value})
-    return dataclasses.replace(config, **{section: part})
+    fitting = (w for w in smaller if fits(with_values(config, width_multiplier=w)))
+    return next(fitting, None)
 
 
 def size_of(count: int) -> str:

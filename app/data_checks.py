@@ -84,7 +84,7 @@ def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[
     """Opens the data set and counts its labels.
 
     Args:
-        config: all settings; `train.model_dir` is set.
+        config: all settings; `output.model_dir` is set.
         given: those of them that were given on the command line.
         replicas: among which batches are split.
 
@@ -100,12 +100,12 @@ def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[
     train_examples = _count(source, '--train_split', config.data.train_split)
     # Before labels are read: a batch that is too large may come from a split that is too small.
     config, sizes = _with_batch(config, given, source, train_examples, replicas)
-    neighbors = config.train.knn_neighbors
+    neighbors = config.evaluation.knn_neighbors
     train_labels = count_labels(source, config.data.train_split, at_least=max(1, neighbors))
     eval_labels = None
     if config.run.mode != 'train':
         _count(whole, '--eval_split', config.data.eval_split)
-        first = config.train.eval_steps * config.train.eval_batch_size or None
+        first = config.evaluation.eval_steps * config.evaluation.eval_batch_size or None
         eval_labels = count_labels(whole, config.data.eval_split, first=first)
     data = RunData(source, whole, subset, train_examples, train_labels, eval_labels)
     if config.run.mode != 'eval':
@@ -130,7 +130,7 @@ def _training_source(config: Config, source: Source) -> tuple[Source, LabelSubse
         )
     subset = choose_labels(source, config.data, split=split, seed=config.train.seed)
     # A student learns from all images.
-    only_labelled = config.objective.stage.needs_labels
+    only_labelled = config.learning.stage.needs_labels
     return (restrict if only_labelled else hide_other_labels)(source, split, subset), subset
 
 
@@ -147,9 +147,9 @@ def _count(source: Source, flag: str, split: str) -> int:
 
 def _check_trainable(config: Config, data: RunData) -> None:
     """Raises UserError if a stage that learns from labels has none, or not of every class."""
-    objective, stage = config.objective, config.objective.stage
+    learning, stage = config.learning, config.learning.stage
     source, split = data.source, config.data.train_split
-    if not objective.learns_from_labels:
+    if not learning.learns_from_labels:
         return
     if data.train_labels.labelled == 0:
         found = _without_labels(source)
@@ -159,17 +159,17 @@ def _check_trainable(config: Config, data: RunData) -> None:
             )
         if stage.has_teacher:
             raise UserError(
-                f'--distill_alpha={objective.distill_alpha} gives weight to labels; {found}. Use '
+                f'--distill_alpha={learning.distill_alpha} gives weight to labels; {found}. Use '
                 '--distill_alpha=1.'
             )
         raise UserError(
-            f'--train_mode={objective.train_mode} needs labels; {found}. Choose another '
+            f'--train_mode={learning.train_mode} needs labels; {found}. Choose another '
             '--dataset or --train_split, or --train_mode=pretrain.'
         )
     unknown = _only_evaluated(data)
     if unknown and stage.needs_labels:
         raise UserError(
-            f'--train_mode={objective.train_mode} must see every class that is evaluated; '
+            f'--train_mode={learning.train_mode} must see every class that is evaluated; '
             f'{split!r} of {source.name} has no example of {listed(unknown)}, which '
             f'{config.data.eval_split!r} has. Choose another --train_split or --eval_split.'
         )
@@ -186,7 +186,7 @@ def _only_evaluated(data: RunData) -> list[str]:
 
 def _left_out(config: Config, data: RunData) -> list[str]:
     """What labels would be needed for, and there are none."""
-    measures_only = not config.objective.stage.classifies
+    measures_only = not config.learning.stage.classifies
     if data.source.num_classes is None:
         online = 'no online classifier, and ' if measures_only else ''
         hint = f' ({data.source.label_hint}.)' if data.source.label_hint else ''
@@ -196,7 +196,7 @@ def _left_out(config: Config, data: RunData) -> list[str]:
         return [f'No image in {config.data.train_split!r} has a label: there is {what}.']
     if data.eval_labels is not None and data.eval_labels.labelled == 0:
         return [f'No image in {config.data.eval_split!r} has a label: there is no accuracy.']
-    if config.train.knn_neighbors and data.eval_labels and data.train_labels.labelled == 0:
+    if config.evaluation.knn_neighbors and data.eval_labels and data.train_labels.labelled == 0:
         split = config.data.train_split
         return [f'No image in {split!r} has a label: there are no nearest neighbours.']
     return []
@@ -231,15 +231,15 @@ def _with_batch(
                 '--train_batch_size must be at most the number of training examples, '
                 f'{examples} in {config.data.train_split!r} of {source.name}; found {batch}.'
             )
-        config = _with(config, train_batch_size=fitting)
+        config = _changed(config, train_batch_size=fitting)
         words.append(f'--train_batch_size={fitting} instead of {batch}')
-    train = config.train
+    train, output = config.train, config.output
     epoch = max(1, round(examples / train.train_batch_size))
-    interval = train.checkpoint_epochs * epoch
+    interval = output.checkpoint_epochs * epoch
     fewest = math.ceil(schedules.train_steps(examples, train) / _MOST_CHECKPOINTS)
-    asked = train.checkpoint_steps or 'checkpoint_epochs' in given
+    asked = output.checkpoint_steps or 'checkpoint_epochs' in given
     if epoch < _SHORT_EPOCH and interval < fewest and not asked:
-        config = _with(config, checkpoint_steps=fewest)
+        config = _changed(config, checkpoint_steps=fewest)
         words.append(f'--checkpoint_steps={fewest} instead of {interval}')
     return config, words
 
@@ -249,8 +249,8 @@ def _batch_for(config: Config, examples: int, replicas: int) -> int:
 
     A run that goes on keeps the one it began with.
     """
-    memory = config.objective.memory_size
-    recorded = recorded_run(config.train.model_dir) or {}
+    memory = config.learning.memory_size
+    recorded = recorded_run(config.output.model_dir) or {}
     batches = [recorded.get('train_batch_size', 0), *range(examples, 0, -1)]
     fitting = (b for b in batches if 0 < b <= examples and b % replicas == 0 and memory % b == 0)
     return next(fitting, 0)
@@ -260,24 +260,25 @@ def _with_evaluation(
     config: Config, given: Mapping[str, Any], data: RunData, replicas: int
 ) -> tuple[Config, list[str]]:
     """`config` with neighbours and an evaluation batch for the data, and what was changed."""
-    train, words = config.train, []
-    neighbors, known = train.knn_neighbors, min(data.train_labels.labelled, train.knn_examples)
+    settings, words = config.evaluation, []
+    known = min(data.train_labels.labelled, settings.knn_examples)
+    neighbors = settings.knn_neighbors
     if neighbors > known and data.finds_neighbors:
         if 'knn_neighbors' in given:
             raise UserError(
                 '--knn_neighbors must be at most the number of labelled training examples that '
                 f'are searched, {known}; found {neighbors}.'
             )
-        config = _with(config, knn_neighbors=known)
+        config = _changed(config, knn_neighbors=known)
         words.append(f'--knn_neighbors={known} instead of {neighbors}')
     passed = [data.eval_labels.examples, data.train_examples if neighbors else 0]
     fitting = math.ceil(max(passed) / replicas) * replicas
-    if train.eval_batch_size > fitting and 'eval_batch_size' not in given:
-        config = _with(config, eval_batch_size=fitting)
-        words.append(f'--eval_batch_size={fitting} instead of {train.eval_batch_size}')
+    if settings.eval_batch_size > fitting and 'eval_batch_size' not in given:
+        config = _changed(config, eval_batch_size=fitting)
+        words.append(f'--eval_batch_size={fitting} instead of {settings.eval_batch_size}')
     return config, words
 
 
-def _with(config: Config, **values: Any) -> Config:
+def _changed(config: Config, **values: Any) -> Config:
     """`config` with other values, checked again."""
     return from_values({**to_values(config), **values})

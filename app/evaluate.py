@@ -21,6 +21,7 @@ from app.experiment import (
     prepare,
     show_data,
     view_for_teacher,
+    within_memory,
 )
 from app.run_folder import FLAGS_FILE, PIPELINE_FILE, read_flags
 from common.errors import UserError
@@ -61,7 +62,7 @@ def follow(given: Mapping[str, Any]) -> None:
     recorded = _wait_for_flags(model_dir)
     # The folder's settings are complete: presets and weights to start from had their say.
     experiment = prepare(for_evaluation(recorded, given), given)
-    if experiment.config.objective.teacher and experiment.teacher is None:
+    if experiment.config.learning.teacher and experiment.teacher is None:
         print(
             'The teacher is not opened, and agreement with it not measured: that takes a --teacher '
             'on the command line.',
@@ -71,7 +72,7 @@ def follow(given: Mapping[str, Any]) -> None:
         model = build_model_of(experiment)
         if experiment.stage.classifies:
             # The regularisation loss leaves out what was frozen.
-            freeze(model, experiment.config.objective.fine_tune_after_block)
+            freeze(model, experiment.config.learning.fine_tune_after_block)
         show_data(experiment)
         tracker = Tracker(experiment, model)
         for path in _as_they_come(model_dir, experiment.total_steps):
@@ -149,7 +150,7 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
             source,
             config.data,
             split=split,
-            batch_size=config.train.eval_batch_size,
+            batch_size=config.evaluation.eval_batch_size,
             extra=view_for_teacher(experiment, evaluates=True),
             worker=Worker(worker, workers),
         )
@@ -166,15 +167,15 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
     learns = data.train_labels.labelled > 0 or experiment.stage.classifies
     inputs = Inputs(
         batches=functools.partial(
-            batches, data.evaluated, config.data.eval_split, config.train.eval_steps
+            batches, data.evaluated, config.data.eval_split, config.evaluation.eval_steps
         ),
         num_classes=data.evaluated.num_classes if data.measures_accuracy else 0,
         predict=endpoint('logits_sup') if model.classifier and learns else None,
         teach=teacher and teacher.logits,
         embed=endpoint('final_avg_pool') if data.finds_neighbors else None,
         train_batches=functools.partial(batches, data.source, config.data.train_split, 0),
-        neighbors=config.train.knn_neighbors,
-        neighbor_examples=config.train.knn_examples,
+        neighbors=config.evaluation.knn_neighbors,
+        neighbor_examples=config.evaluation.knn_examples,
     )
     return evaluators.build(inputs)
 
@@ -202,10 +203,11 @@ class Tracker:
     def __init__(self, experiment: Experiment, model: SimCLRModel) -> None:
         self._experiment, self._model = experiment, model
         self._measures = _evaluators(experiment, model)
-        config = experiment.config.train
+        config = experiment.config
         # An evaluation with a name of its own, on another split say, leaves the run's alone.
-        self._folder = os.path.join(config.model_dir, config.eval_name or '')
-        _check_is_own(config.model_dir, self._folder)
+        model_dir = config.output.model_dir
+        self._folder = os.path.join(model_dir, config.evaluation.eval_name or '')
+        _check_is_own(model_dir, self._folder)
         self._latest: int | None = None
         self._final: Mapping[str, float] = {}
         self._best = self._recorded_best()
@@ -221,7 +223,7 @@ class Tracker:
         config = self._experiment.config
         name = f'{config.data.eval_split!r} of {self._experiment.source.name}'
         with (
-            distribution.within_memory('evaluation', config.train, self._experiment.strategy),
+            within_memory('evaluation', config, self._experiment.strategy),
             told(self._experiment.source),
         ):
             results = evaluators.run(self._measures)

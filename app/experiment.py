@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ import tensorflow as tf
 from app import capacity, resuming
 from app.config.compatibility import check_same_architecture
 from app.config.resolution import from_values
-from app.config.schema import TRAIN_EXAMPLES, Config, to_values
+from app.config.schema import TRAIN_EXAMPLES, Config, to_values, with_values
 from app.data_checks import RunData, open_data, recorded_run
 from app.resuming import Course
 from app.run_folder import FLAGS_FILE, read_flags
@@ -32,6 +33,7 @@ from tf2.methods import build
 from tf2.methods.base import Method
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
+from tf2.out_of_memory import advice_for
 from tf2.teacher import Teacher, open_teacher
 from tf2.trainer import Penalty
 from tf2.weights import Weights, config_for, open_weights
@@ -46,7 +48,7 @@ class Experiment:
     """A run that may start: everything the user could have got wrong was checked.
 
     Attributes:
-        config: all settings; `train.model_dir` is set.
+        config: all settings; `output.model_dir` is set.
         data: what it is trained and evaluated on.
         strategy: where it runs.
         num_classes: classes of the classifier, None without one.
@@ -87,7 +89,7 @@ class Experiment:
     @property
     def stage(self) -> Stage:
         """The stage of training."""
-        return self.config.objective.stage
+        return self.config.learning.stage
 
     @property
     def total_steps(self) -> int:
@@ -105,9 +107,9 @@ class Experiment:
     @property
     def checkpoint_steps(self) -> int:
         """Updates between checkpoints."""
-        train = self.config.train
-        epoch = max(1, round(self.train_examples / train.train_batch_size))
-        return train.checkpoint_steps or train.checkpoint_epochs * epoch
+        output = self.config.output
+        epoch = max(1, round(self.train_examples / self.config.train.train_batch_size))
+        return output.checkpoint_steps or output.checkpoint_epochs * epoch
 
 
 def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
@@ -122,8 +124,8 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     """
     evaluates = config.run.mode == 'eval'
     config, weights = with_model_dir(config), None
-    model_dir = config.train.model_dir
-    strategy = distribution.build_strategy(config.train)
+    model_dir = config.output.model_dir
+    strategy = distribution.build_strategy(config.devices)
     course = resuming.course_in(model_dir, config.train.train_batch_size)
     if not evaluates:
         begun = _as_recorded(config, given, course.recorded)
@@ -134,13 +136,12 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         _check_recorded_data(config, given)
     config, data = open_data(_with_recorded_range(config), given, strategy.num_replicas_in_sync)
     if data.source.image_range:
-        ranged = dataclasses.replace(config.data, image_range=data.source.image_range)
-        config = dataclasses.replace(config, data=ranged)
+        config = with_values(config, image_range=data.source.image_range)
     recorded = read_flags(model_dir) if evaluates else recorded_run(model_dir)
     doing = 'evaluation' if evaluates else 'training'
     with (
         distribution.together(strategy, model_dir),
-        distribution.within_memory(doing, config.train, strategy),
+        within_memory(doing, config, strategy),
     ):
         config = _with_precision(config, strategy)
         check_devices(config, strategy)
@@ -187,8 +188,8 @@ def _check_length(experiment: Experiment) -> None:
     if position.step > total_steps if train.train_steps else position.examples > examples:
         raise UserError(
             f'--train_epochs or --train_steps must not end before what was trained: '
-            f'{train.model_dir} holds step {position.step}, this run is to end at step '
-            f'{total_steps}. Choose another --model_dir, or train longer.'
+            f'{experiment.config.output.model_dir} holds step {position.step}, this run is to end '
+            f'at step {total_steps}. Choose another --model_dir, or train longer.'
         )
 
 
@@ -200,7 +201,7 @@ def _as_recorded(
     None for a new run. One that goes on needs its own checkpoints only, and knows itself what it
     started from.
     """
-    checkpoint = config.objective.checkpoint or recorded.get('checkpoint')
+    checkpoint = config.learning.checkpoint or recorded.get('checkpoint')
     if not recorded or checkpoint is None:
         return None
     asked = {**to_values(config), 'checkpoint': checkpoint}
@@ -218,16 +219,16 @@ def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weig
     Raises:
         UserError: if there is none where it should be, or it contradicts what was given.
     """
-    if config.objective.checkpoint is None:
+    if config.learning.checkpoint is None:
         return config, None
-    weights = open_weights(os.path.expanduser(config.objective.checkpoint))
+    weights = open_weights(os.path.expanduser(config.learning.checkpoint))
     data = config.data
     if 'image_size' not in given and config.run.preset is None:
         data = dataclasses.replace(data, image_size=weights.image_size)
     known = {**given, 'image_size': data.image_size}
     model = config_for(weights, config.model, known)
     chosen = 'ft_proj_selector' in given or weights.selector is None
-    if config.objective.stage.has_teacher and not chosen:
+    if config.learning.stage.has_teacher and not chosen:
         # A student that goes on from a fine-tuned network keeps the layer its classifier reads.
         model = dataclasses.replace(model, ft_proj_selector=weights.selector)
     return dataclasses.replace(config, data=data, model=model), weights
@@ -235,36 +236,32 @@ def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weig
 
 def _with_recorded_range(config: Config) -> Config:
     """`config` with the range of images that 'auto' stood for when the run began."""
-    recorded = read_flags(config.train.model_dir) or {}
-    if config.data.image_range != 'auto' or not checkpoints_in(config.train.model_dir):
+    recorded = read_flags(config.output.model_dir) or {}
+    if config.data.image_range != 'auto' or not checkpoints_in(config.output.model_dir):
         return config
     image_range = recorded.get('image_range', 'auto')
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, image_range=image_range)
-    )
+    return with_values(config, image_range=image_range)
 
 
 def _with_precision(config: Config, strategy: tf.distribute.Strategy) -> Config:
     """`config` with the precision that 'auto' stands for here, or stood for when the run began."""
     setting = config.train.mixed_precision
     if setting == 'auto':
-        recorded = read_flags(config.train.model_dir) or {}
-        begun = checkpoints_in(config.train.model_dir)
+        recorded = read_flags(config.output.model_dir) or {}
+        begun = checkpoints_in(config.output.model_dir)
         setting = recorded.get('mixed_precision', 'float32') if begun else setting
         setting = precision.choose(setting, strategy)
-    return dataclasses.replace(
-        config, train=dataclasses.replace(config.train, mixed_precision=setting)
-    )
+    return with_values(config, mixed_precision=setting)
 
 
 def _open_teacher(config: Config, strategy: tf.distribute.Strategy) -> Teacher | None:
-    if config.objective.teacher is None:
+    if config.learning.teacher is None:
         return None
     with strategy.scope():
         return open_teacher(
-            os.path.expanduser(config.objective.teacher),
+            os.path.expanduser(config.learning.teacher),
             precision=config.train.mixed_precision,
-            safe=config.objective.safe_weights,
+            safe=config.learning.safe_weights,
         )
 
 
@@ -276,11 +273,11 @@ def _num_classes(
     if teacher is not None:
         _check_teacher(config, source, teacher)
         return teacher.num_classes
-    if config.objective.teacher is not None:
+    if config.learning.teacher is not None:
         return _recorded_classes(config, source, recorded or {})
-    if config.objective.stage.classifies:
+    if config.learning.stage.classifies:
         return source.num_classes
-    if not config.objective.lineareval_while_pretraining:
+    if not config.learning.lineareval_while_pretraining:
         return None
     # A run that goes on has the variables that it began with.
     begun = recorded is not None and recorded.get('num_classes') is not None
@@ -292,7 +289,7 @@ def _recorded_classes(config: Config, source: Source, recorded: Mapping[str, Any
     classes = recorded.get('num_classes', source.num_classes)
     if source.num_classes not in (None, classes):
         raise UserError(
-            f'--model_dir={config.train.model_dir} holds a classifier of {classes} classes; '
+            f'--model_dir={config.output.model_dir} holds a classifier of {classes} classes; '
             f'{source.name} has {source.num_classes}. Choose the data set it was trained on.'
         )
     return classes
@@ -347,7 +344,7 @@ def _match_classes(
             weights and weights.class_names,
         )
     )
-    known, whose = own, f'--model_dir={config.train.model_dir}'
+    known, whose = own, f'--model_dir={config.output.model_dir}'
     if theirs:
         path = f'--teacher={teacher.path}'
         known, whose = (known, whose) if known else (theirs, path)
@@ -374,12 +371,21 @@ def _match_classes(
     return _Classes(source, names, notes, others)
 
 
+def within_memory(
+    doing: str, config: Config, strategy: tf.distribute.Strategy
+) -> contextlib.AbstractContextManager[None]:
+    """See `distribution.within_memory`."""
+    replicas = strategy.num_replicas_in_sync
+    advice = advice_for(doing, config.train, config.evaluation, replicas)
+    return distribution.within_memory(doing, config.output.model_dir, advice)
+
+
 def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
     """Raises UserError if batches don't split over the replicas, or they can't do what is asked.
 
     What doesn't fit into their memory is refused too.
     """
-    batches = {'eval_batch_size': config.train.eval_batch_size}
+    batches = {'eval_batch_size': config.evaluation.eval_batch_size}
     if config.run.mode != 'eval':
         batches['train_batch_size'] = config.train.train_batch_size
     distribution.check_divisible(strategy, **batches)
@@ -407,7 +413,7 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
 
 def _settings_of_teacher(config: Config) -> dict[str, Any] | None:
     """What the run that made the teacher recorded; None where the teacher is something else."""
-    path = config.objective.teacher
+    path = config.learning.teacher
     if not path or path.startswith(URL_SCHEMES) or config.run.mode == 'eval':
         return None
     return read_flags(os.path.expanduser(path))
@@ -436,16 +442,16 @@ def with_model_dir(config: Config) -> Config:
     Raises:
         UserError: if the one given is, or can become, no such folder.
     """
-    model_dir = os.path.expanduser(config.train.model_dir)
+    model_dir = os.path.expanduser(config.output.model_dir)
     if not model_dir:
         raise UserError(
-            f'--model_dir must be a folder; found {config.train.model_dir!r}. Give a name, or '
+            f'--model_dir must be a folder; found {config.output.model_dir!r}. Give a name, or '
             'leave it out.'
         )
-    momentum = MOMENTUM_MODULES if config.objective.export_momentum_encoder else ''
-    below = (MODULES, momentum, config.train.eval_name or '')
+    momentum = MOMENTUM_MODULES if config.learning.export_momentum_encoder else ''
+    below = (MODULES, momentum, config.evaluation.eval_name or '')
     check_writable(model_dir, folders=below, files=WRITTEN)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, model_dir=model_dir))
+    return with_values(config, model_dir=model_dir)
 
 
 def check_writable(model_dir: str, *, folders: Iterable[str] = (), files: Iterable[str]) -> None:
@@ -525,10 +531,10 @@ def build_model_of(experiment: Experiment) -> SimCLRModel:
     )
 
 
-def build_objective(experiment: Experiment, model: SimCLRModel) -> Method:
+def build_method(experiment: Experiment, model: SimCLRModel) -> Method:
     """What is minimised; freezes parts of `model`. Within the strategy's scope."""
     teacher = experiment.teacher
-    return build(model, experiment.config.objective, teacher and teacher.logits)
+    return build(model, experiment.config.learning, teacher and teacher.logits)
 
 
 def view_for_teacher(experiment: Experiment, *, evaluates: bool = False) -> View | None:
@@ -542,7 +548,7 @@ def view_for_teacher(experiment: Experiment, *, evaluates: bool = False) -> View
     if teacher is None:
         return None
     size = teacher.image_size or config.data.image_size
-    kind = 'eval' if evaluates else config.objective.teacher_view
+    kind = 'eval' if evaluates else config.learning.teacher_view
     same = kind == 'student' or evaluates
     return None if same and size == config.data.image_size else teacher_view(kind, size)
 

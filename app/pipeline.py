@@ -87,11 +87,11 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         UserError: for whatever the user can mend, as far as possible before the first stage.
         Interrupted: when a signal came.
     """
-    model_dir = experiment.with_model_dir(config).train.model_dir
+    model_dir = experiment.with_model_dir(config).output.model_dir
     experiment.check_writable(model_dir, files=(PIPELINE_FILE, REPORT_FILE))
     stages = list(_stages(model_dir, config.run.preset, given))
     _check_same_settings(model_dir, stages)
-    strategy = distribution.build_strategy(config.train)
+    strategy = distribution.build_strategy(config.devices)
     writes = distribution.is_chief(strategy)
     _check(stages, strategy)
     with lock.held(model_dir) if writes else contextlib.nullcontext():

@@ -43,12 +43,12 @@ def remote_places(given: Mapping[str, Any]) -> dict[str, str]:
 
 def check_places(config: Config) -> None:
     """Raises UserError if weights or data set that `config` names are not there at all."""
-    objective = config.objective
+    learning = config.learning
     if config.run.mode == 'pipeline':  # its stages read each other, and it refuses what is given
-        objective = dataclasses.replace(objective, checkpoint=None)
+        learning = dataclasses.replace(learning, checkpoint=None)
     # A run that goes on needs its own checkpoints only.
-    begun = config.train.model_dir and _may_hold_checkpoints(config.train.model_dir)
-    named = {'checkpoint': None if begun else objective.checkpoint, 'teacher': objective.teacher}
+    begun = config.output.model_dir and _may_hold_checkpoints(config.output.model_dir)
+    named = {'checkpoint': None if begun else learning.checkpoint, 'teacher': learning.teacher}
     for flag, path in named.items():
         if path and _is_missing(path):
             raise UserError(
@@ -57,7 +57,7 @@ def check_places(config: Config) -> None:
             )
     if config.data.dataset and config.run.mode != 'export':
         check_name(config.data.dataset, config.data.data_dir)
-    _check_apart(config.train.model_dir, config.data.data_dir)
+    _check_apart(config.output.model_dir, config.data.data_dir)
 
 
 def _check_apart(model_dir: str | None, data_dir: str | None) -> None:

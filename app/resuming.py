@@ -105,7 +105,7 @@ def check_changes(config: Config, train_examples: int, course: Course) -> Course
     """`course` with the settings that `config` changes.
 
     Args:
-        config: settings to go on with; `train.model_dir` is set.
+        config: settings to go on with; `output.model_dir` is set.
         train_examples: number of training examples now.
         course: what `course_in` found.
 
@@ -121,7 +121,7 @@ def check_changes(config: Config, train_examples: int, course: Course) -> Course
         if change.setting == 'checkpoint':
             raise UserError(
                 f'--checkpoint={change.after} is for a new run; --model_dir='
-                f'{config.train.model_dir} holds one that started from '
+                f'{config.output.model_dir} holds one that started from '
                 f'{change.before or "scratch"} and goes on from its own checkpoints. Leave it '
                 'out, or choose another --model_dir.'
             )
@@ -130,7 +130,7 @@ def check_changes(config: Config, train_examples: int, course: Course) -> Course
         after = ', '.join(f'{change.setting} {change.after}' for change in refused)
         names = ','.join(change.setting for change in refused)
         raise UserError(
-            f'--model_dir={config.train.model_dir} holds a run with {before}; this one asks for '
+            f'--model_dir={config.output.model_dir} holds a run with {before}; this one asks for '
             f'{after}, which changes its result. Choose another --model_dir, the flags it was '
             f'made with, or --allow_changes={names}.'
         )

@@ -19,14 +19,15 @@ from app.config.schema import TRAIN_EXAMPLES, Config
 from app.evaluate import Tracker
 from app.experiment import (
     Experiment,
+    build_method,
     build_model_of,
-    build_objective,
     check_recorded,
     penalty_of,
     show_data,
     view_for_teacher,
     with_model_dir,
     with_weights,
+    within_memory,
 )
 from app.run_folder import FLAGS_FILE, PIPELINE_FILE, RESTORE, write_flags
 from common.errors import UserError
@@ -60,22 +61,22 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
             uses the folder, or another worker is gone.
         Interrupted: when a signal came.
     """
-    config, strategy = experiment.config.train, experiment.strategy
-    momentum = experiment.config.objective.export_momentum_encoder
+    model_dir, strategy = experiment.config.output.model_dir, experiment.strategy
+    momentum = experiment.config.learning.export_momentum_encoder
     roots = [MODULES, MOMENTUM_MODULES] if momentum else [MODULES]
     for root in roots:
-        hub_export.check_place(os.path.join(config.model_dir, root), experiment.total_steps)
+        hub_export.check_place(os.path.join(model_dir, root), experiment.total_steps)
     writes = distribution.is_chief(strategy)
     with (
-        lock.held(config.model_dir) if writes else contextlib.nullcontext(),
-        distribution.together(strategy, config.model_dir),
-        distribution.within_memory('training', config, strategy),
+        lock.held(model_dir) if writes else contextlib.nullcontext(),
+        distribution.together(strategy, model_dir),
+        within_memory('training', experiment.config, strategy),
     ):
         _train(experiment, evaluate=evaluate, stop=stop)
 
 
 def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
-    config, model_dir = experiment.config, experiment.config.train.model_dir
+    config, model_dir = experiment.config, experiment.config.output.model_dir
     writes = distribution.is_chief(experiment.strategy)
     stop.listen()
     if writes:
@@ -84,7 +85,7 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
     tf.keras.utils.set_random_seed(config.train.seed)
     with experiment.strategy.scope():
         model = build_model_of(experiment)
-        objective = build_objective(experiment, model)
+        method = build_method(experiment, model)
         schedule = schedules.build(config.optimizer, config.train, experiment.train_examples)
         decayed = [
             *decay.decayed_kernels(model.backbone),
@@ -93,13 +94,13 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         scales = config.train.mixed_precision == 'float16'
         optimizer = builder.build(config.optimizer, schedule, decayed, scales_loss=scales)
         penalty = penalty_of(config, model)
-        trainer = Trainer(objective, optimizer, penalty, config.train, _finisher(experiment))
+        trainer = Trainer(method, optimizer, penalty, config.train, _finisher(experiment))
         saved = checkpoints.Checkpoints(
             model_dir,
             model,
-            objective,
+            method,
             optimizer,
-            config.train.keep_checkpoint_max,
+            config.output.keep_checkpoint_max,
         )
         resumed = saved.resume()
         check_recorded(experiment, resumed, saved.record)
@@ -107,7 +108,7 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         # Before anything is written: the file may turn out to be damaged.
         report = None if resumed else _initialise(experiment, model)
         if not resumed:
-            objective.initialise()
+            method.initialise()
         batch = config.train.train_batch_size
         course = experiment.course.at(trainer.step, saved.record, batch)
         experiment = dataclasses.replace(experiment, course=course)
@@ -122,7 +123,7 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
             tracker.catch_up(trainer.step)
         _fit(experiment, trainer, saved, schedule, tracker, stop)
     _tell_growth(saved.record.get(FIRST_LOSS), trainer.latest_loss)
-    for folder, exported in objective.exports().items():
+    for folder, exported in method.exports().items():
         _export(config, exported, trainer.step, folder, names=experiment.class_names, writes=writes)
     if tracker is not None:
         tracker.finish(trainer.step)
@@ -132,7 +133,7 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
 
 def _initialise(experiment: Experiment, model: SimCLRModel) -> Report | None:
     """Loads `--checkpoint`, if there is one, into the new `model`."""
-    zero = experiment.config.objective.zero_init_logits_layer
+    zero = experiment.config.learning.zero_init_logits_layer
     if zero:
         for variable in model.classifier.variables:
             variable.assign(tf.zeros_like(variable))
@@ -159,7 +160,7 @@ def _why_no_classifier(experiment: Experiment) -> str | None:
         return None
     stays = (experiment.weights.selector or 0) == config.model.ft_proj_selector
     if experiment.teacher is not None:
-        stays &= config.objective.checkpoint == config.objective.teacher
+        stays &= config.learning.checkpoint == config.learning.teacher
     else:
         stays &= experiment.subset is None
     return None if stays else 'starts anew'
@@ -183,11 +184,11 @@ def describe_trainable(model: SimCLRModel) -> str:
 
 
 def _announce(experiment: Experiment, resumed: str | None, report: Report | None) -> None:
-    config, model_dir = experiment.config, experiment.config.train.model_dir
+    config, model_dir = experiment.config, experiment.config.output.model_dir
     show_data(experiment)
-    beginning = config.objective.checkpoint or 'scratch'
+    beginning = config.learning.checkpoint or 'scratch'
     start = f'going on from {resumed}' if resumed else f'from {beginning}'
-    where = distribution.describe(config.train, experiment.strategy)
+    where = distribution.describe(config.devices, experiment.strategy)
     print(f'{where}, in {config.train.mixed_precision}.')
     print(
         f'{experiment.stage.doing} '
@@ -255,7 +256,7 @@ def _tell_growth(first: float | None, latest: float | None) -> None:
 
 def _write_labels(experiment: Experiment, resumed: str | None) -> None:
     """Lists the labelled examples; a list that a change of settings ends is kept beside it."""
-    path = os.path.join(experiment.config.train.model_dir, LABELS_FILE)
+    path = os.path.join(experiment.config.output.model_dir, LABELS_FILE)
     listing = experiment.subset.listing() if experiment.subset else None
     there = tf.io.gfile.exists(path)
     if resumed and there:
@@ -284,14 +285,14 @@ def _fit(
     config = experiment.config
     writes = distribution.is_chief(experiment.strategy)
     make_writer = tf.summary.create_file_writer if writes else tf.summary.create_noop_writer
-    writer = make_writer(*([config.train.model_dir] if writes else []))
+    writer = make_writer(*([config.output.model_dir] if writes else []))
     with writer.as_default():
         if writes:
             with told(experiment.source):
                 _write_sample_views(experiment, trainer.step)
 
         def write(step: int, means: Mapping[str, float]) -> None:
-            with writing(config.train.model_dir):
+            with writing(config.output.model_dir):
                 for name, value in means.items():
                     tf.summary.scalar(f'train/{name}', value, step)
                 tf.summary.scalar('learning_rate', schedule(step), step)
@@ -316,7 +317,7 @@ def _batches(experiment: Experiment, worker: int, workers: int) -> tf.data.Datas
         experiment.source,
         config.data,
         split=config.data.train_split,
-        recipe=config.objective.train_mode,
+        recipe=config.learning.train_mode,
         batch_size=config.train.train_batch_size,
         seed=config.train.seed,
         start=experiment.course.position.examples,
@@ -332,7 +333,7 @@ def _finisher(experiment: Experiment) -> Callable[[Batch], Batch] | None:
         return None
     config = experiment.config
     return finisher(
-        config.data, recipe=config.objective.train_mode, extra=view_for_teacher(experiment)
+        config.data, recipe=config.learning.train_mode, extra=view_for_teacher(experiment)
     )
 
 
@@ -342,7 +343,7 @@ def _write_sample_views(experiment: Experiment, step: int) -> None:
         experiment.source,
         config.data,
         split=config.data.train_split,
-        recipe=config.objective.train_mode,
+        recipe=config.learning.train_mode,
         count=SAMPLE_VIEWS,
         seed=config.train.seed,
     )
@@ -360,13 +361,13 @@ def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
     Raises:
         UserError: if there is no checkpoint, or it contradicts the flags.
     """
-    if not config.objective.checkpoint or not config.train.model_dir:
+    if not config.learning.checkpoint or not config.output.model_dir:
         raise UserError(
             '--mode=export needs --checkpoint, the weights, and --model_dir, the folder for the '
-            f'module; found {config.objective.checkpoint} and {config.train.model_dir}.'
+            f'module; found {config.learning.checkpoint} and {config.output.model_dir}.'
         )
     config = with_model_dir(config)
-    _check_own_folder(config.train.model_dir, config.objective.checkpoint)
+    _check_own_folder(config.output.model_dir, config.learning.checkpoint)
     config, weights = with_weights(config, given)
     settings = config.model
     if 'ft_proj_selector' not in given and weights.selector is not None:
@@ -381,7 +382,7 @@ def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
             f'{weights.path}; {lacking} were not loaded. If the classifier reads a layer of the '
             'projection head, name it with --ft_proj_selector.'
         )
-    with lock.held(config.train.model_dir):
+    with lock.held(config.output.model_dir):
         _export(config, model, weights.step, names=weights.class_names, writes=True)
 
 
@@ -413,9 +414,9 @@ def _export(
         # The writing process reads variables that are means over all processes.
         hub_export.plain_copy(model, config.data.image_size)
         return
-    root = os.path.join(config.train.model_dir, folder)
+    root = os.path.join(config.output.model_dir, folder)
     strategy = tf.distribute.get_strategy()
-    with distribution.within_memory('export', config.train, strategy), writing(root):
+    with within_memory('export', config, strategy), writing(root):
         path = hub_export.export_module(
             model,
             root,
@@ -424,7 +425,7 @@ def _export(
             class_names=names,
             decode=functools.partial(decode_for_evaluation, config=config.data),
             weight_decay=config.optimizer.weight_decay,
-            keep=config.train.keep_hub_module_max,
+            keep=config.output.keep_hub_module_max,
         )
     print(f'Exported: hub.load({path!r})')
     if PATTERN.search(path):

@@ -20,7 +20,7 @@ choose_keras_2()
 import tensorflow as tf
 
 from tf2 import memory_estimate
-from tf2.config import ModelConfig, ObjectiveConfig
+from tf2.config import LearningConfig, ModelConfig
 from tf2.memory_estimate import FLOAT
 from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
@@ -187,7 +187,7 @@ def trace(network: Network, batch: int, *, global_bn: bool = True) -> Graph:
                 network.model, size, CLASSES, precision=network.precision, detach_classifier=True
             )
         )
-        method = SimCLR(model, ObjectiveConfig())
+        method = SimCLR(model, LearningConfig())
         built = len(graph.get_operations())
         views = [tf.compat.v1.placeholder(tf.float32, [batch, size, size, 3]) for _ in range(VIEWS)]
         labels = tf.compat.v1.placeholder(tf.int32, [batch])

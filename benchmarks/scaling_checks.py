@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from benchmarks.scaling import VIEWS, Network, costs, flops, gathered_bytes, trace
 from tf2 import distribution
-from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.layers import BatchNorm
@@ -104,7 +104,7 @@ def peak_bytes(measured: Measured, batch: int) -> int:
         )
         optimizer = builder.build(OptimizerConfig(), 0.1, decay.decayed_kernels(model.backbone))
         penalty = Penalty(1e-6, [model.classifier.kernel])
-        trainer = Trainer(SimCLR(model, ObjectiveConfig()), optimizer, penalty, TrainConfig())
+        trainer = Trainer(SimCLR(model, LearningConfig()), optimizer, penalty, TrainConfig())
         step = tf.function(trainer.replica_step)
         views = tf.random.stateless_uniform([VIEWS, batch, size, size, 3], [0, 0])
         for _ in range(2):

@@ -18,7 +18,7 @@ from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
 from data.recipes import RECIPES
 from data.sources import SOURCES, Source, open_source
-from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig
+from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
 from tf2.evaluators import EVALUATORS
 from tf2.evaluators.base import Inputs
 from tf2.methods import METHODS, build
@@ -138,10 +138,10 @@ def test_every_objective_returns_its_metrics_and_trains_what_it_says(name: str) 
     model = build_model(SimCLRModel(config, 8, 10, detach_classifier=name == 'pretrain'))
     if name == 'distill':
         teacher = tf.random.stateless_normal([4, 10], [1, 2])
-        config = ObjectiveConfig(train_mode=name, teacher='made up')
+        config = LearningConfig(train_mode=name, teacher='made up')
         objective = build(model, config, lambda images: teacher)
     else:
-        objective = build(model, ObjectiveConfig(train_mode=name))
+        objective = build(model, LearningConfig(train_mode=name))
     images = tf.random.stateless_uniform([len(RECIPES[name]), 4, 8, 8, 3], [0, 0])
     # One example has no label.
     batch = {'views': tuple(tf.unstack(images)), 'label': tf.constant([3, 1, -1, 0])}

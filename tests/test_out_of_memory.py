@@ -11,7 +11,7 @@ import tensorflow as tf
 import hub_export
 import run
 from tf2 import evaluators
-from tf2.config import TrainConfig
+from tf2.config import EvaluationConfig, TrainConfig
 from tf2.files import checkpoints_in
 from tf2.out_of_memory import advice_for, is_out_of_memory
 from tf2.trainer import Trainer
@@ -87,22 +87,38 @@ def test_evaluation_and_export_say_what_to_try_and_leave_the_checkpoint(
     assert tf.train.load_checkpoint(kept).get_variable_to_shape_map()
 
 
+MEASURED = EvaluationConfig()
+
+
 @pytest.mark.parametrize(
-    ('doing', 'config', 'replicas', 'begins'),
+    ('doing', 'train', 'evaluation', 'replicas', 'begins'),
     [
-        ('training', TrainConfig(train_batch_size=512), 4, '--train_batch_size=256'),
-        ('training', TrainConfig(train_batch_size=12), 4, '--train_batch_size=4'),
-        ('training', TrainConfig(train_batch_size=4), 4, 'more devices'),
+        (
+            'training',
+            TrainConfig(train_batch_size=512),
+            EvaluationConfig(),
+            4,
+            '--train_batch_size=256',
+        ),
+        (
+            'training',
+            TrainConfig(train_batch_size=12),
+            EvaluationConfig(),
+            4,
+            '--train_batch_size=4',
+        ),
+        ('training', TrainConfig(train_batch_size=4), MEASURED, 4, 'more devices'),
         (
             'evaluation',
-            TrainConfig(eval_batch_size=1, knn_neighbors=3, knn_examples=100),
+            TrainConfig(),
+            EvaluationConfig(eval_batch_size=1, knn_neighbors=3, knn_examples=100),
             1,
             '--knn_examples=50',
         ),
     ],
 )
 def test_batches_are_halved_as_long_as_they_split(
-    doing: str, config: TrainConfig, replicas: int, begins: str
+    doing: str, train: TrainConfig, evaluation: EvaluationConfig, replicas: int, begins: str
 ) -> None:
-    said = advice_for(doing, config, replicas)
+    said = advice_for(doing, train, evaluation, replicas)
     assert said.startswith(f'Try, in this order: {begins}')

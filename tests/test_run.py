@@ -238,7 +238,7 @@ def test_an_interruption_says_how_to_go_on(
 def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('HOME', str(folder))
     config = resolve({'model_dir': '~/run'}, PRESETS)
-    assert experiment.prepare(config, {}).config.train.model_dir == str(folder / 'run')
+    assert experiment.prepare(config, {}).config.output.model_dir == str(folder / 'run')
 
 
 def test_the_precision_that_auto_chose_is_recorded_and_kept(
@@ -445,8 +445,8 @@ def test_a_device_that_finishes_the_views_learns_the_same(
         unfinished.append('seeds' in batches.element_spec)
         return batches
 
-    train_batches = train.pipeline.train_batches
-    monkeypatch.setattr(train.pipeline, 'train_batches', begin)
+    train_batches = train.train_batches
+    monkeypatch.setattr(train, 'train_batches', begin)
     monkeypatch.setattr(train.distribution, 'has_accelerators', lambda strategy: True)
     main('--mode=train', f'--model_dir={tmp_path}', *BUNDLED)
     assert unfinished == [True]

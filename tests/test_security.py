@@ -23,7 +23,7 @@ from data.config import DataConfig
 from hub_export import publish
 from tests.support import no_checker
 from tests.tf2.test_teacher import Plain, exported, opened, run_folder, saved, student_of
-from tf2.config import TrainConfig
+from tf2.config import EvaluationConfig
 from tf2.teacher import open_teacher
 from tf2.weights import open_weights
 
@@ -34,10 +34,10 @@ NO_NAMES = ('../x', '..', '.', '/x', 'a/b', 'a b', 'x\n', '\u202e', '~', 'C:x', 
 def test_a_path_is_no_name_for_an_evaluation(name: str) -> None:
     """Whether a command line or a folder's record has it."""
     with pytest.raises(UserError, match='--eval_name must be a name of letters'):
-        TrainConfig(eval_name=name)
+        EvaluationConfig(eval_name=name)
     with pytest.raises(UserError, match='--eval_name must be a name of letters'):
         for_evaluation({'eval_name': name}, {'mode': 'eval'})
-    TrainConfig(eval_name='a-b_c.1')
+    EvaluationConfig(eval_name='a-b_c.1')
 
 
 def test_an_evaluation_does_not_write_through_a_link(tmp_path: pathlib.Path) -> None:

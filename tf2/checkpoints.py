@@ -62,7 +62,7 @@ class Checkpoints:
     Args:
         model_dir: folder they are in.
         model: built model.
-        objective: whatever state it has besides the model's.
+        method: whatever state it has besides the model's.
         optimizer: built, so that its variables exist.
         keep: how many of the newest to keep; 0 keeps all.
 
@@ -75,13 +75,13 @@ class Checkpoints:
         self,
         model_dir: str,
         model: SimCLRModel,
-        objective: Method,
+        method: Method,
         optimizer: tf.keras.optimizers.Optimizer,
         keep: int,
     ) -> None:
         self._folder, self._keep = model_dir, keep
         self._writes = distribution.is_chief(tf.distribute.get_strategy())
-        parts = {'model': model, 'objective': objective, 'optimizer': optimizer}
+        parts = {'model': model, 'objective': method, 'optimizer': optimizer}
         record = _Record()
         self.record = record.values
         self._checkpoint = tf.train.Checkpoint(**parts, record=record)
@@ -281,7 +281,7 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except (AssertionError, ValueError) as error:
         raise UserError(
-            f'{path} must hold the model, objective and optimizer that the flags describe, but '
+            f'{path} must hold the model, method and optimizer that the flags describe, but '
             'does not. Choose another --model_dir, or the flags it was made with. Cause: '
             f'{_one_line(error)}'
         ) from error

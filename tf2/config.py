@@ -1,4 +1,4 @@
-"""Settings of models, objective, optimizer and training loop."""
+"""Settings of models, methods, optimizers, training, outputs, evaluation and devices."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
+class LearningConfig:
     """What is trained and by which loss (SimCLR section 2.1, arXiv:2002.05709)."""
 
     train_mode: str = option(
@@ -295,14 +295,8 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Length of the run, what it writes, and the devices it runs on."""
+    """Length, precision and reproducibility of the training."""
 
-    model_dir: str | None = option(
-        None,
-        'Folder for checkpoints, results, exports and TensorBoard. Unset: a new one under runs/.',
-        modes=('eval', 'export'),
-        resume='free',
-    )
     train_batch_size: int = option(
         512,
         'Global training batch, over all replicas. Unless given, at most the number of examples.',
@@ -319,21 +313,45 @@ class TrainConfig:
         at_most=1_000_000_000,
         resume='continue',
     )
-    eval_batch_size: int = option(
-        256, 'Global evaluation batch.', at_least=1, modes=('eval',), resume='continue'
-    )
-    eval_steps: int = option(
+    seed: int = option(
         0,
-        'Evaluation batches; 0 means the whole split.',
+        'Seed of initialisation, data order and augmentation.',
         at_least=0,
+        at_most=2**32 - 1,
+    )
+    mixed_precision: str = option(
+        'auto',
+        'Precision of convolutions and dense layers; loss, softmax, statistics and weights stay '
+        'float32. auto: bfloat16 where the hardware computes in it (TPUs, GPUs from compute '
+        'capability 8.0 on, CPUs with AVX512-BF16 or AMX), else float32; what a run started with '
+        'is recorded, and kept when it goes on. float16 scales the loss.',
+        choices=('auto', 'float32', 'bfloat16', 'float16'),
         modes=('eval',),
         resume='continue',
     )
-    eval_name: str | None = option(
+    jit_compile: bool = option(False, 'Compile the training step with XLA.', resume='free')
+    steps_per_loop: int = option(
+        0,
+        'Steps in one call of the compiled training function; 0 chooses.',
+        at_least=0,
+        resume='free',
+    )
+    train_summary_steps: int = option(
+        100, 'Steps between scalars in TensorBoard and lines in the log.', at_least=1, resume='free'
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """What a run writes, where and how often."""
+
+    model_dir: str | None = option(
         None,
-        'Name of this evaluation: its results and TensorBoard events go to a folder of that name '
-        'below --model_dir.',
-        modes=('eval',),
+        'Folder for checkpoints, results, exports and TensorBoard. Unset: a new one under runs/.',
+        modes=('eval', 'export'),
         resume='free',
     )
     checkpoint_epochs: int = option(
@@ -358,32 +376,62 @@ class TrainConfig:
         modes=('export',),
         resume='free',
     )
-    train_summary_steps: int = option(
-        100, 'Steps between scalars in TensorBoard and lines in the log.', at_least=1, resume='free'
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, and on how much."""
+
+    eval_batch_size: int = option(
+        256, 'Global evaluation batch.', at_least=1, modes=('eval',), resume='continue'
     )
-    steps_per_loop: int = option(
+    eval_steps: int = option(
         0,
-        'Steps in one call of the compiled training function; 0 chooses.',
+        'Evaluation batches; 0 means the whole split.',
         at_least=0,
-        resume='free',
-    )
-    seed: int = option(
-        0,
-        'Seed of initialisation, data order and augmentation.',
-        at_least=0,
-        at_most=2**32 - 1,
-    )
-    mixed_precision: str = option(
-        'auto',
-        'Precision of convolutions and dense layers; loss, softmax, statistics and weights stay '
-        'float32. auto: bfloat16 where the hardware computes in it (TPUs, GPUs from compute '
-        'capability 8.0 on, CPUs with AVX512-BF16 or AMX), else float32; what a run started with '
-        'is recorded, and kept when it goes on. float16 scales the loss.',
-        choices=('auto', 'float32', 'bfloat16', 'float16'),
         modes=('eval',),
         resume='continue',
     )
-    jit_compile: bool = option(False, 'Compile the training step with XLA.', resume='free')
+    eval_name: str | None = option(
+        None,
+        'Name of this evaluation: its results and TensorBoard events go to a folder of that name '
+        'below --model_dir.',
+        modes=('eval',),
+        resume='free',
+    )
+    knn_neighbors: int = option(
+        0,
+        'Evaluate with k nearest neighbours, this many of them; 0 turns it off. Unless given, at '
+        'most the number of labelled training examples.',
+        at_least=0,
+        modes=('eval',),
+        resume='continue',
+    )
+    knn_examples: int = option(
+        20000,
+        'Training examples among which nearest neighbours are searched.',
+        at_least=1,
+        modes=('eval',),
+        requires={'knn_neighbors': ()},
+        resume='continue',
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.eval_name and not _is_name(self.eval_name):
+            raise UserError(
+                '--eval_name must be a name of letters, digits, points, dashes and underscores, '
+                f'for a folder below --model_dir; found {self.eval_name!r}.'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceConfig:
+    """Devices and hosts that a run executes on."""
+
     strategy: str = option(
         'auto',
         'How replicas are spread (tf.distribute). auto: a TPU if --tpu_name, --master or an '
@@ -437,22 +485,6 @@ class TrainConfig:
         modes=('eval', 'export'),
         resume='free',
     )
-    knn_neighbors: int = option(
-        0,
-        'Evaluate with k nearest neighbours, this many of them; 0 turns it off. Unless given, at '
-        'most the number of labelled training examples.',
-        at_least=0,
-        modes=('eval',),
-        resume='continue',
-    )
-    knn_examples: int = option(
-        20000,
-        'Training examples among which nearest neighbours are searched.',
-        at_least=1,
-        modes=('eval',),
-        requires={'knn_neighbors': ()},
-        resume='continue',
-    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -460,11 +492,6 @@ class TrainConfig:
             raise UserError(
                 f'--use_tpu goes with --strategy=auto; found --strategy={self.strategy} too. Give '
                 'one of them.'
-            )
-        if self.eval_name and not _is_name(self.eval_name):
-            raise UserError(
-                '--eval_name must be a name of letters, digits, points, dashes and underscores, '
-                f'for a folder below --model_dir; found {self.eval_name!r}.'
             )
 
 

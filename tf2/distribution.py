@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from common import connections
 from common.errors import UserError
-from tf2.config import TrainConfig
+from tf2.config import DeviceConfig
 from tf2.files import checkpoints_in
-from tf2.out_of_memory import advice_for, is_out_of_memory
+from tf2.out_of_memory import is_out_of_memory
 
 MAX_TASKS_PER_NODE = 1024
 # What TensorFlow raises where a worker that others wait for is gone.
@@ -26,7 +26,7 @@ LOST = (
 GPU_MEMORY = 8192  # MB that the parts of a split GPU share
 
 
-def build_strategy(config: TrainConfig) -> tf.distribute.Strategy:
+def build_strategy(config: DeviceConfig) -> tf.distribute.Strategy:
     """The strategy that `config.strategy` names, or that fits the devices.
 
     A strategy over several workers must be built before TensorFlow does anything else.
@@ -54,7 +54,7 @@ def build_strategy(config: TrainConfig) -> tf.distribute.Strategy:
     )
 
 
-def describe(config: TrainConfig, strategy: tf.distribute.Strategy) -> str:
+def describe(config: DeviceConfig, strategy: tf.distribute.Strategy) -> str:
     """What `build_strategy` chose, and why."""
     kind, reason = _choose(config)
     replicas = strategy.num_replicas_in_sync
@@ -65,7 +65,7 @@ def describe(config: TrainConfig, strategy: tf.distribute.Strategy) -> str:
     return f'{text}, this is {resolver.task_type} {resolver.task_id}'
 
 
-def _choose(config: TrainConfig) -> tuple[str, str]:
+def _choose(config: DeviceConfig) -> tuple[str, str]:
     """Name of the strategy, and why."""
     if config.strategy != 'auto':
         return config.strategy, f'--strategy={config.strategy}'
@@ -246,7 +246,7 @@ def distribute(
     return strategy.distribute_datasets_from_function(share)
 
 
-def _tpu_strategy(config: TrainConfig) -> tf.distribute.Strategy:
+def _tpu_strategy(config: DeviceConfig) -> tf.distribute.Strategy:
     address = config.tpu_name or config.master
     if not address and not tf.config.list_physical_devices('TPU'):
         raise UserError(
@@ -315,15 +315,13 @@ def together(strategy: tf.distribute.Strategy, folder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def within_memory(
-    doing: str, config: TrainConfig, strategy: tf.distribute.Strategy
-) -> Iterator[None]:
+def within_memory(doing: str, folder: str, advice: str) -> Iterator[None]:
     """Within it memory that does not suffice is told in one line, with what to try.
 
     Args:
         doing: 'training', 'evaluation' or 'export'.
-        config: of the run; the last checkpoint in its folder is named.
-        strategy: its replicas share the batches.
+        folder: of the run; its last checkpoint is named.
+        advice: what to try, see `out_of_memory.advice_for`.
 
     Raises:
         UserError: when memory, of the host or a device, is exhausted.
@@ -333,11 +331,10 @@ def within_memory(
     except (MemoryError, tf.errors.OpError) as error:
         if not is_out_of_memory(error):
             raise
-        kept = next(reversed(checkpoints_in(config.model_dir)), 'none was written yet')
-        tries = advice_for(doing, config, strategy.num_replicas_in_sync)
+        kept = next(reversed(checkpoints_in(folder)), 'none was written yet')
         raise UserError(
             f'The {doing} must fit into memory, which does not suffice: {one_line(error)}. '
-            f'{tries} The last checkpoint: {kept}.'
+            f'{advice} The last checkpoint: {kept}.'
         ) from error
 
 

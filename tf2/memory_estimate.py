@@ -16,8 +16,8 @@ from tf2.config import (
     MIN_SK_FILTERS,
     NORM_VECTOR,
     SMALL_IMAGE,
+    LearningConfig,
     ModelConfig,
-    ObjectiveConfig,
     has_bottlenecks,
 )
 
@@ -241,7 +241,7 @@ class Run:
 
     Attributes:
         network: what is trained, or evaluated.
-        objective: stage, memory and what is frozen.
+        learning: stage, memory and what is frozen.
         optimizer: its name.
         train_batch_size: images of all replicas; 0 where nothing is trained.
         eval_batch_size: images of all replicas; 0 where nothing is evaluated.
@@ -251,7 +251,7 @@ class Run:
     """
 
     network: Network
-    objective: ObjectiveConfig
+    learning: LearningConfig
     optimizer: str
     train_batch_size: int
     eval_batch_size: int
@@ -283,9 +283,9 @@ class Run:
 
     def _trained(self) -> Part:
         """What has gradients; what lies before it keeps nothing for backward."""
-        network, frozen = self.network, self.objective.fine_tune_after_block
+        network, frozen = self.network, self.learning.fine_tune_after_block
         encoder, head = network.encoder(), network.head()
-        if not self.objective.stage.classifies:
+        if not self.learning.stage.classifies:
             return network.whole()
         read = network.config.ft_proj_selector
         if frozen >= 0:
@@ -302,10 +302,10 @@ class Run:
             sizes |= {'gradients': trained, f'{self.optimizer}': SLOTS[self.optimizer] * trained}
         if self.train_batch_size and network.precision != 'float32':
             sizes[f'{network.precision} copies'] = whole.kernels * network.compute
-        if self.objective.memory_size and self.train_batch_size:
+        if self.learning.memory_size and self.train_batch_size:
             copied = whole.parameters + whole.statistics - network.classifier().parameters
             sizes['momentum encoder'] = copied * FLOAT
-            sizes['memory'] = self.objective.memory_size * network.projections * FLOAT
+            sizes['memory'] = self.learning.memory_size * network.projections * FLOAT
         if self.teacher is not None:
             held = self.teacher.whole()
             sizes['teacher'] = (held.parameters + held.statistics) * FLOAT
@@ -313,19 +313,19 @@ class Run:
 
     def _of_batch(self) -> dict[str, int]:
         network, share = self.network, -(-self.train_batch_size // self.replicas)
-        views = VIEWS[self.objective.train_mode]
+        views = VIEWS[self.learning.train_mode]
         image = network.image_size**2 * 3 * FLOAT
         sizes = {
             'activations': views * share * self._trained().kept,
             'views': BATCHES_AT_HAND * views * share * image,
         }
-        if not self.objective.stage.classifies:
+        if not self.learning.stage.classifies:
             sizes['logits'] = self._logits(share)
         return sizes
 
     def _logits(self, share: int) -> int:
         """NT-Xent: all projections, their gradients, and a block of logits and exponentials."""
         rows = 2 * self.train_batch_size
-        columns = rows + self.objective.memory_size
+        columns = rows + self.learning.memory_size
         block = max(2 * columns, min(LOGITS_AT_A_TIME, 2 * share * columns))
         return (2 * rows * self.network.projections + 2 * block) * FLOAT

@@ -6,12 +6,13 @@ import re
 
 import tensorflow as tf
 
-from tf2.config import TrainConfig
+from tf2.config import EvaluationConfig, TrainConfig
 
 # As TensorFlow's allocators, CUDA and XLA put it. They raise several types of errors.
 _SAID = re.compile(r'\bOOM\b|out of memory|OUT_OF_MEMORY|failed to allocate', re.IGNORECASE)
 # What other things are exhausted than memory: TensorFlow has one type of error for all.
 _OTHERS = re.compile(r'no space left|quota|too many open files|larger than max', re.IGNORECASE)
+_END_OTHERS = 'to end other programs that use the memory'
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -22,16 +23,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return said or isinstance(error, MemoryError)
 
 
-def advice_for(doing: str, config: TrainConfig, replicas: int) -> str:
+def advice_for(doing: str, train: TrainConfig, evaluation: EvaluationConfig, replicas: int) -> str:
     """What to try, what helps most first.
 
     Args:
         doing: 'training', 'evaluation' or 'export'.
-        config: the batch sizes and the precision it was tried with.
+        train: the batch size and the precision it was tried with.
+        evaluation: the batch size and the neighbours it was tried with.
         replicas: over which a batch is split.
     """
-    advice = {'training': _for_training, 'evaluation': _for_evaluation, 'export': _for_export}
-    return f'Try, in this order: {", ".join(advice[doing](config, replicas))}.'
+    advice = {
+        'training': _for_training(train, replicas),
+        'evaluation': _for_evaluation(evaluation, replicas),
+        # It works with one image, on the host.
+        'export': [
+            'to end other programs that use the memory',
+            '--mode=export on a larger machine',
+        ],
+    }
+    return f'Try, in this order: {", ".join(advice[doing])}.'
 
 
 def _for_training(config: TrainConfig, replicas: int) -> list[str]:
@@ -42,17 +52,12 @@ def _for_training(config: TrainConfig, replicas: int) -> list[str]:
     return [*tries, 'more devices', 'a smaller --image_size or --width_multiplier']
 
 
-def _for_evaluation(config: TrainConfig, replicas: int) -> list[str]:
+def _for_evaluation(config: EvaluationConfig, replicas: int) -> list[str]:
     half = _half(config.eval_batch_size, replicas)
     tries = [f'--eval_batch_size={half}'] if half else []
     if config.knn_neighbors:
         tries.append(f'--knn_examples={max(1, config.knn_examples // 2)}')
-    return [*tries, 'to end other programs that use the memory', 'more devices']
-
-
-def _for_export(config: TrainConfig, replicas: int) -> list[str]:
-    del config, replicas  # it works with one image, on the host
-    return ['to end other programs that use the memory', '--mode=export on a larger machine']
+    return [*tries, _END_OTHERS, 'more devices']
 
 
 def _half(batch_size: int, replicas: int) -> int:

@@ -19,7 +19,7 @@ from app.config.schema import (
 from common.errors import UserError
 from common.settings import check_option
 from common.stages import STAGES
-from tf2.config import ObjectiveConfig
+from tf2.config import LearningConfig
 
 # They change which images a pretraining would see, or which weights it would train.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
@@ -44,15 +44,15 @@ def from_values(values: Mapping[str, Any]) -> Config:
 
 def _check_stage(config: Config) -> None:
     """Raises UserError for what would be wrong in a stage that does not read it, a preset's too."""
-    mode, objective = config.run.mode, config.objective
+    mode, learning = config.run.mode, config.learning
     if mode in ('export', 'pipeline'):
         return
     values = to_values(config)
     chosen = [name for name in _TUNING if values[name] != DEFAULTS[name]]
-    if chosen and not objective.stage.classifies:
+    if chosen and not learning.stage.classifies:
         raise UserError(why_unread(chosen[0], values))
     labels = [name for name in chosen if name in LABELS]
-    if labels and not objective.learns_from_labels:
+    if labels and not learning.learns_from_labels:
         raise UserError(
             f'--{labels[0]} chooses labels, and --distill_alpha=1 uses none. Leave it out, or give '
             'a smaller --distill_alpha.'
@@ -61,8 +61,8 @@ def _check_stage(config: Config) -> None:
 
 def _check_negatives(config: Config) -> None:
     """Raises UserError for a loss without negatives, or a memory that batches don't fill evenly."""
-    size, batch = config.objective.memory_size, config.train.train_batch_size
-    if config.run.mode in ('export', 'eval') or config.objective.stage.classifies:
+    size, batch = config.learning.memory_size, config.train.train_batch_size
+    if config.run.mode in ('export', 'eval') or config.learning.stage.classifies:
         return
     if size % batch:
         raise UserError(
@@ -119,7 +119,7 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
         return Config(run=RunConfig(mode='eval'))
     needs_data = given.get('mode') != 'export'
     if needs_data and given.get('dataset') is None and name is None:
-        name = _bundled_preset(given.get('train_mode', ObjectiveConfig.train_mode), presets)
+        name = _bundled_preset(given.get('train_mode', LearningConfig.train_mode), presets)
     flags = presets[name].flags if name else {}
     config = from_values({**_unless_given(flags, given), **given, 'preset': name})
     if config.run.mode != 'pipeline':  # its stages read different flags
@@ -130,7 +130,7 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
 def _bundled_preset(stage: str, presets: Mapping[str, Any]) -> str:
     """The first preset of the stage that is for the bundled images."""
     for name, preset in presets.items():
-        mode = preset.flags.get('train_mode', ObjectiveConfig.train_mode)
+        mode = preset.flags.get('train_mode', LearningConfig.train_mode)
         if mode == stage and preset.flags.get('dataset') == 'bundled':
             return name
     raise ValueError(f'Expected a preset of {stage} for the bundled images among {list(presets)}.')

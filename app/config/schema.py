@@ -8,7 +8,15 @@ from typing import Any
 
 from common.settings import check_options, option
 from data.config import DataConfig
-from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.config import (
+    DeviceConfig,
+    EvaluationConfig,
+    LearningConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    TrainConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +65,24 @@ class Config:
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    learning: LearningConfig = LearningConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    output: OutputConfig = OutputConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    devices: DeviceConfig = DeviceConfig()
 
 
 SECTIONS: dict[str, type] = {
     'run': RunConfig,
     'data': DataConfig,
     'model': ModelConfig,
-    'objective': ObjectiveConfig,
+    'learning': LearningConfig,
     'optimizer': OptimizerConfig,
     'train': TrainConfig,
+    'output': OutputConfig,
+    'evaluation': EvaluationConfig,
+    'devices': DeviceConfig,
 }
 
 
@@ -88,6 +102,16 @@ TRAIN_EXAMPLES = 'train_examples'  # a fact about the data in flags.json
 # Other runs, which may be moved together with one that reads them.
 PATHS = ('checkpoint', 'teacher')
 LABELS = ('label_fraction', 'labels_per_class')
+
+
+def with_values(config: Config, **values: Any) -> Config:
+    """`config` with other values of some settings."""
+    changed = {}
+    for name, section in SECTIONS.items():
+        own = {f.name: values[f.name] for f in dataclasses.fields(section) if f.name in values}
+        if own:
+            changed[name] = dataclasses.replace(getattr(config, name), **own)
+    return dataclasses.replace(config, **changed)
 
 
 def to_values(config: Config) -> dict[str, Any]:

@@ -98,9 +98,11 @@ def class_names(source: Source) -> list[str]:
 
 def evaluation_batches(run: Run, source: Source) -> tf.data.Dataset:
     """The batches that the stage's result was measured on."""
-    train, data = run.config.train, run.config.data
-    batches = eval_batches(source, data, split=data.eval_split, batch_size=train.eval_batch_size)
-    return batches.take(train.eval_steps) if train.eval_steps else batches
+    evaluation, data = run.config.evaluation, run.config.data
+    batches = eval_batches(
+        source, data, split=data.eval_split, batch_size=evaluation.eval_batch_size
+    )
+    return batches.take(evaluation.eval_steps) if evaluation.eval_steps else batches
 
 
 def confusion(run: Run, source: Source) -> Confusion | None:
@@ -136,7 +138,7 @@ def neighborhoods(run: Run, source: Source) -> list[Neighborhood]:
     module = load_module(run)
     if module is None:
         return []
-    data, batch_size = run.config.data, run.config.train.eval_batch_size
+    data, batch_size = run.config.data, run.config.evaluation.eval_batch_size
     images, labels = choose_queries(evaluation_batches(run, source), source.num_classes)
     queries = [Picture(*pair) for pair in zip(thumbnails(images), labels.tolist())]
     train = eval_batches(source, data, split=data.train_split, batch_size=batch_size)

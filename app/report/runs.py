@@ -88,7 +88,7 @@ class Run:
     @property
     def kind(self) -> TrainingStage:
         """The stage of training that it is."""
-        return self.config.objective.stage
+        return self.config.learning.stage
 
     @property
     def top_1(self) -> float | None:
@@ -146,7 +146,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 def count_labels(run: Run) -> int:
     """Labelled examples that a stage itself learned from."""
-    if not run.config.objective.learns_from_labels:
+    if not run.config.learning.learns_from_labels:
         return 0
     path = os.path.join(run.stage.folder, LABELS_FILE)
     if not tf.io.gfile.exists(path):
@@ -181,7 +181,7 @@ def _note(run: Run) -> str:
     )
     if not run.kind.classifies and run.top_1 is not None:
         parts.append('top-1 of a linear classifier trained alongside on all labels')
-    if run.kind.needs_labels and run.config.objective.fine_tune_after_block == 4:
+    if run.kind.needs_labels and run.config.learning.fine_tune_after_block == 4:
         parts.append('only the linear classifier was trained')
     if neighbors is not None:
         parts.append(f'nearest neighbours {percent(neighbors)}')

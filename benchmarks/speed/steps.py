@@ -32,7 +32,7 @@ from benchmarks.scaling import Network, flops, trace
 from benchmarks.speed import plain_keras
 from benchmarks.speed.case import add_case
 from benchmarks.speed.spread import spread
-from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
@@ -71,7 +71,7 @@ def own_step(case: argparse.Namespace) -> Call:
     ]
     optimizer = builder.build(OptimizerConfig(), 0.01, decayed)
     penalty = Penalty(1e-6, [model.classifier.kernel])
-    trainer = Trainer(SimCLR(model, ObjectiveConfig()), optimizer, penalty, TrainConfig())
+    trainer = Trainer(SimCLR(model, LearningConfig()), optimizer, penalty, TrainConfig())
     step = tf.function(trainer.replica_step)
     views, labels = batch_of(case)
     batch = {'views': tuple(tf.unstack(views)), 'label': labels}

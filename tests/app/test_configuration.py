@@ -89,7 +89,7 @@ def test_a_flag_on_the_command_line_beats_the_preset(name: str) -> None:
 
 def test_a_given_default_beats_the_preset_too() -> None:
     assert PRESETS['demo'].flags['temperature'] != 0.1
-    assert resolved('--preset=demo', '--temperature=0.1').objective.temperature == 0.1
+    assert resolved('--preset=demo', '--temperature=0.1').learning.temperature == 0.1
 
 
 def test_one_choice_of_labels_takes_the_place_of_the_other() -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 import run
 from app import data_checks, experiment, train
 from app.config.resolution import from_values, resolve
+from app.config.schema import to_values
 from app.experiment import Experiment
 from app.presets import PRESETS
 from app.run_folder import write_flags
@@ -236,10 +237,10 @@ def test_sizes_that_nobody_gave_fit_small_sets_and_that_is_said(
 ) -> None:
     prepared = prepare(**{**given, 'data_dir': str(pets)})
     for name, (asked, fitting) in expected.items():
-        assert getattr(prepared.config.train, name) == fitting
+        assert to_values(prepared.config)[name] == fitting
         assert f'--{name}={fitting} instead of {asked}' in prepared.data.notes[0]
     if not expected:
-        assert prepared.config.train.eval_batch_size == 500
+        assert prepared.config.evaluation.eval_batch_size == 500
         assert 'batch_size' not in str(prepared.data.notes)
 
 
@@ -267,8 +268,8 @@ def test_a_fitting_batch_splits_over_replicas_and_fills_a_memory(
     examples: int, replicas: int, memory: int, batch: int, tmp_path: pathlib.Path
 ) -> None:
     config = types.SimpleNamespace(
-        objective=types.SimpleNamespace(memory_size=memory),
-        train=types.SimpleNamespace(model_dir=str(tmp_path)),
+        learning=types.SimpleNamespace(memory_size=memory),
+        output=types.SimpleNamespace(model_dir=str(tmp_path)),
     )
     assert data_checks._batch_for(config, examples, replicas) == batch
     # A run that goes on keeps its own, here one of four replicas.
@@ -484,7 +485,7 @@ def test_batches_over_replicas_fit_too(prepare: Callable, monkeypatch: pytest.Mo
     monkeypatch.setattr(experiment.distribution, 'build_strategy', lambda config: mirrored(4))
     prepared = prepare(train_split='train[:22]', eval_split='test[:10]', train_mode='finetune')
     assert prepared.config.train.train_batch_size == 20
-    assert prepared.config.train.eval_batch_size == 12
+    assert prepared.config.evaluation.eval_batch_size == 12
 
 
 @pytest.mark.parametrize(

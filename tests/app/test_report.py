@@ -356,8 +356,8 @@ def test_the_confusion_matrix_is_that_of_the_result(written: Written) -> None:
 
 def test_an_evaluation_of_some_batches_is_shown_as_such(stages: list[report.Stage]) -> None:
     last = runs.read_run(stages[-1])
-    settings = dataclasses.replace(last.config.train, eval_steps=1)
-    short = dataclasses.replace(last, config=dataclasses.replace(last.config, train=settings))
+    settings = dataclasses.replace(last.config.evaluation, eval_steps=1)
+    short = dataclasses.replace(last, config=dataclasses.replace(last.config, evaluation=settings))
     found = predictions.confusion(short, source_of(stages[-1]))
     assert found.counts.sum() == 20
 

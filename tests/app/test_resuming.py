@@ -86,8 +86,8 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(start)
         return batches(*arguments, start=start, **options)
 
-    batches = train.pipeline.train_batches
-    monkeypatch.setattr(train.pipeline, 'train_batches', note)
+    batches = train.train_batches
+    monkeypatch.setattr(train, 'train_batches', note)
     return found
 
 
@@ -229,7 +229,7 @@ def test_starting_weights_are_those_of_the_record() -> None:
         checked(now, **given)
     config = resolve({'model_dir': 'm', 'train_mode': 'finetune'}, PRESETS)
     kept, _ = experiment._as_recorded(config, {}, now.recorded)
-    assert kept.objective.checkpoint == 'pre'
+    assert kept.learning.checkpoint == 'pre'
 
 
 def test_an_allowed_change_is_recorded_beside_the_old_value(

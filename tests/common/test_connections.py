@@ -16,7 +16,7 @@ from common import connections
 from common.errors import UserError
 from data.service import check_answers
 from tf2 import distribution
-from tf2.config import TrainConfig
+from tf2.config import DeviceConfig
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def test_a_tpu_that_does_not_answer_is_told(
     host, port, words = dead
     address = f'grpc://{host}:{port}'
     with pytest.raises(UserError, match=f'No TPU could be reached at {address} .*({words})'):
-        distribution.build_strategy(TrainConfig(**{flag: address}, connect_timeout=1))
+        distribution.build_strategy(DeviceConfig(**{flag: address}, connect_timeout=1))
     assert f'for the TPU at {address}.' in capsys.readouterr().out
 
 
@@ -96,7 +96,7 @@ def test_workers_that_do_not_answer_are_named(
         config = {'cluster': {'worker': workers}, 'task': {'type': 'worker', 'index': 1}}
         monkeypatch.setenv('TF_CONFIG', json.dumps(config))
         with pytest.raises(UserError) as refusal:
-            distribution.build_strategy(TrainConfig(strategy='multi_worker', connect_timeout=1))
+            distribution.build_strategy(DeviceConfig(strategy='multi_worker', connect_timeout=1))
     said = str(refusal.value)
     assert f'no answer from {workers[0]} (' in said and workers[2] not in said
     assert 'within 1 s (--connect_timeout)' in said
@@ -109,7 +109,7 @@ def test_a_worker_whose_place_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) 
         config = {'cluster': {'worker': workers}, 'task': {'type': 'worker', 'index': 0}}
         monkeypatch.setenv('TF_CONFIG', json.dumps(config))
         with pytest.raises(UserError, match=f'Worker {workers[0]} must be able to listen'):
-            distribution.build_strategy(TrainConfig(strategy='multi_worker', connect_timeout=1))
+            distribution.build_strategy(DeviceConfig(strategy='multi_worker', connect_timeout=1))
 
 
 def test_workers_answer_each_other_before_tensorflow_does() -> None:
@@ -168,7 +168,7 @@ def test_what_takes_too_long_is_left_alone() -> None:
 def test_junk_in_tf_config_costs_a_line(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('TF_CONFIG', config)
     with pytest.raises(UserError, match='TF_CONFIG'):
-        distribution.build_strategy(TrainConfig(strategy='multi_worker', connect_timeout=1))
+        distribution.build_strategy(DeviceConfig(strategy='multi_worker', connect_timeout=1))
 
 
 STEP = {
@@ -189,7 +189,7 @@ def test_junk_in_slurms_variables_costs_a_line(
     for other, value in {**STEP, name: junk}.items():
         monkeypatch.setenv(other, value)
     with pytest.raises(UserError) as refusal:
-        distribution.build_strategy(TrainConfig(strategy='multi_worker', connect_timeout=1))
+        distribution.build_strategy(DeviceConfig(strategy='multi_worker', connect_timeout=1))
     assert '\n' not in str(refusal.value)
 
 

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from tests.support import mirrored, relative_error, run_on_replicas
-from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tf2.evaluators import EVALUATORS
 from tf2.evaluators.agreement import TeacherAgreement
 from tf2.evaluators.base import Inputs
@@ -34,11 +34,11 @@ MODEL = ModelConfig(resnet_depth=18, width_multiplier=0.125, proj_out_dim=6)
 
 # One for each objective, and those that take another way through it.
 STEPS = {
-    'pretrain': ObjectiveConfig(),
-    'pretrain, memory': ObjectiveConfig(memory_size=2 * BATCH, momentum_encoder_decay=0.5),
-    'finetune': ObjectiveConfig(train_mode='finetune', fine_tune_after_block=2),
-    'distill': ObjectiveConfig(train_mode='distill', teacher='made up'),
-    'distill, labels': ObjectiveConfig(train_mode='distill', teacher='made up', distill_alpha=0.5),
+    'pretrain': LearningConfig(),
+    'pretrain, memory': LearningConfig(memory_size=2 * BATCH, momentum_encoder_decay=0.5),
+    'finetune': LearningConfig(train_mode='finetune', fine_tune_after_block=2),
+    'distill': LearningConfig(train_mode='distill', teacher='made up'),
+    'distill, labels': LearningConfig(train_mode='distill', teacher='made up', distill_alpha=0.5),
 }
 
 

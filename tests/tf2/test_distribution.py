@@ -13,7 +13,7 @@ import tensorflow as tf
 from common.errors import UserError
 from tests.support import mirrored, run_on_replicas
 from tf2 import distribution
-from tf2.config import TrainConfig
+from tf2.config import DeviceConfig
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def test_the_strategy_fits_the_devices_or_is_the_one_named(
     devices: dict, made: list, gpus: int, options: dict, expected: tuple
 ) -> None:
     devices['GPU'] = [f'/gpu:{i}' for i in range(gpus)]
-    distribution.build_strategy(TrainConfig(**options))
+    distribution.build_strategy(DeviceConfig(**options))
     assert made == [expected]
 
 
 @pytest.mark.parametrize('options', [{'logical_devices': 2}, {'strategy': 'mirrored'}])
 def test_parts_of_a_cpu_are_replicas_if_asked_for(devices: dict, made: list, options: dict) -> None:
-    distribution.build_strategy(TrainConfig(**options))
+    distribution.build_strategy(DeviceConfig(**options))
     name, names, reduction = made[-1]
     assert (name, names) == ('MirroredStrategy', ['/cpu:0', '/cpu:1'])
     assert isinstance(reduction, tf.distribute.ReductionToOneDevice)
@@ -90,7 +90,7 @@ def test_a_tpu_is_used_if_it_is_there_unless_told_otherwise(
 ) -> None:
     monkeypatch.setattr(distribution, '_tpu_strategy', lambda config: 'on a TPU')
     devices['TPU'] = ['/tpu:0'] * attached
-    alone, config = mirrored(1), TrainConfig(**options)
+    alone, config = mirrored(1), DeviceConfig(**options)
     assert (distribution.build_strategy(config) == 'on a TPU') is (reason is not None)
     shown = distribution.describe(config, alone)
     assert shown.startswith('Strategy ')
@@ -100,7 +100,7 @@ def test_a_tpu_is_used_if_it_is_there_unless_told_otherwise(
 
 def test_what_contradicts_itself_is_refused() -> None:
     with pytest.raises(UserError, match='--use_tpu goes with --strategy=auto; found --strategy=tp'):
-        TrainConfig(use_tpu=True, strategy='tpu')
+        DeviceConfig(use_tpu=True, strategy='tpu')
 
 
 def test_several_gpus_are_not_split(devices: dict) -> None:
@@ -118,12 +118,12 @@ def test_workers_that_nobody_names_are_missed(
     if cluster is not None:
         monkeypatch.setenv('TF_CONFIG', cluster)
     with pytest.raises(UserError, match=r'expects TF_CONFIG, JSON such as .*; found'):
-        distribution.build_strategy(TrainConfig(strategy='multi_worker'))
+        distribution.build_strategy(DeviceConfig(strategy='multi_worker'))
 
 
 def test_a_tpu_that_is_not_there_is_missed(devices: dict) -> None:
     with pytest.raises(UserError, match='expects an attached TPU, --tpu_name or --master; found'):
-        distribution.build_strategy(TrainConfig(use_tpu=True))
+        distribution.build_strategy(DeviceConfig(use_tpu=True))
 
 
 @pytest.mark.parametrize('error', [ValueError, RuntimeError, OSError, ImportError])
@@ -137,7 +137,7 @@ def test_a_tpu_that_cannot_be_reached_is_named(
     with pytest.raises(
         UserError, match=r'No TPU could be reached at pod \(no route to host\)\. Check'
     ):
-        distribution.build_strategy(TrainConfig(tpu_name='pod'))
+        distribution.build_strategy(DeviceConfig(tpu_name='pod'))
 
 
 def test_a_step_of_slurm_names_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from tf2 import memory_estimate
 from tf2.config import (
     BLOCKS_PER_GROUP,
     RESNET_DEPTHS,
+    LearningConfig,
     ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
 )
 from tf2.memory_estimate import Network, Run
@@ -112,13 +112,13 @@ def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
     """A momentum encoder and its queue; what fine-tuning trains, from each block on."""
     config, network = ModelConfig(18, 0.25), Network(ModelConfig(18, 0.25), 32, 10)
     model = build_model(SimCLRModel(config, 32, 10))
-    objective = SimCLR(model, ObjectiveConfig(memory_size=64))
+    objective = SimCLR(model, LearningConfig(memory_size=64))
     held = Run(network, objective.config, 'lars', 32, 0).training()
     own = numbers(objective.memory.encoder.variables)
     assert held['momentum encoder'] == 4 * own
     assert held['memory'] == 4 * 64 * 128
     for block in range(-1, 5):
-        tuning = ObjectiveConfig(train_mode='finetune', fine_tune_after_block=block)
+        tuning = LearningConfig(train_mode='finetune', fine_tune_after_block=block)
         tuned = FineTuning(build_model(SimCLRModel(config, 32, 10)), tuning)
         held = Run(network, tuning, 'adam', 32, 0).training()
         assert held['gradients'] == 4 * numbers(tuned.trainable_variables)
@@ -126,7 +126,7 @@ def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
 
 
 def test_replicas_share_batches_and_what_is_theirs_adds_up() -> None:
-    network, objective = Network(ModelConfig(18), 32, 10), ObjectiveConfig()
+    network, objective = Network(ModelConfig(18), 32, 10), LearningConfig()
     one = Run(network, objective, 'lars', 64, 32)
     spread = Run(network, objective, 'lars', 64, 32, replicas=4)
     shared = Run(network, objective, 'lars', 64, 32, replicas=4, sharing=4)

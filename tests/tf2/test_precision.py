@@ -11,7 +11,7 @@ import tensorflow as tf
 from tests.support import mirrored, run_on_replicas
 from tests.tf2.test_compiled_step import MODEL
 from tf2 import distribution, precision
-from tf2.config import ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.config import LearningConfig, OptimizerConfig, TrainConfig
 from tf2.methods.simclr import SimCLR
 from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
@@ -80,7 +80,7 @@ def trainer_in_float16(replicas: int) -> tuple[Trainer, builder.Optimizer]:
     )
     config = OptimizerConfig(optimizer='momentum')
     optimizer = builder.build(config, 0.1, [], scales_loss=True)
-    return Trainer(SimCLR(model, ObjectiveConfig()), optimizer, Penalty(), TrainConfig()), optimizer
+    return Trainer(SimCLR(model, LearningConfig()), optimizer, Penalty(), TrainConfig()), optimizer
 
 
 @pytest.mark.parametrize('replicas', [1, 2])

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.support import assign_formula_weights, loss_of, mirrored, relative_error
-from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
+from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods import METHODS, build
 from tf2.methods.base import Method
 from tf2.models import resnet
@@ -23,9 +23,9 @@ BATCH, CLASSES = 8, 5
 IMAGES = np.random.default_rng(0).random((2, BATCH, 8, 8, 3), np.float32)
 LABELS = np.array([0, 1, -1, 3, 4, -1, -1, 2], np.int32)  # replicas have unequal shares of them
 KINDS = {
-    'pretrain': ObjectiveConfig(),
-    'finetune': ObjectiveConfig(train_mode='finetune'),
-    'distill': ObjectiveConfig(train_mode='distill', teacher='made up', distill_alpha=0.5),
+    'pretrain': LearningConfig(),
+    'finetune': LearningConfig(train_mode='finetune'),
+    'distill': LearningConfig(train_mode='distill', teacher='made up', distill_alpha=0.5),
 }
 
 

@@ -24,7 +24,7 @@ from tests.support import mirrored
 from tf2 import distribution, schedules
 from tf2 import trainer as trainer_module
 from tf2.checkpoints import Checkpoints
-from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tf2.methods.base import Batch, Method, Nest, Terms
 from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
@@ -457,7 +457,7 @@ def real_run(model_dir: pathlib.Path, seed: int, until: int) -> list[np.ndarray]
     rate = schedules.build(OptimizerConfig(warmup_epochs=1.0), LENGTH, 24)
     decayed = decay.decayed_kernels(model.backbone)
     optimizer = builder.build(OptimizerConfig(weight_decay=1e-4), rate, decayed)
-    objective = SimCLR(model, ObjectiveConfig())
+    objective = SimCLR(model, LearningConfig())
     trainer = Trainer(objective, optimizer, Penalty(1e-4, [model.classifier.kernel]), LENGTH)
     saved = Checkpoints(str(model_dir), model, objective, optimizer, 5)
     saved.resume()

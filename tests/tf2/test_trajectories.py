@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.support import GOLDEN, assign_formula_weights, mirrored
 from tf2 import schedules
-from tf2.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tf2.methods import METHODS
 from tf2.methods.base import Batch, Nest, Terms
 from tf2.methods.fine_tuning import FineTuning
@@ -37,8 +37,8 @@ class AsPublished(FineTuning):
     rest of the loop can be compared all the same.
     """
 
-    def __init__(self, model: SimCLRModel, config: ObjectiveConfig) -> None:
-        super().__init__(model, ObjectiveConfig(train_mode='finetune'))
+    def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
+        super().__init__(model, LearningConfig(train_mode='finetune'))
         for block in model.projection_head.blocks:
             block.trainable = True
         groups = model.backbone.groups[max(config.fine_tune_after_block, 0) :]
@@ -69,7 +69,7 @@ def build_trainer(golden: dict, objectives: dict) -> tuple[Trainer, SimCLRModel]
 
     train = TrainConfig(**section(TrainConfig))
     config = OptimizerConfig(**section(OptimizerConfig))
-    objective_config = ObjectiveConfig(**section(ObjectiveConfig))
+    objective_config = LearningConfig(**section(LearningConfig))
     model = build_model(
         SimCLRModel(
             ModelConfig(**section(ModelConfig)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tf2.config import ObjectiveConfig
+from tf2.config import LearningConfig
 from tf2.methods.base import Logits, Method
 from tf2.methods.distillation import Distillation
 from tf2.methods.fine_tuning import FineTuning
@@ -12,7 +12,7 @@ from tf2.models.encoder import SimCLRModel
 METHODS = {'pretrain': SimCLR, 'finetune': FineTuning, 'distill': Distillation}
 
 
-def build(model: SimCLRModel, config: ObjectiveConfig, teacher: Logits | None = None) -> Method:
+def build(model: SimCLRModel, config: LearningConfig, teacher: Logits | None = None) -> Method:
     """The method of the stage that `config.train_mode` names.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf2.config import ObjectiveConfig
+from tf2.config import LearningConfig
 from tf2.methods.base import Batch, Logits, Nest, Terms, labelled_cross_entropy
 from tf2.methods.fine_tuning import FineTuning
 from tf2.models.encoder import SimCLRModel
@@ -46,7 +46,7 @@ class Distillation(FineTuning):
             module, so that neither checkpoint nor optimizer sees its weights.
     """
 
-    def __init__(self, model: SimCLRModel, config: ObjectiveConfig, teacher: Logits) -> None:
+    def __init__(self, model: SimCLRModel, config: LearningConfig, teacher: Logits) -> None:
         super().__init__(model, config)
         self.config = config
         self._teacher = teacher

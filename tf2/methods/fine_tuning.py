@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from common.errors import UserError
-from tf2.config import ObjectiveConfig
+from tf2.config import LearningConfig
 from tf2.methods.base import Batch, Method, Nest, Terms, labelled_cross_entropy
 from tf2.models.encoder import SimCLRModel, freeze
 
@@ -25,7 +25,7 @@ class FineTuning(Method):
 
     metrics = ('supervised_loss', 'supervised_acc')
 
-    def __init__(self, model: SimCLRModel, config: ObjectiveConfig) -> None:
+    def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='fine_tuning')
         if model.classifier is None:
             raise UserError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf2 import distribution
-from tf2.config import ObjectiveConfig
+from tf2.config import LearningConfig
 from tf2.methods import momentum
 from tf2.models.encoder import SimCLRModel, build_model, projection_dim, without_classifier
 
@@ -74,7 +74,7 @@ class Memory(tf.Module):
         queue: [memory_size, projection width].
     """
 
-    def __init__(self, model: SimCLRModel, config: ObjectiveConfig) -> None:
+    def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='memory')
         self.config = config
         self.encoder = build_model(without_classifier(model))

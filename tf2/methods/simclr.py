@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tf2.config import MOMENTUM_MODULES, ObjectiveConfig
+from tf2.config import MOMENTUM_MODULES, LearningConfig
 from tf2.methods.base import Batch, Method, Nest, Terms, labelled_cross_entropy
 from tf2.methods.memory import Memory
 from tf2.methods.nt_xent import nt_xent
@@ -24,7 +24,7 @@ class SimCLR(Method):
             `initialise` is to be called before the first update.
     """
 
-    def __init__(self, model: SimCLRModel, config: ObjectiveConfig) -> None:
+    def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
         self.model = model
         self.config = config

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from tests.support import loss_of, mirrored, run_on_replicas
 from tf2.checkpoints import Checkpoints
-from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
+from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods import build
 from tf2.methods.distillation import Distillation, soft_cross_entropy
 from tf2.models.encoder import SimCLRModel, build_model
@@ -88,7 +88,7 @@ def distillation(teacher: Teaching, **settings: object) -> Distillation:
     model = build_model(SimCLRModel(config, 8, CLASSES, replicas=1))
     model.classifier.kernel.assign(tf.random.stateless_normal([64, CLASSES], [7, 8]))
     settings = {'train_mode': 'distill', 'teacher': 'made up', **settings}
-    return build(model, ObjectiveConfig(**settings), lambda images: teacher(images))
+    return build(model, LearningConfig(**settings), lambda images: teacher(images))
 
 
 def batch(labels: list[int]) -> dict:
@@ -168,4 +168,4 @@ def test_replicas_agree_with_one(replicas: int) -> None:
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        ObjectiveConfig(**{'train_mode': 'distill', 'teacher': 't', **settings})
+        LearningConfig(**{'train_mode': 'distill', 'teacher': 't', **settings})

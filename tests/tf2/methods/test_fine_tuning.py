@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from tests.support import loss_of, mirrored, run_on_replicas
-from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
+from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.base import labelled_cross_entropy
 from tf2.methods.fine_tuning import FineTuning
 from tf2.models.encoder import SimCLRModel, build_model
@@ -27,7 +27,7 @@ def fine_tuning(selector: int, after_block: int) -> FineTuning:
     for variable in model.variables:  # gammas of 0 would keep gradients from the blocks
         if 'gamma' in variable.name:
             variable.assign(tf.ones_like(variable))
-    settings = ObjectiveConfig(train_mode='finetune', fine_tune_after_block=after_block)
+    settings = LearningConfig(train_mode='finetune', fine_tune_after_block=after_block)
     return FineTuning(model, settings)
 
 
@@ -110,4 +110,4 @@ def test_replicas_with_unequal_shares_of_the_labels_give_the_global_mean() -> No
 def test_labels_are_needed() -> None:
     model = build_model(SimCLRModel(ModelConfig(resnet_depth=18, width_multiplier=0.125), 8, None))
     with pytest.raises(UserError, match='needs labels'):
-        FineTuning(model, ObjectiveConfig(train_mode='finetune'))
+        FineTuning(model, LearningConfig(train_mode='finetune'))

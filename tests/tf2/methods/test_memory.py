@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import loss_of, mirrored, relative_error, run_on_replicas
-from tf2.config import ModelConfig, ObjectiveConfig, TrainConfig
+from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.memory import Memory, Queue
 from tf2.methods.simclr import SimCLR
 from tf2.models import resnet
@@ -42,7 +42,7 @@ def objective_of(replicas: int = 1, precision: str = 'float32', **options: objec
     for variable in model.variables:
         if 'gamma' in variable.name:
             variable.assign(tf.ones_like(variable))
-    objective = SimCLR(model, ObjectiveConfig(**{'memory_size': SIZE, **options}))
+    objective = SimCLR(model, LearningConfig(**{'memory_size': SIZE, **options}))
     objective.initialise()
     return objective
 
@@ -211,7 +211,7 @@ def test_only_a_memory_adds_to_the_checkpoint(tmp_path: pathlib.Path) -> None:
 def test_the_queue_is_as_wide_as_the_projection(mode: str) -> None:
     config = dataclasses.replace(CONFIG, proj_head_mode=mode)
     model = build_model(SimCLRModel(config, 8, None))
-    memory = Memory(model, ObjectiveConfig(memory_size=4))
+    memory = Memory(model, LearningConfig(memory_size=4))
     memory.enqueue(memory.keys(tf.zeros([4, 8, 8, 3])))
     assert memory.queue.rows.shape == [4, {'none': 64, 'linear': 6}[mode]]
 

@@ -16,7 +16,7 @@ from hub_export.module import build_module
 from hub_export.record import ModuleRecord, write_record
 from tests.support import GOLDEN, assign_formula_weights, mirrored, relative_error
 from tests.tf2.weights import published
-from tf2.config import ModelConfig, ObjectiveConfig
+from tf2.config import LearningConfig, ModelConfig
 from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.published_names import tf2_names
@@ -213,7 +213,7 @@ def test_model_dir(flags: bool, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize('flags', [True, False], ids=['recorded', 'inferred'])
 def test_model_dir_with_a_memory(flags: bool, tmp_path: pathlib.Path) -> None:
     model = tiny()
-    objective = SimCLR(model, ObjectiveConfig(memory_size=4))
+    objective = SimCLR(model, LearningConfig(memory_size=4))
     for variable in objective.memory.encoder.variables:
         variable.assign(tf.fill(variable.shape, 3.0))
     weights = open_weights(run_folder(tmp_path, model, flags=flags, objective=objective))
