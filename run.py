@@ -27,7 +27,9 @@ from app.presets import PRESETS
 from common.errors import UserError, command_line, shown
 from common.interruption import Interrupted, Stop
 from common.legacy_keras import choose_keras_2
+from common.methods import MethodEntry
 from common.settings import option_type
+from tf2.methods import METHODS
 
 RUNS = 'runs'  # where folders of runs go whose command line names none
 USAGE = """\
@@ -101,12 +103,25 @@ def help_text() -> str:
         default = '' if field.default is None else f' Default: {field.default}.'
         parts.append(f'  --{field.name}{values}\n')
         parts.append(_wrapped(f'{field.metadata["help"]}{default}'))
+    parts.append('\nMethods of pretraining\n')
+    for name, entry in METHODS.items():
+        parts.append(f'  --method={name}\n')
+        parts.append(_wrapped(entry.summary) + _wrapped(f'Reads {_listed(entry)}.'))
     parts.append('\nPresets\n')
     for name, preset in PRESETS.items():
         parts.append(f'  --preset={name}\n')
         settings = ' '.join(f'--{key}={value}' for key, value in preset.flags.items())
         parts.append(_wrapped(preset.summary) + _wrapped(settings))
     return ''.join(parts)
+
+
+def _listed(entry: MethodEntry) -> str:
+    """The settings that a method reads, and its own defaults."""
+    defaults = entry.defaults
+    names = [f'--{name}={defaults[name]}' for name in defaults]
+    return ', '.join(
+        [*(f'--{name}' for name in entry.reads if name not in ('method', *defaults)), *names]
+    )
 
 
 def _wrapped(text: str) -> str:

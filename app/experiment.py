@@ -29,8 +29,7 @@ from data.sources.source import Source
 from tf2 import distribution, precision, schedules
 from tf2.config import MODULES, MOMENTUM_MODULES, ModelConfig
 from tf2.files import checkpoints_in
-from tf2.methods import build
-from tf2.methods.base import Method
+from tf2.methods.base import Method, build
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
 from tf2.out_of_memory import advice_for

@@ -10,11 +10,10 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from common.errors import UserError
-from common.stages import STAGES
 
 LARGEST_INTEGER = 2**31 - 1  # fits TensorFlow's int32
 LARGEST_FLOAT = 1e6
@@ -29,9 +28,8 @@ def option(
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    stages: Iterable[str] = tuple(STAGES),
     modes: Iterable[str] = (),
-    requires: typing.Mapping[str, Iterable[Any]] = types.MappingProxyType({}),
+    requires: Mapping[str, Iterable[Any]] = types.MappingProxyType({}),
     resume: str = 'refuse',
 ) -> Any:
     """Declares one setting of a frozen dataclass.
@@ -39,14 +37,13 @@ def option(
     Args:
         default: value when nothing is given; None means "decided when the program runs".
         help: one sentence for `--help`.
-        choices: the only permitted values, in the order `--help` lists them.
+        choices: the only permitted values, in the order `--help` lists them. The keys of a
+            registry may still become more.
         at_least: smallest permitted number.
         at_most: largest permitted number. Every number has one: `LARGEST_INTEGER` or
             `LARGEST_FLOAT` by default.
         above: exclusive lower bound.
         below: exclusive upper bound.
-        stages: values of --train_mode whose training reads the setting. A flag that is given to
-            another one is refused.
         modes: which of --mode=eval and --mode=export read it too. They refuse other flags, eval
             only where they differ from what the run has recorded.
         requires: setting -> values, without which this one is not read; no values stand for all
@@ -66,9 +63,8 @@ def option(
     metadata = {
         'default': default,
         'help': help,
-        'choices': tuple(choices) if choices else None,
+        'choices': choices if isinstance(choices, Mapping) or not choices else tuple(choices),
         'limits': {'at_least': at_least, 'at_most': at_most, 'above': above, 'below': below},
-        'stages': tuple(stages),
         'modes': tuple(modes),
         'requires': {name: tuple(values) for name, values in requires.items()},
         'resume': resume,
@@ -96,7 +92,7 @@ def check_options(config: Any) -> None:
             check_option(field.name, value, field.metadata)
 
 
-def check_option(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> None:
+def check_option(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     """Raises UserError if setting `name`, declared with `metadata`, does not take `value`."""
     if value is None:
         return

@@ -79,18 +79,14 @@ class DataConfig:
         1.0,
         'Strength s of the colour distortion; 0 turns it off.',
         at_least=0,
-        stages=('pretrain',),
         at_most=10,
     )
     color_jitter_brightness: str = option(
         'multiply',
         'Brightness jitter: SimCLRv2 multiplies by a random factor, SimCLRv1 adds a random delta.',
         choices=('multiply', 'add'),
-        stages=('pretrain',),
     )
-    use_blur: bool = option(
-        True, 'Blur half of the pretraining views with a random Gaussian.', stages=('pretrain',)
-    )
+    use_blur: bool = option(True, 'Blur half of the pretraining views with a random Gaussian.')
     crop_min_area: float = option(
         0.08,
         'Smallest share of the image area a random crop may have (boxes below 1.25 times it are '
@@ -105,13 +101,11 @@ class DataConfig:
         'with labels.',
         above=0,
         at_most=1,
-        stages=('finetune', 'distill'),
     )
     labels_per_class: int = option(
         0,
         'Number of training labels to use of every class, likewise; 0 uses them all.',
         at_least=0,
-        stages=('finetune', 'distill'),
     )
 
     def __post_init__(self) -> None:

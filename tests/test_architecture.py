@@ -12,9 +12,10 @@ ROOMS = ('common', 'app', 'data', 'tf2', 'hub_export', 'benchmarks')
 
 # A module may import from these parts of the project; the longest matching prefix decides.
 ALLOWED = {
-    'run': ('app', 'common'),
+    'run': ('app', 'tf2.methods', 'common'),
     'app': ('app', 'hub_export', 'data', 'tf2', 'common'),
     'app.config': (
+        'tf2.methods',
         'app.config',
         'app.run_folder',
         'data.config',
@@ -40,7 +41,7 @@ ALLOWED = {
     'data': ('data', 'common'),
     'hub_export': ('hub_export', 'tf2.models', 'tf2.config', 'tf2.files', 'tf2.records', 'common'),
     'tf2': ('tf2', 'common'),
-    'tf2.config': ('common',),
+    'tf2.config': ('tf2.methods', 'common'),
     'tf2.records': ('tf2.config', 'common'),
     'tf2.out_of_memory': ('tf2.config',),
     'tf2.files': ('tf2.out_of_memory', 'common'),

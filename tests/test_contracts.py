@@ -21,7 +21,8 @@ from data.sources import SOURCES, Source, open_source
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
 from tf2.evaluators import EVALUATORS
 from tf2.evaluators.base import Inputs
-from tf2.methods import METHODS, build
+from tf2.methods import METHODS
+from tf2.methods.base import build
 from tf2.models import BACKBONES
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.layers import Norm
@@ -132,8 +133,11 @@ def test_every_backbone_returns_the_endpoints(name: str, small_images: bool) -> 
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize('name', METHODS)
-def test_every_objective_returns_its_metrics_and_trains_what_it_says(name: str) -> None:
+@pytest.mark.parametrize(
+    ('name', 'method'),
+    [*(('pretrain', name) for name in METHODS), ('finetune', 'simclr'), ('distill', 'simclr')],
+)
+def test_every_method_returns_its_metrics_and_trains_what_it_says(name: str, method: str) -> None:
     config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
     model = build_model(SimCLRModel(config, 8, 10, detach_classifier=name == 'pretrain'))
     if name == 'distill':
@@ -141,7 +145,7 @@ def test_every_objective_returns_its_metrics_and_trains_what_it_says(name: str) 
         config = LearningConfig(train_mode=name, teacher='made up')
         objective = build(model, config, lambda images: teacher)
     else:
-        objective = build(model, LearningConfig(train_mode=name))
+        objective = build(model, LearningConfig(train_mode=name, method=method))
     images = tf.random.stateless_uniform([len(RECIPES[name]), 4, 8, 8, 3], [0, 0])
     # One example has no label.
     batch = {'views': tuple(tf.unstack(images)), 'label': tf.constant([3, 1, -1, 0])}

@@ -15,6 +15,7 @@ import pytest
 
 import run
 from app import train
+from app.config.resolution import stages_reading
 from app.config.schema import OPTIONS, all_options
 from common.settings import option_type
 from tests.support import GOLDEN, mirrored
@@ -144,7 +145,7 @@ def attempt(flags: Mapping[str, str]) -> str | None:
 def base_of(name: str) -> dict[str, str]:
     """Flags of a run that reads flag `name`."""
     metadata = OPTIONS[name]
-    flags = dict(STAGES[metadata['stages'][0]])
+    flags = dict(STAGES[stages_reading(name)[0]])
     for other in metadata['requires']:
         flags.update(WITH[other])
     flags.update(ALSO.get(name, {}))

@@ -6,8 +6,10 @@ import dataclasses
 import re
 
 from common.errors import UserError
+from common.methods import MethodEntry
 from common.settings import check_options, option
 from common.stages import FIRST, STAGES, Stage
+from tf2.methods import METHODS, entry_of
 
 # Depth of a ResNet -> blocks in each of its groups.
 BLOCKS_PER_GROUP = {
@@ -135,6 +137,12 @@ class LearningConfig:
         choices=STAGES,
         resume='fixed',
     )
+    method: str = option(
+        'simclr',
+        'Pretraining: how it learns, see below.',
+        choices=METHODS,
+        resume='fixed',
+    )
     checkpoint: str | None = option(
         None,
         'Weights to start from, where --model_dir has none: a --model_dir, a checkpoint, an '
@@ -148,26 +156,22 @@ class LearningConfig:
         'classifier only.',
         at_least=-1,
         at_most=4,
-        stages=('finetune', 'distill'),
         resume='fixed',
     )
     zero_init_logits_layer: bool = option(
         False,
         'Fine-tuning and distillation: start the classifier at zero.',
-        stages=('finetune', 'distill'),
     )
     teacher: str | None = option(
         None,
         'Distillation: the network to learn from. Anything --checkpoint takes, if it has a '
         'classifier, or a SavedModel or TF-Hub handle that returns logits.',
-        stages=('distill',),
         modes=('eval',),
     )
     safe_weights: bool = option(
         False,
         "Distillation: refuse a --teacher that is another program's SavedModel, which runs as code "
         'with your rights.',
-        stages=('distill',),
         modes=('eval',),
         resume='free',
     )
@@ -176,14 +180,12 @@ class LearningConfig:
         'Distillation: what the teacher sees, the same augmented view as the student or the view '
         'of evaluation.',
         choices=('student', 'eval'),
-        stages=('distill',),
     )
     distill_alpha: float = option(
         1.0,
         'Distillation: weight of the teacher; 1 - alpha is that of the labels. 1 needs none.',
         at_least=0,
         at_most=1,
-        stages=('distill',),
     )
     distill_temperature: float = option(
         1.0,
@@ -191,26 +193,19 @@ class LearningConfig:
         'architecture, 1 for a smaller one.',
         above=0,
         at_most=1000,
-        stages=('distill',),
     )
     distill_temperature_squared: bool = option(
         True,
         'Distillation: multiply its term by the squared temperature, as the published program '
         'does; the paper writes it without.',
-        stages=('distill',),
     )
-    temperature: float = option(
-        0.1, 'Temperature of the NT-Xent softmax.', above=0, at_most=1000, stages=('pretrain',)
-    )
-    hidden_norm: bool = option(
-        True, 'Scale projections to length 1 before NT-Xent.', stages=('pretrain',)
-    )
+    temperature: float = option(0.1, 'Temperature of the NT-Xent softmax.', above=0, at_most=1000)
+    hidden_norm: bool = option(True, 'Scale projections to length 1 before NT-Xent.')
     memory_size: int = option(
         0,
         'Pretraining: projections of earlier images that are negatives too, from a momentum '
         'encoder; a multiple of --train_batch_size. 0 turns it off; SimCLRv2 takes 65536.',
         at_least=0,
-        stages=('pretrain',),
         resume='fixed',
     )
     momentum_encoder_decay: float = option(
@@ -218,20 +213,17 @@ class LearningConfig:
         'Share of its weights that the momentum encoder of --memory_size keeps at each step.',
         at_least=0,
         below=1,
-        stages=('pretrain',),
         requires={'memory_size': ()},
     )
     export_momentum_encoder: bool = option(
         False,
         'With --memory_size: export the momentum encoder too, to momentum_saved_model/N.',
-        stages=('pretrain',),
         requires={'memory_size': ()},
         resume='free',
     )
     lineareval_while_pretraining: bool = option(
         True,
         'While pretraining, also train a linear classifier that sends no gradient to the encoder.',
-        stages=('pretrain',),
     )
 
     def __post_init__(self) -> None:
@@ -246,6 +238,11 @@ class LearningConfig:
     def stage(self) -> Stage:
         """The stage that `train_mode` names."""
         return STAGES[self.train_mode]
+
+    @property
+    def entry(self) -> MethodEntry:
+        """The method by which it learns."""
+        return entry_of(self.train_mode, self.method)
 
     @property
     def learns_from_labels(self) -> bool:

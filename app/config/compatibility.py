@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.config.schema import OPTIONS, PATHS, Config, to_values
+from app.config.schema import OPTIONS, PATHS, Config, is_read, to_values
 from app.run_folder import read_flags
 from common.errors import UserError
 from common.stages import STAGES
@@ -18,7 +18,7 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {
         name: values[name]
         for name, metadata in OPTIONS.items()
-        if metadata['resume'] == 'fixed' and stage in metadata['stages'] and name not in PATHS
+        if metadata['resume'] == 'fixed' and name not in PATHS and is_read(name, values)
     }
     # Fine-tuning reads one layer of the head; pretraining's classifier may read any.
     selector = {'ft_proj_selector': values['ft_proj_selector']}

@@ -14,12 +14,14 @@ from app.config.schema import (
     TRAIN_EXAMPLES,
     Config,
     RunConfig,
+    is_read,
     to_values,
 )
 from common.errors import UserError
 from common.settings import check_option
 from common.stages import STAGES
 from tf2.config import LearningConfig
+from tf2.methods import METHODS, entry_of
 
 # They change which images a pretraining would see, or which weights it would train.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
@@ -120,8 +122,10 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     needs_data = given.get('mode') != 'export'
     if needs_data and given.get('dataset') is None and name is None:
         name = _bundled_preset(given.get('train_mode', LearningConfig.train_mode), presets)
-    flags = presets[name].flags if name else {}
-    config = from_values({**_unless_given(flags, given), **given, 'preset': name})
+    flags = _unless_given(presets[name].flags if name else {}, given)
+    chosen = {**DEFAULTS, **flags, **given}
+    defaults = entry_of(chosen['train_mode'], chosen['method']).defaults
+    config = from_values({**defaults, **flags, **given, 'preset': name})
     if config.run.mode != 'pipeline':  # its stages read different flags
         check_read(given, to_values(config))
     return config
@@ -175,17 +179,13 @@ def check_read(given: Iterable[str], values: Mapping[str, Any]) -> None:
 
 def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
     """Why a run with the settings `values` does not read `name`, for the user; None if it does."""
-    metadata, mode, stage = OPTIONS[name], values['mode'], values['train_mode']
+    metadata, mode = OPTIONS[name], values['mode']
     if mode == 'export' and mode not in metadata['modes']:
         return (
             f'--{name} is for training; found --mode=export, which does not read it. Leave it out.'
         )
-    if mode != 'export' and stage not in metadata['stages']:
-        stages = metadata['stages']
-        return (
-            f'--{name} is for {" and ".join(STAGES[s].title.lower() for s in stages)}; found '
-            f'--train_mode={stage}. Leave it out, or use --train_mode={stages[0]}.'
-        )
+    if mode != 'export' and not is_read(name, values):
+        return _other_readers(name, values)
     for other, wanted in metadata['requires'].items():
         if not (values[other] in wanted if wanted else values[other]):
             listed = f'={" or ".join(map(str, wanted))}' if wanted else ''
@@ -194,6 +194,31 @@ def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
                 'Leave it out, or give both.'
             )
     return None
+
+
+def _other_readers(name: str, values: Mapping[str, Any]) -> str:
+    """Why a run does not read `name`, which other stages or methods do."""
+    stages, stage = stages_reading(name), values['train_mode']
+    if stage not in stages:
+        titles = ' and '.join(STAGES[other].title.lower() for other in stages)
+        return (
+            f'--{name} is for {titles}; found --train_mode={stage}. Leave it out, or use '
+            f'--train_mode={stages[0]}.'
+        )
+    methods = [method for method, entry in METHODS.items() if name in entry.reads]
+    return (
+        f'--{name} is for --method={" or ".join(methods)}; found --method={values["method"]}. '
+        'Leave it out, or choose another method.'
+    )
+
+
+def stages_reading(name: str) -> list[str]:
+    """The stages that setting `name` means something to, with one method at least."""
+    return [
+        stage
+        for stage in STAGES
+        if any(is_read(name, {'train_mode': stage, 'method': method}) for method in METHODS)
+    ]
 
 
 def _unless_given(flags: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tf2.config import (
     OutputConfig,
     TrainConfig,
 )
+from tf2.methods import entries, entry_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,15 @@ TRAIN_EXAMPLES = 'train_examples'  # a fact about the data in flags.json
 # Other runs, which may be moved together with one that reads them.
 PATHS = ('checkpoint', 'teacher')
 LABELS = ('label_fraction', 'labels_per_class')
+
+
+def is_read(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether the method of a run with the settings `values` reads setting `name`.
+
+    What no method's entry lists is read by all of them.
+    """
+    listed = any(name in entry.reads for entry in entries())
+    return not listed or name in entry_of(values['train_mode'], values['method']).reads
 
 
 def with_values(config: Config, **values: Any) -> Config:

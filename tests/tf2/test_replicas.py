@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.stages import STAGES
 from tests.support import assign_formula_weights, loss_of, mirrored, relative_error
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
-from tf2.methods import METHODS, build
-from tf2.methods.base import Method
+from tf2.methods.base import Method, build
 from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.published_names import tf2_names
@@ -137,7 +137,7 @@ def alone(shallow: None) -> dict[str, Figures]:
 
 
 def test_every_objective_is_tried() -> None:
-    assert KINDS.keys() == METHODS.keys()
+    assert KINDS.keys() == STAGES.keys()
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.stages import STAGES
 from tests.support import GOLDEN, assign_formula_weights, mirrored
 from tf2 import schedules
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
-from tf2.methods import METHODS
+from tf2.methods import entry_of
 from tf2.methods.base import Batch, Nest, Terms
 from tf2.methods.fine_tuning import FineTuning
 from tf2.models.encoder import SimCLRModel, build_model
@@ -19,6 +20,8 @@ from tf2.models.layers import BatchNorm
 from tf2.models.published_names import tf2_names
 from tf2.optimizers import builder, decay
 from tf2.trainer import Penalty, Trainer
+
+CLASSES = {stage: entry_of(stage, 'simclr').load() for stage in STAGES}
 
 
 def golden_batch(views: int) -> dict:
@@ -129,7 +132,7 @@ def check_trajectory(
 
 @pytest.mark.parametrize('name', ['pretrain_lars_1replica', 'pretrain_lars_2replicas_global_bn'])
 def test_golden_pretraining(name: str) -> None:
-    check_trajectory(name, ('contrast_loss', 'supervised_loss', 'weight_decay'), METHODS)
+    check_trajectory(name, ('contrast_loss', 'supervised_loss', 'weight_decay'), CLASSES)
 
 
 @pytest.mark.parametrize('name', ['linear_eval_momentum', 'finetune_after_block2_adam'])

@@ -1,24 +1,70 @@
-"""How a network learns. A method is one file here and one line in `METHODS`."""
+"""How a network learns. A method of pretraining is one file here and one entry in `METHODS`.
+
+Importing this package doesn't import TensorFlow: `--help` and the checks of flags read the entries.
+"""
 
 from __future__ import annotations
 
-from tf2.config import LearningConfig
-from tf2.methods.base import Logits, Method
-from tf2.methods.distillation import Distillation
-from tf2.methods.fine_tuning import FineTuning
-from tf2.methods.simclr import SimCLR
-from tf2.models.encoder import SimCLRModel
+from collections.abc import Iterator
 
-METHODS = {'pretrain': SimCLR, 'finetune': FineTuning, 'distill': Distillation}
+from common.methods import MethodEntry
+
+_PRETRAINING = (
+    'method',
+    'lineareval_while_pretraining',
+    'color_jitter_strength',
+    'color_jitter_brightness',
+    'use_blur',
+)
+_TUNING = ('fine_tune_after_block', 'zero_init_logits_layer', 'label_fraction', 'labels_per_class')
+
+METHODS = {
+    'simclr': MethodEntry(
+        'tf2.methods.simclr:SimCLR',
+        'NT-Xent between two views of each image; in-batch negatives, and with --memory_size those '
+        'of a momentum encoder (arXiv:2002.05709, arXiv:2006.10029).',
+        reads=(
+            *_PRETRAINING,
+            'temperature',
+            'hidden_norm',
+            'memory_size',
+            'momentum_encoder_decay',
+            'export_momentum_encoder',
+        ),
+    ),
+}
+# Stages that learn in one way only.
+STAGE_METHODS = {
+    'finetune': MethodEntry(
+        'tf2.methods.fine_tuning:FineTuning', 'Cross-entropy with the labels.', reads=_TUNING
+    ),
+    'distill': MethodEntry(
+        'tf2.methods.distillation:Distillation',
+        "Cross-entropy with a teacher's output and the labels (arXiv:2006.10029, section 2).",
+        reads=(
+            *_TUNING,
+            'teacher',
+            'safe_weights',
+            'teacher_view',
+            'distill_alpha',
+            'distill_temperature',
+            'distill_temperature_squared',
+        ),
+    ),
+}
 
 
-def build(model: SimCLRModel, config: LearningConfig, teacher: Logits | None = None) -> Method:
-    """The method of the stage that `config.train_mode` names.
+def entry_of(stage: str, method: str) -> MethodEntry:
+    """The method of a stage.
 
     Args:
-        model: built, within the strategy's scope.
-        config: settings of the method.
-        teacher: images [b, h, w, 3] -> logits [b, c]; for distillation, and only for that.
+        stage: `--train_mode`.
+        method: `--method`, which says how the stages without a method of their own learn.
     """
-    more = () if teacher is None else (teacher,)
-    return METHODS[config.train_mode](model, config, *more)
+    return STAGE_METHODS.get(stage) or METHODS[method]
+
+
+def entries() -> Iterator[MethodEntry]:
+    """All of them."""
+    yield from METHODS.values()
+    yield from STAGE_METHODS.values()

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from tf2 import distribution
-from tf2.config import MODULES
+from tf2.config import MODULES, LearningConfig
 from tf2.models.encoder import SimCLRModel
 
 Batch: TypeAlias = Mapping[str, Any]
@@ -110,6 +110,18 @@ class Method(tf.Module, abc.ABC):
     def exports(self) -> Mapping[str, SimCLRModel]:
         """Folder below the model folder -> what becomes a module there."""
         return {MODULES: self.model}
+
+
+def build(model: SimCLRModel, config: LearningConfig, teacher: Logits | None = None) -> Method:
+    """The method that `config` names.
+
+    Args:
+        model: built, within the strategy's scope.
+        config: settings of stage and method.
+        teacher: images [b, h, w, 3] -> logits [b, c]; for a stage that has one, and only for that.
+    """
+    more = () if teacher is None else (teacher,)
+    return config.entry.load()(model, config, *more)
 
 
 def labelled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.Tensor]:

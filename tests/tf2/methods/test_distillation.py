@@ -12,7 +12,7 @@ from common.errors import UserError
 from tests.support import loss_of, mirrored, run_on_replicas
 from tf2.checkpoints import Checkpoints
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
-from tf2.methods import build
+from tf2.methods.base import build
 from tf2.methods.distillation import Distillation, soft_cross_entropy
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.trainer import Penalty, Trainer
