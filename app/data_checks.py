@@ -11,7 +11,7 @@ import numpy as np
 
 from app.config.resolution import from_values
 from app.config.schema import Config, to_values
-from app.run_folder import read_flags
+from app.run_folder import recorded_run
 from common.errors import UserError
 from data.label_subset import (
     LabelSubset,
@@ -24,7 +24,6 @@ from data.labels import LabelCounts, count_labels, listed
 from data.sources import open_source
 from data.sources.source import Source
 from tf2 import schedules
-from tf2.files import checkpoints_in
 
 # Where epochs are shorter than this, checkpoints, after which a run is evaluated, come at most so
 # often, unless a flag says more.
@@ -72,12 +71,6 @@ class RunData:
     def measures_accuracy(self) -> bool:
         """Whether there are labels to compare with."""
         return self.eval_labels is not None and self.eval_labels.labelled > 0
-
-
-def recorded_run(model_dir: str) -> Mapping[str, Any] | None:
-    """The settings of the run that `model_dir` has checkpoints of; None where it has none."""
-    recorded = read_flags(model_dir)
-    return recorded if recorded and checkpoints_in(model_dir) else None
 
 
 def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[Config, RunData]:

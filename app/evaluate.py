@@ -23,15 +23,16 @@ from app.experiment import (
     view_for_teacher,
     within_memory,
 )
-from app.run_folder import FLAGS_FILE, PIPELINE_FILE, read_flags
+from app.run_folder import read_flags, read_result
 from common.errors import UserError
+from common.file_names import FLAGS_FILE, PIPELINE_FILE
 from data.batches import eval_batches
 from data.failures import told
 from data.sources.source import Source
 from data.worker import Worker
 from tf2 import checkpoints, distribution, evaluators
 from tf2.evaluators.base import Inputs
-from tf2.evaluators.results import read_results, write_results
+from tf2.evaluators.results import write_results
 from tf2.files import checkpoints_in, is_partial, names_in, step_of, writing
 from tf2.models.encoder import SimCLRModel, freeze
 
@@ -214,7 +215,7 @@ class Tracker:
 
     def _recorded_best(self) -> dict[str, float]:
         """What an interrupted run had reached."""
-        recorded = read_results(os.path.join(self._folder, 'result.json'))
+        recorded = read_result(self._folder)
         best = {name: value for name, value in recorded.items() if name.startswith('best/')}
         return best if None not in (best.get(f'best/{TOP_1}'), best.get('best/global_step')) else {}
 
@@ -251,7 +252,7 @@ class Tracker:
     def catch_up(self, step: int) -> None:
         """Measures weights that were saved when a run was stopped, unless it still did so."""
         # The file that is written last, and that tells the best: see `write_results`.
-        recorded = read_results(os.path.join(self._folder, 'result.json'))
+        recorded = read_result(self._folder)
         if step % self._experiment.checkpoint_steps == 0 and recorded.get('global_step') != step:
             self.measure(step)
 

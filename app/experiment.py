@@ -14,11 +14,12 @@ from app import capacity, resuming
 from app.config.compatibility import check_same_architecture
 from app.config.resolution import from_values
 from app.config.schema import TRAIN_EXAMPLES, Config, to_values, with_values
-from app.data_checks import RunData, open_data, recorded_run
+from app.data_checks import RunData, open_data
 from app.resuming import Course
-from app.run_folder import FLAGS_FILE, read_flags
+from app.run_folder import read_flags, recorded_run
 from common.connections import bounded
 from common.errors import UserError
+from common.file_names import CHECKPOINT_LIST, FLAGS_FILE, MODULES, MOMENTUM_MODULES, RESULT_FILE
 from common.stages import Stage
 from data.label_subset import LabelSubset
 from data.labels import difference, in_order, listed, same_classes
@@ -27,7 +28,7 @@ from data.service import check_answers
 from data.sources import is_here
 from data.sources.source import Source
 from tf2 import distribution, precision, schedules
-from tf2.config import MODULES, MOMENTUM_MODULES, ModelConfig
+from tf2.config import ModelConfig
 from tf2.files import checkpoints_in
 from tf2.methods.base import Method, build
 from tf2.models.encoder import SimCLRModel, build_model
@@ -39,7 +40,7 @@ from tf2.weights import Weights, config_for, open_weights
 from tf2.weights.checkpoint_file import URL_SCHEMES
 
 # Files that a run replaces again and again.
-WRITTEN = (FLAGS_FILE, 'checkpoint', 'result.json')
+WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,16 +19,15 @@ from app.config.resolution import resolve, why_unread
 from app.config.schema import DEFAULTS, LABELS, OPTIONS, PATHS, TRAIN_EXAMPLES, Config, to_values
 from app.data_checks import open_data
 from app.presets import PRESETS
-from app.run_folder import PIPELINE_FILE, read_flags, read_pipeline
+from app.run_folder import has_module, read_flags, read_pipeline, read_result
 from common.errors import UserError, command_line
+from common.file_names import PIPELINE_FILE, REPORT_FILE
 from common.interruption import Stop
 from common.stages import FIRST
 from common.stages import STAGES as TRAINING
 from tf2 import distribution, schedules
-from tf2.evaluators.results import read_results
 from tf2.files import clear_leftovers, write_text, writing
 
-REPORT_FILE = 'report.html'
 STAGES = {
     'pretrain': 'Pretraining',
     'finetune': 'Fine-tuning',
@@ -246,9 +245,8 @@ def is_done(stage: Stage) -> bool:
     # It may have gone on by itself, with other settings than the pipeline's.
     train = resuming.settings_before(course).train
     steps = schedules.total_steps(recorded[TRAIN_EXAMPLES], train, course.position)
-    result = read_results(os.path.join(stage.folder, 'result.json'))
-    exported = os.path.join(stage.folder, 'saved_model', str(steps))
-    return result.get('global_step') == steps and tf.io.gfile.isdir(exported)
+    result = read_result(stage.folder)
+    return result.get('global_step') == steps and has_module(stage.folder, steps)
 
 
 def _conclude(model_dir: str, stages: list[Stage]) -> None:

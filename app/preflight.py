@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.config.schema import Config
-from app.run_folder import FLAGS_FILE
 from common.errors import UserError
+from common.file_names import FLAGS_FILE
 from data.names import check_name
 from tf2.config import WEIGHTS
 

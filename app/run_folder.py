@@ -9,10 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.config.schema import SECTIONS, TRAIN_EXAMPLES, Config, to_values
+from common.file_names import FLAGS_FILE, MODULES, PIPELINE_FILE, RESULT_FILE
 from tf2 import records
-
-FLAGS_FILE = 'flags.json'
-PIPELINE_FILE = 'pipeline.json'  # in a folder of several runs, instead
 
 _CHANGE = records.Value(
     dict,
@@ -68,3 +66,41 @@ def read_pipeline(model_dir: str) -> dict[str, Any] | None:
     """
     value = records.Value(dict, items=FLAGS)
     return records.read_json(os.path.join(model_dir, PIPELINE_FILE), value, RESTORE)
+
+
+def recorded_run(model_dir: str) -> Mapping[str, Any] | None:
+    """The settings of the run that `model_dir` has checkpoints of; None where it has none."""
+    from tf2.files import checkpoints_in
+
+    recorded = read_flags(model_dir)
+    return recorded if recorded and checkpoints_in(model_dir) else None
+
+
+def read_result(folder: str) -> dict[str, Any]:
+    """The newest evaluation in `folder`, name -> value; nothing where there is none.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    from tf2.evaluators.results import read_results
+
+    return read_results(os.path.join(folder, RESULT_FILE))
+
+
+def newest_module(model_dir: str) -> str | None:
+    """The folder of the module that a run exported last; None if there is none."""
+    import tensorflow as tf
+
+    from tf2.files import names_in
+
+    folder = os.path.join(model_dir, MODULES)
+    found = names_in(folder) if tf.io.gfile.isdir(folder) else []
+    steps = [int(name) for name in found if name.isdecimal()]
+    return os.path.join(folder, str(max(steps))) if steps else None
+
+
+def has_module(model_dir: str, step: int) -> bool:
+    """Whether a run exported its model at `step`."""
+    import tensorflow as tf
+
+    return tf.io.gfile.isdir(os.path.join(model_dir, MODULES, str(step)))

@@ -29,15 +29,22 @@ from app.experiment import (
     with_weights,
     within_memory,
 )
-from app.run_folder import FLAGS_FILE, PIPELINE_FILE, RESTORE, write_flags
+from app.run_folder import RESTORE, write_flags
 from common.errors import UserError
+from common.file_names import (
+    CHECKPOINT,
+    FLAGS_FILE,
+    LABELS_FILE,
+    MODULES,
+    MOMENTUM_MODULES,
+    PIPELINE_FILE,
+)
 from common.interruption import Stop
 from data.batches import Batch, decode_for_evaluation, finisher, sample_views, train_batches
 from data.failures import explain, told
 from data.worker import Worker
 from tf2 import checkpoints, distribution, records, schedules
-from tf2.config import MODULES, MOMENTUM_MODULES
-from tf2.files import CHECKPOINT, PATTERN, checkpoints_in, clear_leftovers, write_text, writing
+from tf2.files import PATTERN, checkpoints_in, clear_leftovers, write_text, writing
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
 from tf2.trainer import EXAMPLES_SEEN, FIRST_LOSS, Trainer
@@ -45,7 +52,6 @@ from tf2.weights import Report
 
 SAMPLE_VIEWS = 8  # images of which the views are shown in TensorBoard
 GROWTH = 10  # so many times the loss of the first step says that a training diverged
-LABELS_FILE = 'labelled_examples.txt'  # see LabelSubset.listing; where only some are used
 
 
 def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import tensorflow as tf
 
 from common.errors import UserError
+from common.file_names import CHECKPOINT, CHECKPOINT_LIST
 from tf2 import distribution
 from tf2.files import (
-    CHECKPOINT,
     checkpoints_in,
     names_in,
     plain_path,
@@ -157,7 +157,7 @@ class Checkpoints:
         names = [path.rsplit('/', 1)[-1] for path in kept]
         lines = [f'model_checkpoint_path: "{names[-1]}"']
         lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
-        write_text(os.path.join(self._folder, 'checkpoint'), '\n'.join(lines) + '\n')
+        write_text(os.path.join(self._folder, CHECKPOINT_LIST), '\n'.join(lines) + '\n')
         return found[: len(found) - len(kept)]
 
     def save(self, step: int) -> str:
@@ -231,7 +231,7 @@ def _check_indexes(folder: str) -> None:
 
 def _listed_in(folder: str) -> set[str]:
     """Names in the file `checkpoint`, which were whole when it was written."""
-    path = os.path.join(folder, 'checkpoint')
+    path = os.path.join(folder, CHECKPOINT_LIST)
     if not tf.io.gfile.exists(path):
         return set()
     with tf.io.gfile.GFile(path, 'rb') as file:

@@ -28,8 +28,6 @@ MIN_SK_FILTERS = 32
 NORM_VECTOR = 16
 LOGITS_AT_A_TIME = 2**24  # of NT-Xent: 64 MiB
 SMALL_IMAGE = 32  # pixels; up to here the encoder's stem keeps the resolution
-# Folders of exported modules below the model folder: of the model, of its momentum encoder.
-MODULES, MOMENTUM_MODULES = 'saved_model', 'momentum_saved_model'
 # What may hold weights, in messages.
 WEIGHTS = 'a --model_dir, a checkpoint prefix, an exported module or official SimCLR weights'
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from common.errors import UserError
+from common.file_names import CHECKPOINT
 from tf2.out_of_memory import is_out_of_memory
 
-CHECKPOINT = 'ckpt'  # 'ckpt-N' after N updates
 PATTERN = re.compile(r'[\[\\]')  # what makes a path a pattern that doesn't match itself
 PARTIAL = re.compile(r'.+\.[0-9a-f]{32}\.partial')
 

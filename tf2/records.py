@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from common.errors import UserError
+from common.file_names import CHECKPOINT_LIST
 from common.settings import check_option, option_type
 from tf2.config import ModelConfig
 
@@ -152,7 +153,7 @@ def newest_in(folder: str, advice: str) -> str | None:
     """
     from google.protobuf import text_encoding
 
-    path = os.path.join(folder, 'checkpoint')
+    path = os.path.join(folder, CHECKPOINT_LIST)
     text = read_text(path, advice)
     if text is None:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from app.report.runs import Run
+from app.run_folder import newest_module
 from data.batches import eval_batches
 from data.labels import in_order
 from data.sources.source import NO_LABEL, Source
 from tf2.config import ModelConfig
-from tf2.files import names_in
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.weights import open_weights
 
@@ -71,12 +70,10 @@ def load_module(run: Run) -> Callable[[Any], Any] | None:
 
     Its weights are read as data: the folder may come from elsewhere, and its graph is code.
     """
-    folder = os.path.join(run.stage.folder, 'saved_model')
-    found = names_in(folder) if tf.io.gfile.isdir(folder) else []
-    steps = [int(name) for name in found if name.isdecimal()]
-    if not steps:
+    path = newest_module(run.stage.folder)
+    if path is None:
         return None
-    weights = open_weights(os.path.join(folder, str(max(steps))))
+    weights = open_weights(path)
     config = ModelConfig(**{**weights.architecture, 'ft_proj_selector': weights.selector or 0})
     model = build_model(SimCLRModel(config, weights.image_size, weights.num_classes))
     weights.load_into(model, head_layers=-1)

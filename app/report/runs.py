@@ -13,11 +13,10 @@ from app.config.resolution import from_values
 from app.config.schema import Config
 from app.evaluate import TOP_1
 from app.report.events import Events, read_events
-from app.run_folder import FLAGS_FILE, read_flags
-from app.train import LABELS_FILE
+from app.run_folder import read_flags, read_result
 from common.errors import UserError
+from common.file_names import FLAGS_FILE, LABELS_FILE
 from common.stages import Stage as TrainingStage
-from tf2.evaluators.results import read_results
 from tf2.models.encoder import SimCLRModel, build_model, freeze
 
 
@@ -108,7 +107,7 @@ def read_run(stage: Stage) -> Run:
             f'The report needs the runs of all stages; found no {FLAGS_FILE} in '
             f'{stage.folder}, the folder of {stage.title}.'
         )
-    result = read_results(os.path.join(stage.folder, 'result.json'))
+    result = read_result(stage.folder)
     config = from_values(values)
     return Run(stage, values, config, result, read_events(stage.folder))
 

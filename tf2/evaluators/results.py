@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from common.file_names import RESULT_FILE
 from tf2 import records
 from tf2.files import write_text
 
@@ -25,7 +26,7 @@ def write_results(model_dir: str, step: int, results: Mapping[str, Any]) -> None
     """
     plain = {name: _number(value) for name, value in results.items()}
     text = json.dumps({**plain, 'global_step': int(step)}, indent=2, allow_nan=False) + '\n'
-    for name in (f'result_{int(step)}.json', 'result.json'):
+    for name in (f'result_{int(step)}.json', RESULT_FILE):
         write_text(os.path.join(model_dir, name), text)
 
 

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from common.file_names import MODULES
 from tf2 import distribution
-from tf2.config import MODULES, LearningConfig
+from tf2.config import LearningConfig
 from tf2.models.encoder import SimCLRModel
 
 Batch: TypeAlias = Mapping[str, Any]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from tf2.config import MOMENTUM_MODULES, LearningConfig
+from common.file_names import MOMENTUM_MODULES
+from tf2.config import LearningConfig
 from tf2.methods.base import Batch, Method, Nest, Terms, labelled_cross_entropy
 from tf2.methods.memory import Memory
 from tf2.methods.nt_xent import nt_xent

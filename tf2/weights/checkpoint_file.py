@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from common.errors import UserError
+from common.file_names import CHECKPOINT_LIST
 from tf2.config import WEIGHTS
 from tf2.files import names_in, plain_path
 from tf2.records import newest_in
@@ -57,7 +58,7 @@ def fetched(url: str) -> str:
 
 def _prefix_in(folder: str) -> str:
     names = names_in(folder)
-    if 'checkpoint' in names:
+    if CHECKPOINT_LIST in names:
         return _newest(folder)
     if 'variables' in names:
         return f'{folder}/variables/variables'

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from common.file_names import FLAGS_FILE
 from tf2 import records
 from tf2.config import ModelConfig
 
-FLAGS_FILE = 'flags.json'  # in a model_dir
 RECORD_KEY = 'record/.ATTRIBUTES/py_state'  # what a checkpoint says in words
 MODULE_RECORD = 'assets.extra/simclr.json'  # in an exported module
 FIELDS = (
