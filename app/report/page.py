@@ -51,9 +51,7 @@ def _page(read: Sequence[Run], source: Source) -> str:
         _facts(read[-1], source),
         _table(read),
         *(_stage(run) for run in read),
-        _confusion(
-            read[-1], predictions.confusion(read[-1], predictions.source_of(read[-1], source))
-        ),
+        _confusion(read[-1], source),
         _neighbors(pretrained, predictions.neighborhoods(pretrained, source), source),
         _commands(read),
     ]
