@@ -33,6 +33,7 @@ from data.worker import Worker
 from tf2 import checkpoints, distribution, evaluators
 from tf2.evaluators.base import Inputs
 from tf2.evaluators.results import write_results
+from tf2.features import EMBEDDING, LOGITS
 from tf2.files import checkpoints_in, is_partial, names_in, step_of, writing
 from tf2.models.encoder import SimCLRModel, freeze
 
@@ -171,9 +172,9 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
             batches, data.evaluated, config.data.eval_split, config.evaluation.eval_steps
         ),
         num_classes=data.evaluated.num_classes if data.measures_accuracy else 0,
-        predict=endpoint('logits_sup') if model.classifier and learns else None,
+        predict=endpoint(LOGITS) if model.classifier and learns else None,
         teach=teacher and teacher.logits,
-        embed=endpoint('final_avg_pool') if data.finds_neighbors else None,
+        embed=endpoint(EMBEDDING) if data.finds_neighbors else None,
         train_batches=functools.partial(batches, data.source, config.data.train_split, 0),
         neighbors=config.evaluation.knn_neighbors,
         neighbor_examples=config.evaluation.knn_examples,

@@ -65,7 +65,7 @@ ALLOWED = {
     ),
     'tf2.methods': ('tf2.methods', 'tf2.models', 'tf2.distribution', 'tf2.config', 'common'),
     'tf2.optimizers': ('tf2.optimizers', 'tf2.config', 'common'),
-    'tf2.evaluators': ('tf2.evaluators', 'tf2.files', 'tf2.records', 'common'),
+    'tf2.evaluators': ('tf2.evaluators', 'tf2.features', 'tf2.files', 'tf2.records', 'common'),
     'benchmarks': ('benchmarks', 'run', 'app', 'hub_export', 'data', 'tf2', 'common'),
 }
 

@@ -16,6 +16,7 @@ from data.batches import eval_batches
 from data.labels import in_order
 from data.sources.source import NO_LABEL, Source
 from tf2.config import ModelConfig
+from tf2.features import FeaturePass, Features, concatenated
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.weights import open_weights
 
@@ -111,16 +112,12 @@ def confusion(run: Run, source: Source) -> Confusion | None:
     module = load_module(run)
     if module is None or source.num_classes is None:
         return None
+    found = FeaturePass(module).collect(evaluation_batches(run, source), labelled=True)
+    if found.logits is None or not len(found):
+        return None
     counts = np.zeros([source.num_classes] * 2, np.int64)
-    for batch in evaluation_batches(run, source):
-        outputs = module(batch['views'][0])
-        if 'logits_sup' not in outputs:
-            return None
-        labels = batch['label'].numpy()  # [b]
-        rows = batch['mask'].numpy() & (labels >= 0)  # [b]
-        guesses = np.argmax(outputs['logits_sup'].numpy(), axis=1)  # [b]
-        np.add.at(counts, (labels[rows], guesses[rows]), 1)
-    return Confusion(counts, class_names(source)) if counts.sum() else None
+    np.add.at(counts, (found.labels, np.argmax(found.logits, axis=1)), 1)
+    return Confusion(counts, class_names(source))
 
 
 def neighborhoods(run: Run, source: Source) -> list[Neighborhood]:
@@ -139,8 +136,10 @@ def neighborhoods(run: Run, source: Source) -> list[Neighborhood]:
     images, labels = choose_queries(evaluation_batches(run, source), source.num_classes)
     queries = [Picture(*pair) for pair in zip(thumbnails(images), labels.tolist())]
     train = eval_batches(source, data, split=data.train_split, batch_size=batch_size)
-    features, pictures = _embedded(module, train, SEARCHED)
-    found, cosines = nearest(features, _embed(module, images), NEIGHBORS)
+    look = FeaturePass(module)
+    searched, pictures = _searched(look, train)
+    asked = look.of_batch({'views': (tf.constant(images),), 'label': tf.constant(labels)})
+    found, cosines = nearest(searched.embeddings, asked.embeddings, NEIGHBORS)
     return [
         Neighborhood(query, [pictures[i] for i in indices], similarities.tolist())
         for query, indices, similarities in zip(queries, found, cosines)
@@ -180,24 +179,17 @@ def _shown(batch: Any) -> Iterable[tuple[np.ndarray, int]]:
     return zip(batch['views'][0].numpy()[rows], batch['label'].numpy()[rows].tolist())
 
 
-def _embed(module: Any, images: Any) -> np.ndarray:
-    """Images [b, h, w, 3] -> features [b, d] float32."""
-    return module(tf.convert_to_tensor(images))['final_avg_pool'].numpy()
-
-
-def _embedded(module: Any, batches: Iterable[Any], limit: int) -> tuple[np.ndarray, list[Picture]]:
-    """Features [n, d] and thumbnails of the first `limit` images."""
-    features: list[np.ndarray] = []
+def _searched(look: FeaturePass, batches: Iterable[Any]) -> tuple[Features, list[Picture]]:
+    """Features and thumbnails of the first SEARCHED images."""
+    parts: list[Features] = []
     pictures: list[Picture] = []
     for batch in batches:
-        rows = batch['mask'].numpy()
-        images = batch['views'][0]
-        features.append(_embed(module, images)[rows])
-        shown = zip(thumbnails(images.numpy()[rows]), batch['label'].numpy()[rows].tolist())
-        pictures += [Picture(pixels, label) for pixels, label in shown]
-        if len(pictures) >= limit:
+        parts.append(look.of_batch(batch))
+        images, labels = zip(*_shown(batch))
+        pictures += [Picture(*pair) for pair in zip(thumbnails(np.stack(images)), labels)]
+        if len(pictures) >= SEARCHED:
             break
-    return np.concatenate(features)[:limit], pictures[:limit]
+    return concatenated(parts).at(slice(SEARCHED)), pictures[:SEARCHED]
 
 
 def nearest(searched: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

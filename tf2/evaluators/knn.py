@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 
 import numpy as np
-import tensorflow as tf
 
 from common.errors import UserError
-from tf2.evaluators.base import Batch, Inputs, Result, labelled
+from tf2.evaluators.base import Inputs, Result
+from tf2.features import EMBEDDING, FeaturePass
 
 # Wu et al. 2018, arXiv:1805.01978, section 3.4.
 TEMPERATURE = 0.07
@@ -80,8 +79,7 @@ class NearestNeighbors:
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._strategy = tf.distribute.get_strategy()
-        self._embed_global = tf.function(self._run_replicas, reduce_retracing=True)
+        self._pass = FeaturePass(lambda images: {EMBEDDING: inputs.embed(images)})
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
@@ -95,31 +93,9 @@ class NearestNeighbors:
             UserError: when there are too few labelled examples.
         """
         inputs = self._inputs
-        train = self._features(inputs.train_batches(), inputs.neighbor_examples)
-        test = self._features(inputs.batches(), None)
-        return [('eval/knn_accuracy', knn_accuracy(*train, *test, inputs.neighbors))]
-
-    def _features(
-        self, batches: Iterable[Batch], limit: int | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Features [n, d] and labels [n] of the first `limit` labelled examples."""
-        features, labels = [], []
-        for batch in batches:
-            feature, label, counts = (part.numpy() for part in self._embed_global(batch))
-            features.append(feature[counts > 0])
-            labels.append(label[counts > 0])
-            if limit is not None and sum(map(len, labels)) >= limit:
-                break
-        if not labels:
-            return np.zeros([0, 1], np.float32), np.zeros([0], np.int32)
-        return np.concatenate(features)[:limit], np.concatenate(labels)[:limit]
-
-    def _run_replicas(self, batch: Batch) -> list[tf.Tensor]:
-        """Features [b, d], labels [b] and whether a row counts [b], of all replicas."""
-        outputs = self._strategy.run(self._embed, args=(batch,))
-        return [self._strategy.gather(output, axis=0) for output in outputs]
-
-    def _embed(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        features = self._inputs.embed(batch['views'][0])
-        # Not every kind of gathering takes booleans.
-        return tf.cast(features, tf.float32), batch['label'], tf.cast(labelled(batch), tf.int32)
+        train = self._pass.collect(
+            inputs.train_batches(), limit=inputs.neighbor_examples, labelled=True
+        )
+        test = self._pass.collect(inputs.batches(), labelled=True)
+        rows = (train.embeddings, train.labels, test.embeddings, test.labels)
+        return [('eval/knn_accuracy', knn_accuracy(*rows, inputs.neighbors))]

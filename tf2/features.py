@@ -1,0 +1,104 @@
+"""One pass over images: embeddings, logits, labels and positions, whoever needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+EMBEDDING, LOGITS = 'final_avg_pool', 'logits_sup'  # endpoints of a model
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What a model makes of some examples, a row each.
+
+    Attributes:
+        embeddings: [n, d] float32.
+        logits: [n, c] float32; None without a classifier.
+        labels: [n] int32, -1 where there is none.
+        index: [n] int64, position in the data set; -1 where the batches don't tell.
+    """
+
+    embeddings: np.ndarray
+    logits: np.ndarray | None
+    labels: np.ndarray
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, rows: Any) -> Features:
+        """Those of `rows`: a slice, indices or a mask."""
+        logits = None if self.logits is None else self.logits[rows]
+        return Features(self.embeddings[rows], logits, self.labels[rows], self.index[rows])
+
+
+class FeaturePass:
+    """Runs a model over batches, under the strategy in whose scope this was made.
+
+    Args:
+        model: images [b, h, w, 3] -> endpoints, in inference mode; `EMBEDDING` and, if there is a
+            classifier, `LOGITS` are kept.
+    """
+
+    def __init__(self, model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]) -> None:
+        self._model = model
+        self._strategy = tf.distribute.get_strategy()
+        self._run = tf.function(self._run_replicas, reduce_retracing=True)
+
+    def of_batch(self, batch: Mapping[str, Any]) -> Features:
+        """The rows of one batch, of all replicas, but those that merely fill it.
+
+        Args:
+            batch: 'views', of which the first is seen, [b, h, w, 3]; 'label' [b]; maybe 'mask' and
+                'index' [b].
+        """
+        found = {name: rows.numpy() for name, rows in self._run(batch).items()}
+        shown = Features(found[EMBEDDING], found.get(LOGITS), found['label'], found['index'])
+        return shown.at(found['mask'] > 0)
+
+    def collect(
+        self,
+        batches: Iterable[Mapping[str, Any]],
+        *,
+        limit: int | None = None,
+        labelled: bool = False,
+    ) -> Features:
+        """The rows of `batches`, up to the `limit`-th; only those with a label if `labelled`."""
+        parts, count = [], 0
+        for batch in batches:
+            part = self.of_batch(batch)
+            parts.append(part.at(part.labels >= 0) if labelled else part)
+            count += len(parts[-1])
+            if limit is not None and count >= limit:
+                break
+        return concatenated(parts).at(slice(limit))
+
+    def _run_replicas(self, batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+        rows = self._strategy.run(self._of_replica, args=(batch,))
+        return {name: self._strategy.gather(part, axis=0) for name, part in rows.items()}
+
+    def _of_replica(self, batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+        endpoints, labels = self._model(batch['views'][0]), batch['label']
+        kept = {
+            name: tf.cast(endpoints[name], tf.float32)
+            for name in (EMBEDDING, LOGITS)
+            if name in endpoints
+        }
+        # Not every kind of gathering takes booleans.
+        mask = tf.cast(batch.get('mask', tf.ones_like(labels)), tf.int32)
+        index = batch.get('index', tf.fill(tf.shape(labels), tf.constant(-1, tf.int64)))
+        return {**kept, 'label': labels, 'index': index, 'mask': mask}
+
+
+def concatenated(parts: Sequence[Features]) -> Features:
+    """The rows of all `parts`, in their order."""
+    if not parts:
+        empty = np.zeros([0], np.int32)
+        return Features(np.zeros([0, 1], np.float32), None, empty, empty.astype(np.int64))
+    columns = [[getattr(part, f.name) for part in parts] for f in dataclasses.fields(Features)]
+    return Features(*(None if column[0] is None else np.concatenate(column) for column in columns))
