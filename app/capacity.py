@@ -10,7 +10,7 @@ from app.config.schema import Config, to_values, with_values
 from common.errors import UserError
 from tf2.config import ModelConfig
 from tf2.device_memory import gpu_memory, has_accelerators, host_memory
-from tf2.memory_estimate import Network, Run
+from tf2.memory_estimate import Network, Run, is_known
 
 # An estimate may be wrong, above all on what a compiler makes of a graph: what is a fifth too large
 # is refused. Weights, gradients and the optimizer's numbers are counted exactly.
@@ -70,11 +70,15 @@ def devices_of(replicas: int, of_this_process: int, *, on_gpu: bool) -> Devices 
 def check_fits(config: Config, devices: Devices, recorded: Mapping[str, Any] | None = None) -> None:
     """Raises UserError if what `config` asks for is clearly beyond the memory of `devices`.
 
+    Backbones without memory arithmetic are not checked.
+
     Args:
         config: all settings; the architecture is that of the run.
         devices: where it runs.
         recorded: settings of the teacher's run, where there are any.
     """
+    if not is_known(config.model):
+        return
 
     def parts(config: Config) -> dict[str, int]:
         """Those of training or of evaluation, whatever is larger."""
@@ -113,10 +117,10 @@ def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None
     )
 
 
-def _network_of(recorded: Mapping[str, Any]) -> Network:
+def _network_of(recorded: Mapping[str, Any]) -> Network | None:
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     config = ModelConfig(**{name: recorded[name] for name in fields & recorded.keys()})
-    return Network(config, recorded['image_size'], 0)
+    return Network(config, recorded['image_size'], 0) if is_known(config) else None
 
 
 def _total(parts: Mapping[str, int]) -> int:
@@ -146,13 +150,12 @@ def _advice(config: Config, replicas: int, fits: Callable[[Config], bool]) -> st
     """Which flag, with which value, makes it fit."""
     for name, value in _smaller_values(config, replicas, fits):
         return f'With all else as it is, the largest --{name} that fits is {value}.'
-    width = _largest_width(config, fits)
+    has_width = 'width_multiplier' in config.model.backbone_entry.reads
+    width = _largest_width(config, fits) if has_width else None
     if width:
         return f'With all else as it is, the largest --width_multiplier that fits is {width:g}.'
-    return (
-        'No single flag makes it fit: try a smaller --width_multiplier, --train_batch_size and '
-        '--image_size, or more devices.'
-    )
+    smaller = f'{"--width_multiplier, " if has_width else ""}--train_batch_size and --image_size'
+    return f'No single flag makes it fit: try a smaller {smaller}, or more devices.'
 
 
 def _smaller_values(

@@ -300,7 +300,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Prints the estimate."""
     given = arguments()
-    model = ModelConfig(given.resnet_depth, given.width_multiplier, given.sk_ratio)
+    model = ModelConfig(
+        resnet_depth=given.resnet_depth,
+        width_multiplier=given.width_multiplier,
+        sk_ratio=given.sk_ratio,
+    )
     devices = Devices(
         given.devices,
         given.peak_tflops * 1e12,

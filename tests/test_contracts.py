@@ -110,26 +110,21 @@ def test_every_augmentation_stays_in_range_with_a_static_shape(name: str) -> Non
 
 # --- models and objectives
 
-ENDPOINTS = (
-    'initial_conv',
-    'initial_max_pool',
-    *(f'block_group{group}' for group in range(1, 5)),
-    'final_avg_pool',
-)
 NORM = Norm(momentum=0.9, synchronized=False, dtype='float32')
 
 
 @pytest.mark.parametrize('name', BACKBONES)
-@pytest.mark.parametrize('small_images', [False, True])
-def test_every_backbone_returns_the_endpoints(name: str, small_images: bool) -> None:
-    backbone = BACKBONES[name](18, 0.25, 0.0, 0.0, small_images=small_images, norm=NORM)
-    endpoints = backbone(tf.random.stateless_uniform([2, 16, 16, 3], [0, 0]), training=False)
-    assert tuple(endpoints) == ENDPOINTS
+@pytest.mark.parametrize('size', [16, 48])
+def test_every_backbone_has_width_blocks_and_endpoints(name: str, size: int) -> None:
+    config = ModelConfig(backbone=name, resnet_depth=18, width_multiplier=0.25)
+    backbone = BACKBONES[name].load()(config, NORM, size)
+    endpoints = backbone(tf.random.stateless_uniform([2, size, size, 3], [0, 0]), training=False)
     assert all(np.isfinite(value).all() for value in endpoints.values())
-    assert endpoints['initial_conv'].shape[1] == (16 if small_images else 8)
-    np.testing.assert_allclose(
-        endpoints['final_avg_pool'], tf.reduce_mean(endpoints['block_group4'], [1, 2]), atol=1e-5
-    )
+    assert endpoints['final_avg_pool'].shape == [2, backbone.width]
+    assert endpoints['final_avg_pool'].dtype == tf.float32
+    in_blocks = [v.ref() for block in backbone.blocks for layer in block for v in layer.variables]
+    assert len(backbone.blocks) > 1
+    assert set(in_blocks) == {variable.ref() for variable in backbone.variables}
 
 
 @pytest.mark.smoke

@@ -7,22 +7,13 @@ import re
 
 from common.errors import UserError
 from common.methods import MethodEntry
+from common.registry import load
 from common.settings import check_options, option
 from common.stages import FIRST, STAGES, Stage
 from tf2.methods import METHODS, entry_of
+from tf2.models import BACKBONES, BackboneEntry
+from tf2.models.resnet_sizes import RESNET_DEPTHS
 
-# Depth of a ResNet -> blocks in each of its groups.
-BLOCKS_PER_GROUP = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-    200: (3, 24, 36, 3),
-}
-RESNET_DEPTHS = tuple(BLOCKS_PER_GROUP)
-GROUP_FILTERS = (64, 128, 256, 512)
-MIN_SK_FILTERS = 32
 # Channels that oneDNN's kernel for batch normalisation takes at once in bfloat16; for what is no
 # multiple it has another, which took ten times as long as the one for float32.
 NORM_VECTOR = 16
@@ -32,15 +23,13 @@ SMALL_IMAGE = 32  # pixels; up to here the encoder's stem keeps the resolution
 WEIGHTS = 'a --model_dir, a checkpoint prefix, an exported module or official SimCLR weights'
 
 
-def has_bottlenecks(depth: int) -> bool:
-    """Whether a ResNet of this depth is made of bottleneck blocks (50 layers and more)."""
-    return depth >= 50
-
-
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The encoder and its heads (SimCLRv2 section 2, arXiv:2006.10029)."""
 
+    backbone: str = option(
+        'resnet', 'Kind of encoder.', choices=BACKBONES, modes=('export',), resume='fixed'
+    )
     resnet_depth: int = option(
         50, 'Depth of the ResNet encoder.', choices=RESNET_DEPTHS, modes=('export',), resume='fixed'
     )
@@ -107,22 +96,28 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.sk_ratio > 0 and self.resnet_depth < 50:
+        if self.backbone_entry.check is not None:
+            load(self.backbone_entry.check)(self)
+        if self.ft_proj_selector > self.head_layers:
             raise UserError(
-                f'--sk_ratio needs bottleneck blocks, --resnet_depth 50 or more; found depth '
-                f'{self.resnet_depth} with sk_ratio {self.sk_ratio}.'
+                f'--ft_proj_selector must be at most the number of projection layers, '
+                f'{self.head_layers}; found {self.ft_proj_selector}.'
             )
-        layers = {'none': 0, 'linear': 1, 'nonlinear': self.num_proj_layers}[self.proj_head_mode]
-        if self.ft_proj_selector > layers:
-            raise UserError(
-                f'--ft_proj_selector must be at most the number of projection layers, {layers}; '
-                f'found {self.ft_proj_selector}.'
-            )
-        if int(64 * self.width_multiplier) < 2:
-            raise UserError(
-                f'--width_multiplier must leave the first layer 2 channels or more, so be at '
-                f'least 0.03125; found {self.width_multiplier}.'
-            )
+
+    @property
+    def backbone_entry(self) -> BackboneEntry:
+        """What `BACKBONES` says of the encoder."""
+        return BACKBONES[self.backbone]
+
+    @property
+    def title(self) -> str:
+        """The encoder for people, such as 'ResNet-50 (width 1)'."""
+        return (self.backbone_entry.title or self.backbone).format(**vars(self))
+
+    @property
+    def head_layers(self) -> int:
+        """Number of layers of the projection head."""
+        return {'none': 0, 'linear': 1, 'nonlinear': self.num_proj_layers}[self.proj_head_mode]
 
 
 @dataclasses.dataclass(frozen=True)

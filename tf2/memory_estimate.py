@@ -7,17 +7,17 @@ with the graph of the training step (`benchmarks.scaling`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from tf2.config import (
+from common.registry import load
+from tf2.config import LOGITS_AT_A_TIME, NORM_VECTOR, SMALL_IMAGE, LearningConfig, ModelConfig
+from tf2.models.resnet_sizes import (
     BLOCKS_PER_GROUP,
     GROUP_FILTERS,
-    LOGITS_AT_A_TIME,
     MIN_SK_FILTERS,
-    NORM_VECTOR,
-    SMALL_IMAGE,
-    LearningConfig,
-    ModelConfig,
+    STEM_FILTERS,
+    feature_width,
     has_bottlenecks,
 )
 
@@ -67,20 +67,14 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """Encoder, projection head and classifier, by arithmetic.
+class Layers:
+    """What single layers hold. Maps are square.
 
     Attributes:
-        config: architecture.
-        image_size: pixels.
-        num_classes: of the classifier; 0 builds none.
         precision: 'float32', 'bfloat16' or 'float16'.
         global_bn: whether batch normalisation is that of several replicas.
     """
 
-    config: ModelConfig
-    image_size: int
-    num_classes: int
     precision: str = 'float32'
     global_bn: bool = False
 
@@ -89,71 +83,18 @@ class Network:
         """Bytes of a number that convolutions and dense layers compute in."""
         return FLOAT if self.precision == 'float32' else 2
 
-    @property
-    def features(self) -> int:
-        """Width of the encoder's output."""
-        expansion = 4 if has_bottlenecks(self.config.resnet_depth) else 1
-        return expansion * int(GROUP_FILTERS[-1] * self.config.width_multiplier)
-
-    @property
-    def projections(self) -> int:
-        """Width of the projection head's output."""
-        config = self.config
-        return self.features if config.proj_head_mode == 'none' else config.proj_out_dim
-
-    def encoder(self) -> list[Part]:
-        """Stem and block groups."""
-        config, width = self.config, int(64 * self.config.width_multiplier)
-        stem, size = self._stem(width)
-        parts, channels = [stem], width
-        for index, blocks in enumerate(BLOCKS_PER_GROUP[config.resnet_depth]):
-            filters = int(GROUP_FILTERS[index] * config.width_multiplier)
-            first, size, channels = self._block(size, channels, filters, 2 if index else 1, True)
-            other, *_ = self._block(size, channels, filters, 1, False)
-            parts.append(first + other.times(blocks - 1))
-        return parts
-
-    def head(self) -> list[Part]:
-        """Layers of the projection head, those between the first and the last in one."""
-        config, width = self.config, self.features
-        layers = {'none': 0, 'linear': 1, 'nonlinear': config.num_proj_layers}
-        count = layers[config.proj_head_mode]
-        if not count:
-            return []
-        last = self._dense(width, config.proj_out_dim)
-        last.parameters -= config.proj_out_dim  # no beta
-        return [self._dense(width, width).times(count - 1), last]
-
-    def classifier(self) -> Part:
-        """The linear classifier, in float32."""
-        parameters = (self.features_read + 1) * self.num_classes if self.num_classes else 0
-        return Part(parameters, kept=self.features_read * FLOAT if self.num_classes else 0)
-
-    @property
-    def features_read(self) -> int:
-        """Width of what the classifier reads."""
-        layers = {'none': 0, 'linear': 1, 'nonlinear': self.config.num_proj_layers}
-        count, selector = layers[self.config.proj_head_mode], self.config.ft_proj_selector
-        return self.projections if count and selector in (-1, count) else self.features
-
-    def whole(self) -> Part:
-        """All of it."""
-        return sum([*self.encoder(), *self.head()], self.classifier())
-
-    # Sizes are those of square maps; each method returns what a layer adds, and its output's size.
-
-    def _normalised(self, numbers: int, channels: int) -> int:
+    def normalised(self, numbers: int, channels: int) -> int:
         """Bytes that batch normalisation keeps of its input."""
         exact = self.global_bn or channels % NORM_VECTOR
         return numbers * (FLOAT if exact else self.compute)
 
-    def _conv(
+    def conv(
         self, kernel: int, strides: int, size: int, inputs: int, filters: int, relu: bool = True
     ) -> tuple[Part, int]:
         """Convolution, batch normalisation and, maybe, a ReLU. Its input is another one's."""
         out = -(-size // strides)
         numbers = out * out * filters
-        kept = self._normalised(numbers, filters)
+        kept = self.normalised(numbers, filters)
         if relu:
             kept += numbers * self.compute
         padded = (size + kernel - 1) ** 2 * inputs * self.compute
@@ -163,22 +104,64 @@ class Network:
         largest = size * size * inputs * self.compute + 2 * numbers * self.compute
         return Part(weights + 2 * filters, weights, 2 * filters, kept, largest), out
 
+    def dense(self, inputs: int, units: int) -> Part:
+        """Dense layer without bias and batch normalisation, with its input."""
+        kept = self.normalised(units, units) + inputs * self.compute
+        return Part(inputs * units + 2 * units, inputs * units, 2 * units, kept)
+
+
+class Encoder(Protocol):
+    """Arithmetic of a backbone: `BackboneEntry.memory` names such a class.
+
+    Called with the `ModelConfig`, the pixels of its images and `Layers`.
+
+    Attributes:
+        width: of the representation.
+    """
+
+    width: int
+
+    def parts(self) -> Sequence[Part]:
+        """One for each of the backbone's `blocks`."""
+
+
+class ResNetEncoder:
+    """See `Encoder`. Methods return what a layer adds, and the size of its output."""
+
+    def __init__(self, config: ModelConfig, image_size: int, layers: Layers) -> None:
+        self.config = config
+        self.image_size = image_size
+        self.layers = layers
+        self.width = feature_width(config.resnet_depth, config.width_multiplier)
+
+    def parts(self) -> list[Part]:
+        """See `Encoder`. Stem and block groups."""
+        config, width = self.config, int(STEM_FILTERS * self.config.width_multiplier)
+        stem, size = self._stem(width)
+        parts, channels = [stem], width
+        for index, blocks in enumerate(BLOCKS_PER_GROUP[config.resnet_depth]):
+            filters = int(GROUP_FILTERS[index] * config.width_multiplier)
+            first, size, channels = self._block(size, channels, filters, 2 if index else 1, True)
+            other, *_ = self._block(size, channels, filters, 1, False)
+            parts.append(first + other.times(blocks - 1))
+        return parts
+
     def _stem(self, width: int) -> tuple[Part, int]:
         """The first convolutions and the pool; the first keeps its images."""
         size = self.image_size
         if size <= SMALL_IMAGE:
-            part, size = self._conv(3, 1, size, 3, width)
-            part.kept += size * size * 3 * self.compute
+            part, size = self.layers.conv(3, 1, size, 3, width)
+            part.kept += size * size * 3 * self.layers.compute
             return part, size
         if self.config.sk_ratio > 0:
-            first, size = self._conv(3, 2, size, 3, width // 2)
-            second, size = self._conv(3, 1, size, width // 2, width // 2)
-            third, size = self._conv(3, 1, size, width // 2, width)
+            first, size = self.layers.conv(3, 2, size, 3, width // 2)
+            second, size = self.layers.conv(3, 1, size, width // 2, width // 2)
+            third, size = self.layers.conv(3, 1, size, width // 2, width)
             part = first + second + third
         else:
-            part, size = self._conv(7, 2, size, 3, width)
+            part, size = self.layers.conv(7, 2, size, 3, width)
         size = -(-size // 2)
-        part.kept += size * size * width * self.compute
+        part.kept += size * size * width * self.layers.compute
         return part, size
 
     def _block(
@@ -188,51 +171,119 @@ class Network:
         config = self.config
         if has_bottlenecks(config.resnet_depth):
             channels = 4 * filters
-            first, _ = self._conv(1, 1, size, inputs, filters)
+            first, _ = self.layers.conv(1, 1, size, inputs, filters)
             middle, out = self._middle(size, filters, strides)
-            last, _ = self._conv(1, 1, out, filters, channels, relu=False)
+            last, _ = self.layers.conv(1, 1, out, filters, channels, relu=False)
             part = first + middle + last
         else:
             channels = filters
-            first, out = self._conv(3, strides, size, inputs, filters)
-            last, _ = self._conv(3, 1, out, filters, filters, relu=False)
+            first, out = self.layers.conv(3, strides, size, inputs, filters)
+            last, _ = self.layers.conv(3, 1, out, filters, filters, relu=False)
             part = first + last
         if project:
             part += self._shortcut(size, inputs, channels, strides)
         if config.se_ratio > 0:
             part += self._squeeze_excite(out, filters, channels)
-        part.kept += out * out * channels * self.compute  # the ReLU behind the sum
+        part.kept += out * out * channels * self.layers.compute  # the ReLU behind the sum
         return part, out, channels
 
     def _middle(self, size: int, filters: int, strides: int) -> tuple[Part, int]:
         """The 3x3 convolution of a bottleneck block, or its selective kernel."""
         if self.config.sk_ratio == 0:
-            return self._conv(3, strides, size, filters, filters)
-        branches, out = self._conv(3, strides, size, filters, 2 * filters)
+            return self.layers.conv(3, strides, size, filters, filters)
+        branches, out = self.layers.conv(3, strides, size, filters, 2 * filters)
         # The branches one by one, and what is mixed of them.
-        branches.kept += out * out * 3 * filters * self.compute
+        branches.kept += out * out * 3 * filters * self.layers.compute
         squeezed = max(int(filters * self.config.sk_ratio), MIN_SK_FILTERS)
-        squeeze, _ = self._conv(1, 1, 1, filters, squeezed)
+        squeeze, _ = self.layers.conv(1, 1, 1, filters, squeezed)
         expand = squeezed * 2 * filters
         return branches + squeeze + Part(expand, expand), out
 
     def _shortcut(self, size: int, inputs: int, channels: int, strides: int) -> Part:
         """The projection of a block's input; ResNet-D's averages first."""
-        part, out = self._conv(1, strides, size, inputs, channels, relu=False)
+        part, out = self.layers.conv(1, strides, size, inputs, channels, relu=False)
         if self.config.sk_ratio > 0:
-            part.kept += out * out * inputs * self.compute
+            part.kept += out * out * inputs * self.layers.compute
         return part
 
     def _squeeze_excite(self, size: int, filters: int, channels: int) -> Part:
         squeezed = max(1, int(filters * self.config.se_ratio))
         kernels = 2 * channels * squeezed
-        kept = size * size * channels * self.compute
+        kept = size * size * channels * self.layers.compute
         return Part(kernels + squeezed + channels, kernels, 0, kept)
 
-    def _dense(self, inputs: int, units: int) -> Part:
-        """A layer of the projection head, with its input."""
-        kept = self._normalised(units, units) + inputs * self.compute
-        return Part(inputs * units + 2 * units, inputs * units, 2 * units, kept)
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Encoder, projection head and classifier, by arithmetic.
+
+    The backbone must have its arithmetic: `is_known`.
+
+    Attributes:
+        config: architecture.
+        image_size: pixels.
+        num_classes: of the classifier; 0 builds none.
+        precision: see `Layers`.
+        global_bn: see `Layers`.
+    """
+
+    config: ModelConfig
+    image_size: int
+    num_classes: int
+    precision: str = 'float32'
+    global_bn: bool = False
+
+    @property
+    def layers(self) -> Layers:
+        """How its layers compute."""
+        return Layers(self.precision, self.global_bn)
+
+    @property
+    def features(self) -> int:
+        """Width of the encoder's output."""
+        return self._encoder.width
+
+    @property
+    def projections(self) -> int:
+        """Width of the projection head's output."""
+        return self.config.proj_out_dim if self.config.head_layers else self.features
+
+    @property
+    def _encoder(self) -> Encoder:
+        return load(self.config.backbone_entry.memory)(self.config, self.image_size, self.layers)
+
+    def encoder(self) -> Sequence[Part]:
+        """Its blocks, from the stem on."""
+        return self._encoder.parts()
+
+    def head(self) -> list[Part]:
+        """Layers of the projection head, those between the first and the last in one."""
+        config, width = self.config, self.features
+        if not config.head_layers:
+            return []
+        last = self.layers.dense(width, config.proj_out_dim)
+        last.parameters -= config.proj_out_dim  # no beta
+        return [self.layers.dense(width, width).times(config.head_layers - 1), last]
+
+    def classifier(self) -> Part:
+        """The linear classifier, in float32."""
+        parameters = (self.features_read + 1) * self.num_classes if self.num_classes else 0
+        return Part(parameters, kept=self.features_read * FLOAT if self.num_classes else 0)
+
+    @property
+    def features_read(self) -> int:
+        """Width of what the classifier reads."""
+        count, selector = self.config.head_layers, self.config.ft_proj_selector
+        return self.projections if count and selector in (-1, count) else self.features
+
+    def whole(self) -> Part:
+        """All of it."""
+        return sum([*self.encoder(), *self.head()], self.classifier())
+
+
+def is_known(config: ModelConfig) -> bool:
+    """Whether there is arithmetic for the backbone of `config`."""
+    return config.backbone_entry.memory is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +341,7 @@ class Run:
         read = network.config.ft_proj_selector
         if frozen >= 0:
             encoder = encoder[1 + frozen :]
-        if frozen == 4 or read == 0:
+        if read == 0 or not encoder:
             head = []
         return sum([*encoder, *head], network.classifier())
 
@@ -301,7 +352,7 @@ class Run:
             trained = self._trained().parameters * FLOAT
             sizes |= {'gradients': trained, f'{self.optimizer}': SLOTS[self.optimizer] * trained}
         if self.train_batch_size and network.precision != 'float32':
-            sizes[f'{network.precision} copies'] = whole.kernels * network.compute
+            sizes[f'{network.precision} copies'] = whole.kernels * network.layers.compute
         if self.learning.memory_size and self.train_batch_size:
             copied = whole.parameters + whole.statistics - network.classifier().parameters
             sizes['momentum encoder'] = copied * FLOAT

@@ -43,7 +43,7 @@ class Row:
 
     Attributes:
         stage: its title.
-        network: 'ResNet-18, width 0.25'.
+        network: 'ResNet-18 (width 0.25)'.
         parameters: trainable ones, see `count_parameters`.
         labels: labelled examples that trained the network; 0 for pretraining.
         through_teacher: where `labels` is 0, those that trained its teacher or the teacher's.
@@ -131,7 +131,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         rows.append(
             Row(
                 stage=run.stage.title,
-                network=_network(run.config),
+                network=run.config.model.title,
                 parameters=count_parameters(run),
                 labels=labels,
                 through_teacher=through,
@@ -167,10 +167,6 @@ def count_parameters(run: Run) -> int:
         if run.kind.classifies:
             freeze(model, -1)
         return sum(variable.shape.num_elements() for variable in model.trainable_variables)
-
-
-def _network(config: Config) -> str:
-    return f'ResNet-{config.model.resnet_depth}, width {config.model.width_multiplier:g}'
 
 
 def _note(run: Run) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tf2.config import BLOCKS_PER_GROUP, GROUP_FILTERS
+from tf2.models.resnet_sizes import BLOCKS_PER_GROUP, GROUP_FILTERS
 
 layers = tf.keras.layers
 ABSENT = -1e9

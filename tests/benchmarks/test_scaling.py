@@ -14,13 +14,13 @@ from tf2.config import ModelConfig
 from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
 
-SMALL = Network(ModelConfig(18, 0.25), 32, 'float32')
+SMALL = Network(ModelConfig(resnet_depth=18, width_multiplier=0.25), 32, 'float32')
 DEVICES = Devices(count=4, peak_flops=1e12, utilisation=0.5, bandwidth=1e9, memory=16e9)
 
 
 @pytest.fixture(scope='module')
 def resnet50() -> Costs:
-    return scaling.costs(Network(ModelConfig(50), 224, 'float32'), global_bn=False)
+    return scaling.costs(Network(ModelConfig(resnet_depth=50), 224, 'float32'), global_bn=False)
 
 
 @pytest.fixture
@@ -108,7 +108,9 @@ def test_costs_hold_for_other_batches(shallow: None, precision: str, global_bn: 
 
 
 def test_the_profiler_counts_as_much() -> None:
-    own, profiled = scaling_checks.profiled_flops(Network(ModelConfig(18), 64, 'float32'))
+    own, profiled = scaling_checks.profiled_flops(
+        Network(ModelConfig(resnet_depth=18), 64, 'float32')
+    )
     # It also counts ReLUs, sums and means, which weigh more where images are small.
     assert own < profiled < 1.1 * own
 

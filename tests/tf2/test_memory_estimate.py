@@ -11,17 +11,12 @@ import tensorflow as tf
 from benchmarks import scaling
 from tests.support import GOLDEN
 from tf2 import memory_estimate
-from tf2.config import (
-    BLOCKS_PER_GROUP,
-    RESNET_DEPTHS,
-    LearningConfig,
-    ModelConfig,
-    OptimizerConfig,
-)
+from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
 from tf2.memory_estimate import Network, Run
 from tf2.methods.fine_tuning import FineTuning
 from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
+from tf2.models.resnet_sizes import BLOCKS_PER_GROUP, RESNET_DEPTHS
 from tf2.optimizers import builder
 
 
@@ -30,6 +25,10 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves few blocks in the groups, of which one has two, which is faster to build."""
     for depth in RESNET_DEPTHS:
         monkeypatch.setitem(BLOCKS_PER_GROUP, depth, (2, 1, 1, 1))
+
+
+def resnet(depth: int, width: float = 1, **settings: object) -> ModelConfig:
+    return ModelConfig(resnet_depth=depth, width_multiplier=width, **settings)
 
 
 def numbers(variables: list[tf.Variable]) -> int:
@@ -46,7 +45,7 @@ def test_parameters_are_the_golden_ones() -> None:
     assert len(rows) > 10
     for row in rows:
         names = ('resnet_depth', 'width_multiplier', 'sk_ratio')
-        network = Network(ModelConfig(*(row[name] for name in names)), 224, 1000)
+        network = Network(ModelConfig(**{name: row[name] for name in names}), 224, 1000)
         encoder = sum(network.encoder(), memory_estimate.Part())
         head = sum(network.head(), memory_estimate.Part())
         assert encoder.parameters == row['backbone_trainable_parameters'], row
@@ -58,10 +57,10 @@ def test_parameters_are_the_golden_ones() -> None:
 @pytest.mark.parametrize(
     ('config', 'size'),
     [
-        (ModelConfig(18, 0.3, proj_head_mode='none'), 32),
-        (ModelConfig(34, 0.25, se_ratio=0.25, proj_head_mode='linear'), 33),
-        (ModelConfig(50, 0.3, 0.0625, num_proj_layers=1), 32),
-        (ModelConfig(152, 0.3, 0.0625, 0.25, proj_out_dim=64, num_proj_layers=4), 64),
+        (resnet(18, 0.3, proj_head_mode='none'), 32),
+        (resnet(34, 0.25, se_ratio=0.25, proj_head_mode='linear'), 33),
+        (resnet(50, 0.3, sk_ratio=0.0625, num_proj_layers=1), 32),
+        (resnet(152, 0.3, sk_ratio=0.0625, se_ratio=0.25, proj_out_dim=64, num_proj_layers=4), 64),
     ],
 )
 def test_parameters_are_those_of_every_kind_of_model(
@@ -78,10 +77,10 @@ def test_parameters_are_those_of_every_kind_of_model(
 @pytest.mark.parametrize(
     ('config', 'size', 'precision', 'global_bn'),
     [
-        (ModelConfig(18, 0.25), 32, 'float32', False),
-        (ModelConfig(50, 0.5, se_ratio=0.25), 97, 'float32', True),
-        (ModelConfig(50, 0.25, 0.0625), 64, 'bfloat16', False),
-        (ModelConfig(18, 0.3, proj_head_mode='linear'), 65, 'bfloat16', True),
+        (resnet(18, 0.25), 32, 'float32', False),
+        (resnet(50, 0.5, se_ratio=0.25), 97, 'float32', True),
+        (resnet(50, 0.25, sk_ratio=0.0625), 64, 'bfloat16', False),
+        (resnet(18, 0.3, proj_head_mode='linear'), 65, 'bfloat16', True),
     ],
 )
 def test_backward_keeps_what_is_estimated(
@@ -110,7 +109,7 @@ def test_an_optimizer_has_as_many_slots(name: str) -> None:
 
 def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
     """A momentum encoder and its queue; what fine-tuning trains, from each block on."""
-    config, network = ModelConfig(18, 0.25), Network(ModelConfig(18, 0.25), 32, 10)
+    config, network = resnet(18, 0.25), Network(resnet(18, 0.25), 32, 10)
     model = build_model(SimCLRModel(config, 32, 10))
     objective = SimCLR(model, LearningConfig(memory_size=64))
     held = Run(network, objective.config, 'lars', 32, 0).training()
@@ -126,7 +125,7 @@ def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
 
 
 def test_replicas_share_batches_and_what_is_theirs_adds_up() -> None:
-    network, objective = Network(ModelConfig(18), 32, 10), LearningConfig()
+    network, objective = Network(resnet(18), 32, 10), LearningConfig()
     one = Run(network, objective, 'lars', 64, 32)
     spread = Run(network, objective, 'lars', 64, 32, replicas=4)
     shared = Run(network, objective, 'lars', 64, 32, replicas=4, sharing=4)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf2 import distribution
 from tf2.config import LearningConfig
 from tf2.methods import momentum
-from tf2.models.encoder import SimCLRModel, build_model, projection_dim, without_classifier
+from tf2.models.encoder import SimCLRModel, build_model, without_classifier
 
 
 class Queue(tf.Module):
@@ -78,7 +78,7 @@ class Memory(tf.Module):
         super().__init__(name='memory')
         self.config = config
         self.encoder = build_model(without_classifier(model))
-        self.queue = Queue(config.memory_size, projection_dim(model.config))
+        self.queue = Queue(config.memory_size, model.projection_head.width)
 
     def start_from(self, model: SimCLRModel) -> None:
         """Makes the momentum encoder equal to `model`; to be called outside of replicas."""

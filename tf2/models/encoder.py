@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf2.config import GROUP_FILTERS, SMALL_IMAGE, ModelConfig, has_bottlenecks
-from tf2.models import BACKBONES
-from tf2.models.heads import ProjectionHead, classifier
+from common.errors import UserError
+from tf2.config import ModelConfig
+from tf2.models.heads import MakeHead, ProjectionHead, classifier
 from tf2.models.layers import Norm
 
 
@@ -15,14 +15,18 @@ class SimCLRModel(tf.keras.Model):
 
     Args:
         config: architecture.
-        image_size: pixels; the stem depends on whether it is above `SMALL_IMAGE`.
+        image_size: pixels of the images, which a backbone may depend on.
         num_classes: classes of the linear classifier; None builds none.
+        make_head: makes the projection head.
         replicas: number of replicas the training step runs on; global BN needs no
             synchronisation on one.
         precision: 'float32', 'bfloat16' or 'float16', for convolutions and dense layers.
         filter_products: see `Norm`; `tf2.precision` knows where it pays.
         detach_classifier: whether gradients of the classifier stop before the encoder, so that it
             measures the representation and does not change it.
+
+    Raises:
+        UserError: if the projection head does not have the layer that the classifier is to read.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class SimCLRModel(tf.keras.Model):
         image_size: int,
         num_classes: int | None,
         *,
+        make_head: MakeHead = ProjectionHead,
         replicas: int = 1,
         precision: str = 'float32',
         filter_products: bool = False,
@@ -46,24 +51,18 @@ class SimCLRModel(tf.keras.Model):
         self.config = config
         self.image_size = image_size
         self.num_classes = num_classes
+        self.make_head = make_head
         self.replicas = replicas
         self.precision = precision
         self.detach_classifier = detach_classifier
-        self.backbone = BACKBONES['resnet'](
-            config.resnet_depth,
-            config.width_multiplier,
-            config.sk_ratio,
-            config.se_ratio,
-            small_images=image_size <= SMALL_IMAGE,
-            norm=norm,
-        )
-        self.projection_head = ProjectionHead(
-            feature_dim(config),
-            config.proj_head_mode,
-            config.proj_out_dim,
-            config.num_proj_layers,
-            norm,
-        )
+        self.backbone = config.backbone_entry.load()(config, norm, image_size)
+        self.projection_head = make_head(config, self.backbone.width, norm)
+        layers = len(self.projection_head.blocks)
+        if config.ft_proj_selector > layers:
+            raise UserError(
+                f'--ft_proj_selector must be at most the number of projection layers, {layers}; '
+                f'found {config.ft_proj_selector}.'
+            )
         self.classifier = classifier(num_classes) if num_classes else None
 
     # Nothing in the model depends on a tensor's value, so AutoGraph has nothing to do; it would
@@ -98,36 +97,39 @@ def freeze(model: SimCLRModel, after_block: int) -> None:
 
     Args:
         model: built.
-        after_block: -1 trains the whole encoder, 0 to 3 its block groups from that one on,
-            counted from 0, and 4 nothing of encoder and head: the classifier only.
+        after_block: -1 trains the whole encoder; k the backbone's blocks behind its stem from the
+            k-th on, counted from 0; their number trains nothing of encoder and head, so the
+            classifier only. ResNets have 4.
+
+    Raises:
+        UserError: if the backbone has fewer blocks.
     """
-    if after_block >= 0:
-        model.backbone.stem.trainable = False
-        for group in model.backbone.groups[:after_block]:
-            for block in group:
-                block.trainable = False
-    blocks = model.projection_head.blocks
+    stem_and_blocks = model.backbone.blocks
+    count = len(stem_and_blocks) - 1
+    if after_block > count:
+        raise UserError(
+            f'--fine_tune_after_block must be at most {count} with --backbone='
+            f'{model.config.backbone}, which has so many blocks; found {after_block}.'
+        )
+    for block in stem_and_blocks[: after_block + 1]:
+        for layer in block:
+            layer.trainable = False
+    head = model.projection_head.blocks
     selector = model.config.ft_proj_selector
-    read = len(blocks) if selector == -1 else selector
-    for block in blocks[0 if after_block == 4 else read :]:
-        block.trainable = False
-
-
-def feature_dim(config: ModelConfig) -> int:
-    """Width of the encoder's output."""
-    expansion = 4 if has_bottlenecks(config.resnet_depth) else 1
-    return expansion * int(GROUP_FILTERS[-1] * config.width_multiplier)
-
-
-def projection_dim(config: ModelConfig) -> int:
-    """Width of the projection head's output."""
-    return feature_dim(config) if config.proj_head_mode == 'none' else config.proj_out_dim
+    read = len(head) if selector == -1 else selector
+    for layer in head[0 if after_block == count else read :]:
+        layer.trainable = False
 
 
 def without_classifier(model: SimCLRModel) -> SimCLRModel:
     """A new model, not built yet, with the encoder and projection head that `model` has."""
     return SimCLRModel(
-        model.config, model.image_size, None, replicas=model.replicas, precision=model.precision
+        model.config,
+        model.image_size,
+        None,
+        make_head=model.make_head,
+        replicas=model.replicas,
+        precision=model.precision,
     )
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import tensorflow as tf
 
+from tf2.config import ModelConfig
 from tf2.models.layers import BatchNorm, Layer, Norm
+
+# A projection head from the settings, the width of the representation, and the normalisation. It
+# has what `ProjectionHead` has: `width`, `blocks` that hold all its variables, and `__call__`.
+MakeHead: TypeAlias = Callable[[ModelConfig, int, Norm], Layer]
 
 
 class DenseBN(Layer):
@@ -32,21 +40,25 @@ class ProjectionHead(Layer):
     """The map from the encoder's output to the space in which views are compared.
 
     Args:
+        config: `proj_head_mode`: 'none' (z = h), 'linear' (one layer) or 'nonlinear' (an MLP of
+            `num_proj_layers`); `proj_out_dim`.
         in_dim: width of the encoder's output; the hidden layers have the same.
-        mode: 'none' (z = h), 'linear' (one layer) or 'nonlinear' (an MLP).
-        out_dim: width of the projection.
-        num_layers: layers of the nonlinear head.
         norm: normalisation and dtype policy.
+
+    Attributes:
+        width: of the projection.
+        blocks: layers from input to output; `ft_proj_selector` counts them from 1.
     """
 
-    def __init__(self, in_dim: int, mode: str, out_dim: int, num_layers: int, norm: Norm) -> None:
+    def __init__(self, config: ModelConfig, in_dim: int, norm: Norm) -> None:
         super().__init__(dtype=norm.dtype)
-        depth = {'none': 0, 'linear': 1, 'nonlinear': num_layers}[mode]
-        widths = [in_dim] * (depth - 1) + [out_dim] * min(depth, 1)
+        depth = config.head_layers
+        self.width = config.proj_out_dim if depth else in_dim
+        widths = [in_dim] * (depth - 1) + [self.width] * min(depth, 1)
         self.blocks = [DenseBN(w, i == depth - 1, norm) for i, w in enumerate(widths)]
 
     def call(self, features: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
-        """Returns [b, in_dim], the hidden layers after their ReLU, and the projection [b, out_dim].
+        """Returns [b, in_dim], the hidden layers after their ReLU, and the projection [b, width].
 
         All are float32. Entry k is what `ft_proj_selector=k` selects.
         """

@@ -5,10 +5,20 @@ He et al. 2016 (arXiv:1512.03385), in the variants of SimCLRv2 section 2 (arXiv:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from tf2.config import BLOCKS_PER_GROUP, GROUP_FILTERS, MIN_SK_FILTERS, has_bottlenecks
+from tf2.config import SMALL_IMAGE, ModelConfig
 from tf2.models.layers import BatchNorm, Conv, ConvBN, FixedPadding, Layer, Norm
+from tf2.models.resnet_sizes import (
+    BLOCKS_PER_GROUP,
+    GROUP_FILTERS,
+    MIN_SK_FILTERS,
+    STEM_FILTERS,
+    feature_width,
+    has_bottlenecks,
+)
 
 
 class SqueezeExcite(Layer):
@@ -147,45 +157,48 @@ class Stem(Layer):
 
 
 class ResNet(tf.keras.Model):
-    """ResNet 18, 34, 50, 101, 152 or 200 that returns all its endpoints.
+    """ResNet 18, 34, 50, 101, 152 or 200 that returns all its endpoints; see `tf2.models`.
 
     Args:
-        depth: number of layers, a key of `BLOCKS_PER_GROUP`.
-        width_multiplier: factor on every channel count.
-        sk_ratio: bottleneck ratio of selective kernels; 0 turns them off, needs depth 50 or more.
-        se_ratio: bottleneck ratio of squeeze-and-excitation; 0 turns it off.
-        small_images: whether the stem keeps the resolution (images of 32 pixels or less).
+        config: `resnet_depth`, `width_multiplier`, `sk_ratio` and `se_ratio` are read.
         norm: normalisation and dtype policy.
+        image_size: pixels; up to `SMALL_IMAGE` the stem keeps the resolution.
+
+    Attributes:
+        width: channels of the representation.
     """
 
-    def __init__(
-        self,
-        depth: int,
-        width_multiplier: float = 1,
-        sk_ratio: float = 0.0,
-        se_ratio: float = 0.0,
-        *,
-        small_images: bool = False,
-        norm: Norm = Norm(),
-    ) -> None:
+    def __init__(self, config: ModelConfig, norm: Norm, image_size: int) -> None:
         super().__init__(dtype=norm.dtype)
-        stem_width = int(64 * width_multiplier)
-        self.stem = Stem(stem_width, small_images=small_images, deep=sk_ratio > 0, norm=norm)
+        self.width = feature_width(config.resnet_depth, config.width_multiplier)
+        self.stem = Stem(
+            int(STEM_FILTERS * config.width_multiplier),
+            small_images=image_size <= SMALL_IMAGE,
+            deep=config.sk_ratio > 0,
+            norm=norm,
+        )
         self.groups = []
-        for index, (filters, blocks) in enumerate(zip(GROUP_FILTERS, BLOCKS_PER_GROUP[depth])):
+        blocks_per_group = BLOCKS_PER_GROUP[config.resnet_depth]
+        for index, (filters, blocks) in enumerate(zip(GROUP_FILTERS, blocks_per_group)):
             group = [
                 Block(
-                    int(filters * width_multiplier),
+                    int(filters * config.width_multiplier),
                     2 if index > 0 and position == 0 else 1,
-                    bottleneck=has_bottlenecks(depth),
+                    bottleneck=has_bottlenecks(config.resnet_depth),
                     project=position == 0,
-                    sk_ratio=sk_ratio,
-                    se_ratio=se_ratio,
+                    sk_ratio=config.sk_ratio,
+                    se_ratio=config.se_ratio,
                     norm=norm,
                 )
                 for position in range(blocks)
             ]
             self.groups.append(group)
+
+    @property
+    def blocks(self) -> Sequence[Sequence[Layer]]:
+        """Stem and the four groups."""
+        # Not an attribute: checkpoints would name the layers after it.
+        return [[self.stem], *self.groups]
 
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Runs the encoder.

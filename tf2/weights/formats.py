@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from common.errors import UserError
-from tf2.config import RESNET_DEPTHS
+from tf2.models.resnet_sizes import RESNET_DEPTHS
 from tf2.weights.layout import (
     CLASSIFIER,
     CONV,

@@ -8,9 +8,10 @@ import re
 
 import tensorflow as tf
 
-from tf2.config import BLOCKS_PER_GROUP, ModelConfig, has_bottlenecks
+from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel
 from tf2.models.published_names import encoder_layers
+from tf2.models.resnet_sizes import BLOCKS_PER_GROUP, has_bottlenecks
 
 ENCODER = 'model/resnet_model'
 HEAD = 'model/_projection_head/linear_layers'

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from common.errors import UserError
-from tf2.config import GROUP_FILTERS, MIN_SK_FILTERS, has_bottlenecks
+from tf2.models.resnet_sizes import GROUP_FILTERS, MIN_SK_FILTERS, has_bottlenecks
 from tf2.weights.formats import Contents
 from tf2.weights.layout import CLASSIFIER, ENCODER, GATE, HEAD, block_of, layers_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,13 +12,8 @@ import tensorflow as tf
 from common.errors import UserError
 from tests.support import GOLDEN, assign_formula_weights, relative_error
 from tf2.config import ModelConfig
-from tf2.models.encoder import (
-    SimCLRModel,
-    build_model,
-    feature_dim,
-    projection_dim,
-    without_classifier,
-)
+from tf2.models import BACKBONES, BackboneEntry
+from tf2.models.encoder import SimCLRModel, build_model, freeze, without_classifier
 from tf2.models.heads import ProjectionHead
 from tf2.models.layers import Norm
 from tf2.models.published_names import tf1_names, tf2_names
@@ -130,7 +126,7 @@ def test_parameter_counts(row: dict) -> None:
 def test_any_size_gives_finite_endpoints(config: ModelConfig, size: int) -> None:
     model = build_model(SimCLRModel(config, size, 7))
     outputs = model(tf.random.stateless_uniform([2, size, size + 3, 3], [1, 2]), training=True)
-    assert outputs['final_avg_pool'].shape == [2, feature_dim(config)]
+    assert outputs['final_avg_pool'].shape == [2, model.backbone.width]
     assert outputs['logits_sup'].shape == [2, 7]
     assert outputs['initial_conv'].shape[1] == (size if size <= 32 else (size + 1) // 2)
     assert all(np.isfinite(value).all() for value in outputs.values())
@@ -138,7 +134,8 @@ def test_any_size_gives_finite_endpoints(config: ModelConfig, size: int) -> None
 
 @pytest.mark.parametrize(('mode', 'layers'), [('none', 0), ('linear', 1), ('nonlinear', 3)])
 def test_projection_head_modes(mode: str, layers: int) -> None:
-    head = ProjectionHead(12, mode, 5, 3, Norm())
+    head = ProjectionHead(ModelConfig(proj_head_mode=mode, proj_out_dim=5), 12, Norm())
+    assert head.width == (5 if layers else 12)
     features = tf.random.stateless_normal([6, 12], [3, 4])
     outputs = head(features, training=True)
     assert len(outputs) == layers + 1
@@ -180,7 +177,7 @@ def test_a_second_model_has_the_same_encoder_and_head(mode: str) -> None:
     outputs = second(tf.zeros([2, 64, 64, 3]))
     assert outputs['block_group4'].dtype == tf.bfloat16
     assert outputs['initial_conv'].shape[1] == 32
-    assert outputs['proj_head_output'].shape == [2, projection_dim(config)]
+    assert outputs['proj_head_output'].shape == [2, model.projection_head.width]
 
 
 @pytest.mark.parametrize(
@@ -196,3 +193,47 @@ def test_a_second_model_has_the_same_encoder_and_head(mode: str) -> None:
 def test_impossible_architectures_are_refused(flags: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         ModelConfig(**flags)
+
+
+class TwoLayers(tf.keras.layers.Layer):
+    """A projection head of a method's own."""
+
+    def __init__(self, config: ModelConfig, in_dim: int, norm: Norm) -> None:
+        super().__init__(dtype=norm.dtype)
+        self.width = 7
+        self.blocks = [tf.keras.layers.Dense(units, dtype=norm.dtype) for units in (4, 7)]
+
+    def call(self, features: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
+        hidden = self.blocks[0](features)
+        return [features, hidden, self.blocks[1](hidden)]
+
+
+def test_a_head_of_another_kind_is_counted_by_its_layers() -> None:
+    config = ModelConfig(resnet_depth=18, width_multiplier=0.25, ft_proj_selector=1)
+    model = build_model(SimCLRModel(config, 8, 3, make_head=TwoLayers))
+    assert model.classifier.kernel.shape == [4, 3]
+    freeze(model, 0)
+    assert [layer.trainable for layer in model.projection_head.blocks] == [True, False]
+    second = build_model(without_classifier(model))
+    assert [v.shape for v in second.projection_head.variables] == [
+        v.shape for v in model.projection_head.variables
+    ]
+    with pytest.raises(UserError, match='number of projection layers, 2; found 3'):
+        SimCLRModel(dataclasses.replace(config, ft_proj_selector=3), 8, 3, make_head=TwoLayers)
+
+
+def test_blocks_that_are_not_there_cannot_be_chosen() -> None:
+    config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
+    with pytest.raises(UserError, match=r'fine_tune_after_block must be at most 4 .*found 5'):
+        freeze(SimCLRModel(config, 8, 3), 5)
+
+
+def test_settings_of_resnets_are_checked_for_resnets_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {'sk_ratio': 0.5, 'resnet_depth': 18, 'width_multiplier': 0.01}
+    with pytest.raises(UserError):
+        ModelConfig(**settings)
+    monkeypatch.setitem(BACKBONES, 'toy', BackboneEntry('tests.toys:ToyBackbone'))
+    assert ModelConfig(backbone='toy', **settings).title == 'toy'
+    monkeypatch.delitem(BACKBONES, 'toy')
+    with pytest.raises(UserError, match='backbone must be one of resnet; found'):
+        ModelConfig(backbone='toy')

@@ -1,0 +1,48 @@
+"""Sizes of the ResNets, and which of their settings go together. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from tf2.config import ModelConfig
+
+# Depth of a ResNet -> blocks in each of its groups.
+BLOCKS_PER_GROUP = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+RESNET_DEPTHS = tuple(BLOCKS_PER_GROUP)
+GROUP_FILTERS = (64, 128, 256, 512)
+STEM_FILTERS = 64
+MIN_SK_FILTERS = 32
+
+
+def has_bottlenecks(depth: int) -> bool:
+    """Whether a ResNet of this depth is made of bottleneck blocks (50 layers and more)."""
+    return depth >= 50
+
+
+def feature_width(depth: int, width_multiplier: float) -> int:
+    """Channels of the representation."""
+    return (4 if has_bottlenecks(depth) else 1) * int(GROUP_FILTERS[-1] * width_multiplier)
+
+
+def check_settings(config: ModelConfig) -> None:
+    """Raises UserError for settings of no ResNet."""
+    if config.sk_ratio > 0 and not has_bottlenecks(config.resnet_depth):
+        raise UserError(
+            f'--sk_ratio needs bottleneck blocks, --resnet_depth 50 or more; found depth '
+            f'{config.resnet_depth} with sk_ratio {config.sk_ratio}.'
+        )
+    if int(STEM_FILTERS * config.width_multiplier) < 2:
+        raise UserError(
+            f'--width_multiplier must leave the first layer 2 channels or more, so be at '
+            f'least 0.03125; found {config.width_multiplier}.'
+        )
