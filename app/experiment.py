@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -553,10 +553,24 @@ def view_for_teacher(experiment: Experiment, *, evaluates: bool = False) -> View
     return None if same and size == config.data.image_size else teacher_view(kind, size)
 
 
-def penalty_of(config: Config, model: SimCLRModel) -> Penalty:
-    """The L2 term of the loss: of what the optimizer itself does not decay."""
+def decayed_of(method: Method) -> list[tf.Variable]:
+    """What lars and lamb decay and adapt: every kernel that is trained, but the classifier's."""
+    classifier = method.model.classifier
+    return decay.decayed_kernels(method.trained(), besides=[classifier] if classifier else [])
+
+
+def penalty_of(
+    config: Config, model: SimCLRModel, trained: Sequence[tf.Module] | None = None
+) -> Penalty:
+    """The L2 term of the loss: of what the optimizer itself does not decay.
+
+    Args:
+        config: all settings.
+        model: what is trained, or evaluated.
+        trained: all that is trained; default: the model alone.
+    """
     if config.optimizer.optimizer in builder.DECAY_IN_UPDATE:
         variables = [model.classifier.kernel] if model.classifier else []
     else:
-        variables = decay.not_batch_norm(model, model.trainable_variables)
+        variables = decay.kernels_and_biases([model] if trained is None else trained)
     return Penalty(config.optimizer.weight_decay, variables)

@@ -22,6 +22,7 @@ from app.experiment import (
     build_method,
     build_model_of,
     check_recorded,
+    decayed_of,
     penalty_of,
     show_data,
     view_for_teacher,
@@ -46,7 +47,7 @@ from data.worker import Worker
 from tf2 import checkpoints, distribution, records, schedules
 from tf2.files import PATTERN, checkpoints_in, clear_leftovers, write_text, writing
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.optimizers import builder, decay
+from tf2.optimizers import builder
 from tf2.trainer import EXAMPLES_SEEN, FIRST_LOSS, Trainer
 from tf2.weights import Report
 
@@ -93,13 +94,10 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         model = build_model_of(experiment)
         method = build_method(experiment, model)
         schedule = schedules.build(config.optimizer, config.train, experiment.train_examples)
-        decayed = [
-            *decay.decayed_kernels(model.backbone),
-            *decay.decayed_kernels(model.projection_head),
-        ]
+        decayed = decayed_of(method)
         scales = config.train.mixed_precision == 'float16'
         optimizer = builder.build(config.optimizer, schedule, decayed, scales_loss=scales)
-        penalty = penalty_of(config, model)
+        penalty = penalty_of(config, model, method.trained())
         trainer = Trainer(method, optimizer, penalty, config.train, _finisher(experiment))
         saved = checkpoints.Checkpoints(
             model_dir,
@@ -178,9 +176,10 @@ def _show(report: Report, verbosity: int) -> None:
 
 def describe_trainable(model: SimCLRModel) -> str:
     """What will be trained, by module, with the number of parameters of each."""
-    groups = {f'block_group{i}': group for i, group in enumerate(model.backbone.groups, 1)}
-    head = {f'proj_layer{i}': [block] for i, block in enumerate(model.projection_head.blocks, 1)}
-    modules = {'stem': [model.backbone.stem], **groups, **head, 'classifier': [model.classifier]}
+    stem, *blocks = model.backbone.blocks
+    encoder = {'stem': stem, **{f'block_group{i}': block for i, block in enumerate(blocks, 1)}}
+    head = {f'proj_layer{i}': [layer] for i, layer in enumerate(model.projection_head.blocks, 1)}
+    modules = {**encoder, **head, 'classifier': [model.classifier]}
     counts = {
         name: sum(v.shape.num_elements() for layer in layers for v in layer.trainable_variables)
         for name, layers in modules.items()
@@ -197,9 +196,7 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
     where = distribution.describe(config.devices, experiment.strategy)
     print(f'{where}, in {config.train.mixed_precision}.')
     print(
-        f'{experiment.stage.doing} '
-        f'ResNet-{config.model.resnet_depth} '
-        f'(width {config.model.width_multiplier}) {start}, '
+        f'{experiment.stage.doing} {config.model.title} {start}, '
         f'{experiment.total_steps} steps of {config.train.train_batch_size} images, in {model_dir}',
         flush=True,
     )

@@ -102,7 +102,7 @@ def peak_bytes(measured: Measured, batch: int) -> int:
                 detach_classifier=True,
             )
         )
-        optimizer = builder.build(OptimizerConfig(), 0.1, decay.decayed_kernels(model.backbone))
+        optimizer = builder.build(OptimizerConfig(), 0.1, decay.decayed_kernels([model.backbone]))
         penalty = Penalty(1e-6, [model.classifier.kernel])
         trainer = Trainer(SimCLR(model, LearningConfig()), optimizer, penalty, TrainConfig())
         step = tf.function(trainer.replica_step)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import tensorflow as tf
 
 from tf2.models.encoder import SimCLRModel, build_model
+from tf2.models.kernels import kernel_layers, kernel_of
 
 Endpoints: TypeAlias = Mapping[str, tf.Tensor]
 Decode: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
@@ -35,7 +36,9 @@ def plain_copy(model: SimCLRModel, image_size: int) -> SimCLRModel:
     # No control flow of the models depends on tensors; AutoGraph would only take its time.
     build = tf.autograph.experimental.do_not_convert(build_model)
     with tf.device('/cpu:0'):
-        copy = build(SimCLRModel(model.config, image_size, model.num_classes))
+        copy = build(
+            SimCLRModel(model.config, image_size, model.num_classes, make_head=model.make_head)
+        )
         _copy_weights(model, copy)
     return copy
 
@@ -135,8 +138,7 @@ def _regularization_losses(
     model: SimCLRModel, weight_decay: float
 ) -> list[tf.types.experimental.GenericFunction]:
     """At most one function without arguments: weight_decay * sum over kernels of |w|^2 / 2."""
-    layers = (tf.keras.layers.Conv2D, tf.keras.layers.Dense)
-    kernels = [layer.kernel for layer in model.submodules if isinstance(layer, layers)]
+    kernels = [kernel_of(layer) for layer in kernel_layers(model)]
 
     @tf.function(input_signature=[], autograph=False)
     def loss() -> tf.Tensor:

@@ -65,10 +65,7 @@ def own_step(case: argparse.Namespace) -> Call:
             detach_classifier=True,
         )
     )
-    decayed = [
-        *decay.decayed_kernels(model.backbone),
-        *decay.decayed_kernels(model.projection_head),
-    ]
+    decayed = decay.decayed_kernels([model.backbone, model.projection_head])
     optimizer = builder.build(OptimizerConfig(), 0.01, decayed)
     penalty = Penalty(1e-6, [model.classifier.kernel])
     trainer = Trainer(SimCLR(model, LearningConfig()), optimizer, penalty, TrainConfig())

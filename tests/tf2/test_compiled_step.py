@@ -171,7 +171,7 @@ def trainer_of(
     objective = build(model, config, teacher)
     objective.initialise()
     optimizer = builder.build(
-        OptimizerConfig(weight_decay=1e-4), 0.1, decay.decayed_kernels(model.backbone)
+        OptimizerConfig(weight_decay=1e-4), 0.1, decay.decayed_kernels([model.backbone])
     )
     trainer = Trainer(objective, optimizer, Penalty(1e-4, [model.classifier.kernel]), TrainConfig())
     return trainer, [*model.variables, *objective.variables]

@@ -455,7 +455,7 @@ def real_run(model_dir: pathlib.Path, seed: int, until: int) -> list[np.ndarray]
         )
     )
     rate = schedules.build(OptimizerConfig(warmup_epochs=1.0), LENGTH, 24)
-    decayed = decay.decayed_kernels(model.backbone)
+    decayed = decay.decayed_kernels([model.backbone])
     optimizer = builder.build(OptimizerConfig(weight_decay=1e-4), rate, decayed)
     objective = SimCLR(model, LearningConfig())
     trainer = Trainer(objective, optimizer, Penalty(1e-4, [model.classifier.kernel]), LENGTH)

@@ -84,11 +84,12 @@ def build_trainer(golden: dict, objectives: dict) -> tuple[Trainer, SimCLRModel]
     )
     assign_formula_weights(tf2_names(model))
     objective = objectives[objective_config.train_mode](model, objective_config)
-    decayed = decay.decayed_kernels(model.backbone) + decay.decayed_kernels(model.projection_head)
+    decayed = decay.decayed_kernels([model.backbone, model.projection_head])
     rate = schedules.build(config, train, golden['num_examples'])
     optimizer = builder.build(config, rate, decayed)
     in_update = config.optimizer in builder.DECAY_IN_UPDATE
-    everything = decay.not_batch_norm(model, objective.trainable_variables)
+    trained = {variable.ref() for variable in objective.trainable_variables}
+    everything = [v for v in decay.kernels_and_biases([model]) if v.ref() in trained]
     penalty = Penalty(config.weight_decay, [model.classifier.kernel] if in_update else everything)
     return Trainer(objective, optimizer, penalty, train), model
 

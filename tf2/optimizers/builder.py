@@ -44,7 +44,7 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Rate, Variables], Optimizer]] =
 }
 
 # These apply weight decay themselves, to what they are told to; the others rely on an L2 term of
-# the loss over everything but batch normalisation.
+# the loss.
 DECAY_IN_UPDATE = frozenset({'lars', 'lamb'})
 
 
@@ -62,8 +62,7 @@ def build(
     Args:
         config: which optimizer, and its momentum and weight decay.
         learning_rate: float, or a schedule called with the number of updates done.
-        decayed: variables that lars and lamb decay and adapt: the kernels of encoder and
-            projection head, without the supervised head. The others ignore it.
+        decayed: variables that lars and lamb decay and adapt. The others ignore it.
         scales_loss: whether small gradients are kept from vanishing in float16: the loss is
             multiplied by a factor that grows until gradients overflow; such an update is left
             out, counts as a step, and halves the factor (Micikevicius et al. 2017,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 import tensorflow as tf
 
-_KERNEL_LAYERS = (
-    tf.keras.layers.Conv2D,
-    tf.keras.layers.DepthwiseConv2D,
-    tf.keras.layers.Dense,
-)
+from tf2.models.kernels import kernel_layers, kernel_of
 
 
 def variable_key(variable: tf.Variable) -> str:
@@ -26,66 +22,52 @@ def variable_key(variable: tf.Variable) -> str:
     return variable._unique_id
 
 
-def decayed_kernels(module: tf.Module) -> list[tf.Variable]:
-    """Kernels of every convolution and dense layer in `module`, itself included.
+def decayed_kernels(
+    modules: Iterable[tf.Module], *, besides: Iterable[tf.Module] = ()
+) -> list[tf.Variable]:
+    """Kernels of all convolution and dense layers in `modules` that are not frozen.
+
+    Biases, normalisation parameters and embeddings are not among them.
 
     Args:
-        module: a built layer, model or other tf.Module.
+        modules: built layers, models or other tf.Modules.
+        besides: parts of them whose kernels are left out.
 
     Returns:
-        Each kernel once, in the order in which `submodules` lists the layers. Biases and batch
-        normalisation parameters are not among them.
+        Each kernel once, in the order in which `submodules` lists the layers.
 
     Raises:
         ValueError: when a layer has no kernel yet because it was never called.
     """
-    layers = (layer for layer in _walk(module) if isinstance(layer, _KERNEL_LAYERS))
-    return _unique(_kernel(layer) for layer in layers)
+    left_out = {id(layer) for module in besides for layer in kernel_layers(module)}
+    return _unique(
+        kernel_of(layer)
+        for module in modules
+        for layer in kernel_layers(module)
+        if layer.trainable and id(layer) not in left_out
+    )
 
 
-def not_batch_norm(
-    module: tf.Module, variables: Sequence[tf.Variable] | None = None
-) -> list[tf.Variable]:
-    """Trainable variables that are not batch normalisation parameters: kernels and biases.
+def kernels_and_biases(modules: Iterable[tf.Module]) -> list[tf.Variable]:
+    """Trainable kernels and biases of all convolution and dense layers in `modules`.
 
     Args:
-        module: a built layer, model or other tf.Module, in which batch normalisation is looked for.
-        variables: those to choose from; default: `module.trainable_variables`.
+        modules: built layers, models or other tf.Modules.
 
     Returns:
-        Each variable once, in their order.
+        Each variable once, in the order of the modules' `trainable_variables`.
     """
-    candidates = module.trainable_variables if variables is None else variables
-    norms = (layer for layer in _walk(module) if _is_batch_norm(layer))
-    excluded = {variable_key(variable) for norm in norms for variable in norm.variables}
-    return [v for v in _unique(candidates) if variable_key(v) not in excluded]
+    modules = list(modules)
+    layers = (layer for module in modules for layer in kernel_layers(module))
+    chosen = {variable_key(variable) for layer in layers for variable in layer.variables}
+    trainable = _unique(variable for module in modules for variable in module.trainable_variables)
+    return [variable for variable in trainable if variable_key(variable) in chosen]
 
 
 def l2_penalty(variables: Iterable[tf.Variable]) -> tf.Tensor:
     """Half the sum of squares of all `variables`, [] float32; 0 when there are none."""
     terms = [tf.nn.l2_loss(tf.cast(variable, tf.float32)) for variable in variables]
     return tf.add_n(terms) if terms else tf.zeros([])
-
-
-def _walk(module: tf.Module) -> Iterator[tf.Module]:
-    yield module
-    yield from module.submodules
-
-
-def _is_batch_norm(module: tf.Module) -> bool:
-    # Keras has several unrelated batch normalisation classes; running statistics are what they,
-    # and any class of our own, have in common.
-    return hasattr(module, 'moving_mean') and hasattr(module, 'moving_variance')
-
-
-def _kernel(layer: tf.keras.layers.Layer) -> tf.Variable:
-    if not layer.built:
-        raise ValueError(
-            f'Expected built layers; {layer.name} has no kernel: call the model first.'
-        )
-    if isinstance(layer, tf.keras.layers.DepthwiseConv2D):
-        return layer.depthwise_kernel
-    return layer.kernel
 
 
 def _unique(variables: Iterable[tf.Variable]) -> list[tf.Variable]:

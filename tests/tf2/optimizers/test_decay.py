@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tests.support import mirrored
+from tf2.config import ModelConfig
+from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import decay
 
 layers = tf.keras.layers
@@ -64,40 +66,90 @@ def _by_shape(variables: list[tf.Variable]) -> list[list[int]]:
 @pytest.mark.parametrize('dtype', ['float32', 'mixed_bfloat16'])
 def test_decayed_kernels(dtype: str) -> None:
     net = _net(dtype)
-    kernels = decay.decayed_kernels(net)
+    kernels = decay.decayed_kernels([net])
     assert _by_shape(kernels) == [[3, 3, 3, 4], [3, 3, 4, 1], [4, 5]]
-    assert _same(kernels, decay.decayed_kernels(net))
+    assert _same(kernels, decay.decayed_kernels([net]))
 
 
-def test_decayed_kernels_of_a_layer_and_of_a_plain_module() -> None:
-    net = _net()
+def test_decayed_kernels_of_several_modules() -> None:
+    net, other = _net(), _net()
     dense = net.heads['a']
-    assert _same(decay.decayed_kernels(dense), [dense.kernel])
+    assert _same(decay.decayed_kernels([dense]), [dense.kernel])
     plain = tf.Module()
     plain.parts = [net, dense]
-    assert len(decay.decayed_kernels(plain)) == 3
+    assert len(decay.decayed_kernels([plain])) == 3
+    assert len(decay.decayed_kernels([plain, other, net])) == 6
+    kept = decay.decayed_kernels([plain, other], besides=[dense])
+    assert _by_shape(kept) == [[3, 3, 3, 4], [3, 3, 3, 4], [3, 3, 4, 1], [3, 3, 4, 1], [4, 5]]
+    assert any(variable is other.heads['a'].kernel for variable in kept)
+
+
+def test_frozen_layers_do_not_decay() -> None:
+    net = _net()
+    net.stem.trainable = False
+    assert _by_shape(decay.decayed_kernels([net])) == [[3, 3, 4, 1], [4, 5]]
+    assert _by_shape(decay.kernels_and_biases([net])) == [[3, 3, 4, 1], [4, 5], [5]]
+    net.trainable = False
+    assert decay.decayed_kernels([net]) == decay.kernels_and_biases([net]) == []
+
+
+class _Transformer(layers.Layer):
+    """Attention, normalisation over channels and a position embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = layers.MultiHeadAttention(2, 3)
+        self.norm = layers.LayerNormalization()
+
+    def build(self, shape: tf.TensorShape) -> None:
+        self.position = self.add_weight(name='kernel', shape=shape[1:])
+
+    def call(self, tokens: tf.Tensor) -> tf.Tensor:
+        normed = self.norm(tokens + self.position)
+        return self.attention(normed, normed)
+
+
+def test_attention_decays_and_position_embeddings_do_not() -> None:
+    layer = _Transformer()
+    layer(tf.zeros([1, 5, 4]))
+    kernels = [[2, 3, 4], [4, 2, 3], [4, 2, 3], [4, 2, 3]]
+    assert _by_shape(decay.decayed_kernels([layer])) == kernels
+    biases = [[2, 3], [2, 3], [2, 3], [4]]
+    assert _by_shape(decay.kernels_and_biases([layer])) == sorted([*kernels, *biases])
 
 
 def test_unbuilt_layer() -> None:
     with pytest.raises(ValueError, match='no kernel'):
-        decay.decayed_kernels(layers.Dense(3))
+        decay.decayed_kernels([layers.Dense(3)])
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'mixed_bfloat16'])
-def test_not_batch_norm(dtype: str) -> None:
+def test_kernels_and_biases(dtype: str) -> None:
     net = _net(dtype)
-    found = decay.not_batch_norm(net)
+    found = decay.kernels_and_biases([net])
     assert _by_shape(found) == [[3, 3, 3, 4], [3, 3, 4, 1], [4], [4, 5], [5]]
     kept = {id(variable) for variable in found}
     assert _same(found, [v for v in net.trainable_variables if id(v) in kept])
-
-
-def test_not_batch_norm_among_given_and_of_frozen() -> None:
-    net = _net()
     dense = net.heads['a']
-    assert _same(decay.not_batch_norm(net, dense.trainable_variables), [dense.kernel, dense.bias])
-    net.stem.trainable = False
-    assert _by_shape(decay.not_batch_norm(net)) == [[3, 3, 4, 1], [4, 5], [5]]
+    assert _same(decay.kernels_and_biases([dense, dense]), [dense.kernel, dense.bias])
+
+
+@pytest.mark.parametrize(('sk', 'se'), [(0.0, 0.0), (0.0625, 0.25)])
+def test_what_decays_in_the_model_by_name(sk: float, se: float) -> None:
+    """The published program goes by names, which our variables keep."""
+    config = ModelConfig(resnet_depth=50, width_multiplier=0.03125, sk_ratio=sk, se_ratio=se)
+    with tf.Graph().as_default():
+        model = build_model(SimCLRModel(config, 32, 10))
+        word = {v.ref(): v.name.rsplit('/', 1)[-1].split(':')[0] for v in model.variables}
+        classifier = {v.ref() for v in model.classifier.variables}
+        kernels = {ref for ref in word if word[ref] == 'kernel'}
+        biases = {v.ref() for v in model.trainable_variables if word[v.ref()] == 'bias'}
+        found = decay.decayed_kernels([model], besides=[model.classifier])
+        assert {v.ref() for v in found} == kernels - classifier
+        everything = decay.kernels_and_biases([model])
+        assert {v.ref() for v in everything} == kernels | biases
+        norms = [v for v in model.trainable_variables if word[v.ref()] in ('gamma', 'beta')]
+        assert len(everything) + len(norms) == len(model.trainable_variables)
 
 
 def test_l2_penalty() -> None:
