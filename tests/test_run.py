@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.interruption import Interrupted
 from common.stages import STAGES
 from hub_export import publish
-from tests.support import mirrored, no_checker
+from tests.support import mirrored, no_checker, shallow_resnet_18
 from tf2 import distribution, precision
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
@@ -339,16 +339,23 @@ def events(folder: pathlib.Path) -> Iterator[tuple[int, str]]:
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+def shallow() -> Iterator[None]:
+    with shallow_resnet_18():
+        yield
+
+
+@pytest.fixture(scope='module')
+def finished(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
     """The folder of a run, and what it printed."""
     model_dir = tmp_path_factory.mktemp('finished') / 'run'
     return model_dir, main('--mode=train_then_eval', f'--model_dir={model_dir}', *BUNDLED)
 
 
 @pytest.fixture
-def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exporting starts a process of its own, which takes seconds."""
+def train_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither exports nor shows sample views, which takes as long as all the rest."""
     monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+    monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
 
 
 def test_a_disk_that_is_full_from_the_start_costs_one_line(
@@ -416,7 +423,7 @@ def test_a_run_writes_curves_and_sample_views(finished: tuple[pathlib.Path, str]
     assert any(name.startswith('train/views') for _, name in written)
 
 
-@pytest.mark.usefixtures('no_export')
+@pytest.mark.usefixtures('train_only')
 def test_a_finished_run_is_not_trained_again(finished: tuple[pathlib.Path, str]) -> None:
     model_dir, _ = finished
     before = {path.name: path.read_bytes() for path in model_dir.glob('ckpt-*')}
@@ -434,7 +441,7 @@ def test_a_run_is_not_to_end_before_what_it_did(
     assert 'holds step 3, this run is to end at step 2' in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures('no_export')
+@pytest.mark.usefixtures('train_only')
 def test_a_device_that_finishes_the_views_learns_the_same(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,7 +463,7 @@ def test_a_device_that_finishes_the_views_learns_the_same(
         np.testing.assert_allclose(found[name], value, atol=1e-3, err_msg=name)
 
 
-@pytest.mark.usefixtures('no_export')
+@pytest.mark.usefixtures('train_only')
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
@@ -500,8 +507,10 @@ def test_an_evaluation_with_a_name_leaves_the_results_of_the_run_alone(
     assert (model_dir / 'others' / 'result_3.json').exists()
 
 
-@pytest.mark.usefixtures('no_export')
-def test_images_without_labels_pretrain_without_classifier(tmp_path: pathlib.Path) -> None:
+@pytest.mark.usefixtures('train_only')
+def test_images_without_labels_pretrain_without_classifier(
+    shallow: None, tmp_path: pathlib.Path
+) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / 'images' / 'train').mkdir(parents=True)
     for number in range(16):
@@ -530,7 +539,9 @@ MEMORY = (
 
 
 @pytest.fixture(scope='module')
-def remembering(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+def remembering(
+    shallow: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, str]:
     """The folder of a run with a memory, and what it printed."""
     model_dir = tmp_path_factory.mktemp('remembering') / 'run'
     with pytest.MonkeyPatch.context() as patch:
@@ -546,7 +557,7 @@ def saved_values(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     return {name: reader.get_tensor(name) for name in names}
 
 
-@pytest.mark.usefixtures('no_export')
+@pytest.mark.usefixtures('train_only')
 def test_a_run_with_a_memory_goes_on_as_if_it_had_not_been_stopped(
     remembering: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
@@ -563,7 +574,7 @@ def test_a_run_with_a_memory_goes_on_as_if_it_had_not_been_stopped(
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     slots = [name for name in expected if name.startswith('optimizer/') and expected[name].ndim]
-    assert len(slots) == 121 - 2 * 24  # of the model's weights, and of nothing else
+    assert len(slots) == 81 - 2 * 16  # of the model's weights, and of nothing else
 
 
 def test_another_memory_size_is_refused_where_there_are_checkpoints(
@@ -595,7 +606,7 @@ def test_the_momentum_encoder_is_exported_beside_the_model(
         np.testing.assert_allclose(momentum[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.usefixtures('no_export')
+@pytest.mark.usefixtures('train_only')
 @pytest.mark.parametrize('folder', ['', 'saved_model/4', 'momentum_saved_model/4'])
 def test_weights_of_a_run_with_a_memory_start_another(
     remembering: tuple[pathlib.Path, str], tmp_path: pathlib.Path, folder: str
@@ -605,7 +616,7 @@ def test_weights_of_a_run_with_a_memory_start_another(
     # At a rate of 0 the weights of the start stay; moving statistics do not.
     shown = main('--mode=train', *flags, '--learning_rate=0', '--train_steps=1')
     classifier = 0 if folder.startswith('momentum') else 2
-    assert f'Loaded {119 + classifier} variables' in shown
+    assert f'Loaded {79 + classifier} variables' in shown
     run_values = saved_values(tmp_path / 'run', 1)
     below = {'momentum_saved_model/4': 'objective/memory/encoder/'}.get(folder, 'model/')
     source_values = saved_values(remembering[0], 4)
@@ -615,7 +626,7 @@ def test_weights_of_a_run_with_a_memory_start_another(
         for name in source_values
         if name.startswith(below) and weights.search(name) and 'classifier' not in name
     ]
-    assert len(compared) == 119 - 2 * 24  # all but the moving statistics
+    assert len(compared) == 79 - 2 * 16  # all but the moving statistics
     for name in compared:
         expected = source_values[below + name]
         np.testing.assert_array_equal(run_values[f'model/{name}'], expected, name)
@@ -627,7 +638,7 @@ def test_weights_of_a_run_with_a_memory_start_another(
 # --- distillation
 
 
-@pytest.mark.usefixtures('no_export')
+@pytest.mark.usefixtures('train_only')
 def test_a_student_learns_from_images_with_few_labels_on_two_replicas(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -650,10 +661,10 @@ def test_a_student_learns_from_images_with_few_labels_on_two_replicas(
     assert len((tmp_path / train.LABELS_FILE).read_text().splitlines()) == 10
     # As many weights of the encoder as a student has, and nobody else's.
     kernels = [name for name in saved_values(tmp_path, 2) if name.endswith('kernel' + VALUE)]
-    assert len([name for name in kernels if not name.startswith('optimizer')]) == 21 + 3 + 1
+    assert len([name for name in kernels if not name.startswith('optimizer')]) == 13 + 3 + 1
 
 
-@pytest.mark.usefixtures('no_export')
+@pytest.mark.usefixtures('train_only')
 def test_a_student_learns_from_images_without_any_label(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -708,7 +719,7 @@ FINETUNE = (
 
 
 def test_fine_tuning_takes_the_architecture_of_its_checkpoint(
-    finished: tuple[pathlib.Path, str], no_export: None, tmp_path: pathlib.Path
+    finished: tuple[pathlib.Path, str], train_only: None, tmp_path: pathlib.Path
 ) -> None:
     pretrained, _ = finished
     shown = main(
@@ -720,7 +731,7 @@ def test_fine_tuning_takes_the_architecture_of_its_checkpoint(
     )
     assert 'bundled: 20 training images' in shown
     # The classifier of the pretraining has seen all labels, this run is to know twenty.
-    assert 'Loaded 119 variables' in shown and 'classifier: starts anew' in shown
+    assert 'Loaded 79 variables' in shown and 'classifier: starts anew' in shown
     assert 'proj_layer1' in shown and 'proj_layer2' not in shown
     flags = json.loads((tmp_path / 'run' / 'flags.json').read_text())
     assert (flags['resnet_depth'], flags['width_multiplier'], flags['image_size']) == (18, 0.25, 8)
@@ -730,7 +741,7 @@ def test_fine_tuning_takes_the_architecture_of_its_checkpoint(
 
 
 def test_fine_tuning_keeps_the_final_figure_apart_from_the_best(
-    finished: tuple[pathlib.Path, str], no_export: None, tmp_path: pathlib.Path
+    finished: tuple[pathlib.Path, str], train_only: None, tmp_path: pathlib.Path
 ) -> None:
     model_dir = tmp_path / 'run'
     arguments = (f'--checkpoint={finished[0]}', f'--model_dir={model_dir}', *FINETUNE)
@@ -745,7 +756,7 @@ def test_fine_tuning_keeps_the_final_figure_apart_from_the_best(
 
 
 def test_fine_tuning_goes_on_and_is_evaluated_when_its_checkpoint_is_gone(
-    finished: tuple[pathlib.Path, str], no_export: None, tmp_path: pathlib.Path
+    finished: tuple[pathlib.Path, str], train_only: None, tmp_path: pathlib.Path
 ) -> None:
     pretrained, model_dir = tmp_path / 'pretrained', tmp_path / 'run'
     shutil.copytree(finished[0], pretrained)
@@ -760,7 +771,7 @@ def test_fine_tuning_goes_on_and_is_evaluated_when_its_checkpoint_is_gone(
 
 @pytest.mark.parametrize('zero', [True, False])
 def test_the_classifier_starts_at_zero_if_asked_to(
-    finished: tuple[pathlib.Path, str], no_export: None, tmp_path: pathlib.Path, zero: bool
+    finished: tuple[pathlib.Path, str], train_only: None, tmp_path: pathlib.Path, zero: bool
 ) -> None:
     model_dir = tmp_path / 'run'
     # With a rate of 0 the checkpoint at the end holds the weights of the start.
@@ -781,7 +792,7 @@ def test_the_classifier_starts_at_zero_if_asked_to(
 
 def test_another_number_of_classes_can_be_fine_tuned(
     finished: tuple[pathlib.Path, str],
-    no_export: None,
+    train_only: None,
     tmp_path: pathlib.Path,
 ) -> None:
     for split in ('train', 'test'):
@@ -855,7 +866,7 @@ def test_any_weights_become_a_module(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     exported = main('--mode=export', f'--checkpoint={finished[0]}', f'--model_dir={tmp_path}')
-    assert 'Loaded 121 variables' in exported
+    assert 'Loaded 81 variables' in exported
     images = np.random.default_rng(0).random([2, 8, 8, 3]).astype(np.float32)
     first, second = (
         tf.saved_model.load(str(folder / 'saved_model' / '3')) for folder in (finished[0], tmp_path)
@@ -885,7 +896,7 @@ def test_an_export_does_not_touch_the_folder_of_another_run(
         train._check_own_folder(str(finished[0]), str(finished[0] / 'momentum_saved_model' / '3'))
 
 
-@pytest.mark.usefixtures('no_export')
+@pytest.mark.usefixtures('train_only')
 @pytest.mark.parametrize('odd', ['g[1]', 'back\\slash [x]'])
 def test_weights_and_teachers_are_found_below_any_folder(
     odd: str, finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
@@ -895,7 +906,7 @@ def test_weights_and_teachers_are_found_below_any_folder(
     shutil.copytree(finished[0], source)
     for path in (source, source / 'ckpt-3', source / 'saved_model' / '3'):
         shown = main('--mode=export', f'--checkpoint={path}', f'--model_dir={tmp_path / "new"}')
-        assert 'Loaded 121 variables' in shown
+        assert 'Loaded 81 variables' in shown
         teacher = open_teacher(str(path), precision='float32')
         assert teacher.logits(tf.zeros([1, 8, 8, 3])).shape == [1, 10]
     assert 'Step 3 on' in main('--mode=eval', f'--model_dir={source}', '--eval_name=again')
@@ -1021,7 +1032,7 @@ def test_evaluation_says_what_it_waits_for_and_refuses_what_is_no_run(
 # --- two processes and one folder
 
 
-@pytest.mark.usefixtures('no_export')
+@pytest.mark.usefixtures('train_only')
 def test_a_folder_in_use_is_refused_to_every_mode_that_writes(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
