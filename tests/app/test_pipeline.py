@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 
 import pytest
 import tensorflow as tf
@@ -17,7 +18,7 @@ import run
 from app import pipeline, train
 from common.interruption import Interrupted
 from hub_export import publish
-from tests.support import no_checker
+from tests.support import no_checker, shallow_resnet_18
 from tf2.checkpoints import Checkpoints
 
 SMALL = (
@@ -53,13 +54,27 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report that says nothing: it takes seconds, and is tested elsewhere."""
+    """A report that says nothing, and modules without content: what takes seconds."""
     write = lambda path, stages: pathlib.Path(path).write_text('brief')  # noqa: E731
     monkeypatch.setattr(pipeline.report, 'write_report', write)
 
+    def export(model: object, root: str, step: int, **_: object) -> str:
+        folder = pathlib.Path(root, str(step))
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
+
+    monkeypatch.setattr(train.hub_export, 'export_module', export)
+    monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
+
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+def shallow() -> Iterator[None]:
+    with shallow_resnet_18():
+        yield
+
+
+@pytest.fixture(scope='module')
+def finished(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
     """The folder of a whole pipeline, and what it printed."""
     model_dir = tmp_path_factory.mktemp('pipeline') / 'all'
     with pytest.MonkeyPatch.context() as patch:
@@ -157,6 +172,7 @@ def test_a_pipeline_killed_after_a_training_ends_with_the_same_table(
     shown = main(*SMALL, f'--model_dir={moved}')
     assert table(shown) == table(finished[1])
     assert (moved / 'report.html').exists()
+    assert (moved / 'student' / 'saved_model' / '3').is_dir()
 
 
 @pytest.mark.usefixtures('brief')
@@ -190,6 +206,7 @@ def test_a_pipeline_killed_in_any_stage_ends_with_the_same_table(
     assert table(shown) == table(finished[1])
     # What was best on the way too: the evaluation that death prevented is made up for.
     assert results(model_dir)[name] == results(finished[0])[name]
+    assert (model_dir / name / 'saved_model' / '3').is_dir()
     assert (model_dir / 'report.html').exists()
 
 

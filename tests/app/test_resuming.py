@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import shutil
+from collections.abc import Iterator
 
 import pytest
 import tensorflow as tf
@@ -19,7 +20,7 @@ from app.config.schema import DEFAULTS, OPTIONS, to_values
 from app.presets import PRESETS
 from app.resuming import Course
 from common.errors import UserError
-from tests.support import GOLDEN
+from tests.support import GOLDEN, shallow_resnet_18
 from tf2 import schedules
 from tf2.checkpoints import recorded_in
 from tf2.config import OptimizerConfig, TrainConfig
@@ -56,16 +57,24 @@ def flags_in(folder: pathlib.Path) -> dict:
 
 @pytest.fixture(autouse=True)
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exporting starts a process of its own, which takes seconds."""
+    """Exporting and sample views take seconds."""
     monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+    monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def shallow() -> Iterator[None]:
+    with shallow_resnet_18():
+        yield
+
+
+@pytest.fixture(scope='module')
+def finished(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run of two epochs in batches of 8."""
     folder = tmp_path_factory.mktemp('resuming') / 'run'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+        patch.setattr(train, '_write_sample_views', lambda *_: None)
         main(*COMMAND, f'--model_dir={folder}')
     return folder
 
