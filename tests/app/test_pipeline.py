@@ -163,7 +163,8 @@ def test_a_pipeline_killed_after_a_training_ends_with_the_same_table(
 ) -> None:
     model_dir, moved = tmp_path / 'all', tmp_path / 'of another name'
     shutil.copytree(finished[0], model_dir)
-    shutil.rmtree(model_dir / 'student')
+    if place[0] is not pipeline.report:  # by then it is as it was
+        shutil.rmtree(model_dir / 'student')
     (model_dir / 'report.html').unlink()
     with monkeypatch.context() as patch:
         patch.setattr(*place, die)

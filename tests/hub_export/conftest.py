@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import tensorflow as tf
 
 from hub_export import export_module, publish
-from tests.support import no_checker
+from tests.support import no_checker, shallow_resnet_18
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
 
@@ -63,11 +63,19 @@ def export(model: SimCLRModel, root: str, step: int, keep: int = 0) -> str:
     )
 
 
+@pytest.fixture(scope='module', autouse=True)
+def shallow() -> Iterator[None]:
+    with shallow_resnet_18():
+        yield
+
+
 @pytest.fixture(scope='session')
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Exported with the true check."""
-    model = lively_model(detach_classifier=True)
-    return Exported(model, export(model, str(tmp_path_factory.mktemp('modules')), 12))
+    # What is of the session comes before what is of a file.
+    with shallow_resnet_18():
+        model = lively_model(detach_classifier=True)
+        return Exported(model, export(model, str(tmp_path_factory.mktemp('modules')), 12))
 
 
 @pytest.fixture

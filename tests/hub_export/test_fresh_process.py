@@ -95,5 +95,5 @@ def test_serves_and_trains_in_another_process(exported: Exported, tmp_path: path
 
 @pytest.mark.smoke
 def test_exports_within_the_true_check(exported: Exported) -> None:
-    assert pathlib.Path(exported.path, 'saved_model.pb').stat().st_size < 2_000_000
+    assert pathlib.Path(exported.path, 'saved_model.pb').stat().st_size < 1_000_000
     assert [path.name for path in pathlib.Path(exported.path).parent.iterdir()] == ['12']

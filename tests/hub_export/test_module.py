@@ -25,6 +25,7 @@ from tests.hub_export.conftest import (
     random_images,
 )
 from tests.support import mirrored, run_on_replicas
+from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
 
 ENDPOINTS = {
@@ -94,7 +95,7 @@ def test_gradients_of_the_classifier_reach_the_encoder(exported: Exported) -> No
     gradients = tape.gradient(loss, list(module.trainable_variables))
     reached = [gradient is not None and np.any(gradient) for gradient in gradients]
     kernels = [v for v, r in zip(module.trainable_variables, reached) if r and v.shape.rank == 4]
-    assert len(kernels) == 1 + 16 + 4  # stem, two in each of eight blocks, shortcuts
+    assert len(kernels) == 1 + 8 + 4  # stem, two in each of four blocks, shortcuts
 
 
 def test_encoded_images_are_decoded(exported: Exported) -> None:
@@ -193,8 +194,12 @@ def test_refuses_a_strategy_scope_and_another_stem(exported: Exported) -> None:
 
 @pytest.mark.parametrize('changes', [{'proj_head_mode': 'none'}, {'resnet_depth': 50}])
 def test_other_architectures(
-    changes: dict[str, object], tmp_path: pathlib.Path, unchecked: Callable[..., str]
+    changes: dict[str, object],
+    tmp_path: pathlib.Path,
+    unchecked: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(resnet.BLOCKS_PER_GROUP, 50, (1, 1, 1, 1))
     config = dataclasses.replace(CONFIG, **changes)
     if config.resnet_depth == 50:
         config = dataclasses.replace(config, sk_ratio=0.0625, se_ratio=0.25)
