@@ -1,4 +1,4 @@
-"""Encoder -> SavedModel that TensorFlow Hub can use -> checked by loading it -> published."""
+"""Encoder -> SavedModel for TensorFlow Hub -> checked by loading it -> published by a rename."""
 
 from __future__ import annotations
 

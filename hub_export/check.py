@@ -1,6 +1,6 @@
 """Loads an exported module as its users do, and compares what it computes with what it should.
 
-Run as a program of its own, so that nothing of the exporting process can help:
+Runs in its own process, without anything that the exporting process holds:
 `echo '["MODULE", "REFERENCE"]' | python hub_export/check.py`, where REFERENCE is written by
 `save_reference`. It imports nothing of the project, and may be started before the module is there.
 """

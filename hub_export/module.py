@@ -1,4 +1,4 @@
-"""The object that is saved: a plain copy of a model, called with images or with encoded bytes."""
+"""The object that becomes a SavedModel: a plain copy of a model that takes images or files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _variables_by_path(node: tf.Module, path: str = 'model') -> dict[str, tf.Var
 def build_module(
     model: SimCLRModel, image_size: int, decode: Decode, weight_decay: float
 ) -> tuple[tf.train.Checkpoint, dict[str, tf.types.experimental.ConcreteFunction]]:
-    """Wraps `model` up for `tf.saved_model.save`.
+    """Wraps `model` for `tf.saved_model.save`.
 
     Args:
         model: built outside of any strategy.

@@ -1,4 +1,4 @@
-"""Writes an exported module, has it checked, and only then gives it its name."""
+"""Writes an exported module under another name, checks it, and renames it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _save(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Saving logs where it wrote to, which is a name that is gone a moment later."""
+    """Silences the log line with the path it saved to, which is a temporary one."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -140,9 +140,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _checker() -> Iterator[Callable[[str, str], None]]:
-    """Another process that checks what it is given: a module's path, and the reference file.
+    """A process that checks a module, given its path and the reference file.
 
-    It is there from the beginning, because it imports TensorFlow while this one exports.
+    It starts before the export, so as to import TensorFlow meanwhile.
     """
     # On the CPU: this process may hold all memory of the accelerators.
     environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
@@ -202,7 +202,7 @@ def _clear_leftovers(root: str) -> None:
 
 
 def _prune(root: str, step: int, keep: int) -> None:
-    """Removes our modules but that of `step` and the newest `keep` - 1 others; says what stays."""
+    """Keeps our module of `step` and the newest `keep` - 1 others; names what it may not remove."""
     if not keep:
         return
     numbers = sorted((n for n in names_in(root) if n.isdecimal() and int(n) != step), key=int)

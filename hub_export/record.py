@@ -1,4 +1,4 @@
-"""What an exported module says about itself: enough to build its model again."""
+"""The record in an exported module: enough to rebuild its model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def has_record(path: str) -> bool:
 
 
 def read_record(path: str) -> ModuleRecord:
-    """What the exported module in folder `path` says about itself.
+    """The record of the exported module in folder `path`.
 
     The weights are then read by `tf.train.Checkpoint(model=...).restore`, from the prefix
     `path + '/variables/variables'`.

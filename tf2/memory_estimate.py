@@ -1,6 +1,6 @@
-"""How much memory a run needs on each device: arithmetic alone, before anything is built.
+"""How much memory a run needs on each device: arithmetic, before anything is built.
 
-No TensorFlow is imported. Tests compare parameters with built models, and what is kept for backward
+Imports no TensorFlow. Tests compare parameters with built models, and what the backward pass needs
 with the graph of the training step (`benchmarks.scaling`).
 """
 
@@ -33,11 +33,11 @@ class Part:
     """What a part of a network holds; parts add up.
 
     Attributes:
-        parameters: numbers that can be trained.
+        parameters: trainable numbers.
         kernels: those of them that are copied to the compute dtype.
         statistics: moving means and variances.
-        kept: bytes that forward keeps for backward, of one view.
-        largest: bytes of the layer whose inputs and outputs are largest, of one view.
+        kept: bytes that the forward pass of one view keeps for the backward pass.
+        largest: bytes of the inputs and outputs of the layer where they are largest, for one view.
     """
 
     parameters: int = 0
@@ -56,7 +56,7 @@ class Part:
         )
 
     def times(self, count: int) -> Part:
-        """`count` of these, one behind the other."""
+        """`count` of these, one after the other."""
         return Part(
             count * self.parameters,
             count * self.kernels,
@@ -333,7 +333,7 @@ class Run:
         return {what: self.sharing * size for what, size in parts.items() if size}
 
     def _trained(self) -> Part:
-        """What has gradients; what lies before it keeps nothing for backward."""
+        """What has gradients. What comes before it keeps nothing for the backward pass."""
         network, frozen = self.network, self.learning.fine_tune_after_block
         encoder, head = network.encoder(), network.head()
         if not self.learning.stage.classifies:

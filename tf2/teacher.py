@@ -29,7 +29,7 @@ class Teacher:
     Attributes:
         path: as the user gave it.
         num_classes: classes of its logits.
-        image_size: pixels of the images it wants; None where it takes any size.
+        image_size: pixels of the images it expects; None if it takes any size.
         class_names: of the classes; None if nothing tells.
         logits: images [b, h, w, 3] float32 in [0, 1] -> [b, num_classes] float32, in inference
             mode. Callable in a replica of the strategy in whose scope it was opened.
@@ -60,12 +60,12 @@ def open_teacher(path: str, *, precision: str, safe: bool = False) -> Teacher:
     except UserError as error:
         raise UserError(str(error).replace('--checkpoint=', '--teacher=')) from error
     if weights is None:
-        _tell_of_code(path, safe)
+        _warn_of_code(path, safe)
         return _from_module(path, place)
     return _from_weights(path, weights, precision)
 
 
-def _tell_of_code(path: str, safe: bool) -> None:
+def _warn_of_code(path: str, safe: bool) -> None:
     what = f"--teacher={path} is another program's SavedModel, which runs as code with your rights"
     if safe:
         raise UserError(
@@ -141,7 +141,7 @@ def _from_module(path: str, place: str) -> Teacher:
 def _inference_functions(module: Any) -> list[Any]:
     """The functions of a loaded module that take images, in inference mode, best first.
 
-    Concrete ones, for replicas that call the others in their threads wait for each other's locks.
+    Concrete functions, because replicas that call others in threads wait for each other's locks.
     """
     called = getattr(getattr(module, '__call__', None), 'concrete_functions', ())  # noqa: B004
     signatures = getattr(module, 'signatures', {})

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# Maps of up to 8 x 8 places. On a CPU with AVX512-BF16 products were faster than the convolution's
-# own gradient up to here, and slower above.
+# Positions of a map of 8 x 8. Up to here matrix products were faster than oneDNN's gradient of the
+# kernel on a CPU with AVX512-BF16, above slower.
 SMALL_MAP = 64
 
 Gradients = tuple[tf.Tensor, tf.Tensor]
 
 
 def fixed_padding(kernel_size: int) -> list[list[int]]:
-    """(k - 1) // 2 before and the rest after, for [b, h, w, c], whatever h and w are."""
+    """Paddings of [b, h, w, c]: (k - 1) // 2 before and the rest after, whatever h and w are."""
     before = (kernel_size - 1) // 2
     after = kernel_size - 1 - before
     return [[0, 0], [before, after], [before, after], [0, 0]]
@@ -29,9 +29,9 @@ def convolve(
         images: [b, h, w, c].
         kernel: [k, k, c, f], of the dtype of `images`.
         strides: in both directions.
-        filter_products: whether the gradient of the kernel is computed as matrix products where
-            the result is a small map (`SMALL_MAP`). oneDNN's own kernel for it makes little use of
-            a CPU's bfloat16 there. Equal up to rounding.
+        filter_products: whether matrix products compute the gradient of the kernel if the result
+            is a small map (`SMALL_MAP`), for which oneDNN makes little use of a CPU's bfloat16.
+            Equal up to rounding.
 
     Returns:
         [b, ceil(h / strides), ceil(w / strides), f], of that dtype.
@@ -39,7 +39,7 @@ def convolve(
     size = kernel.shape[0]
     padding = 'SAME' if strides == 1 or size == 1 else 'VALID'
     if padding == 'VALID':
-        # oneDNN has no gradients of a convolution that pads by given amounts; this way it has.
+        # oneDNN has no gradients of a convolution with explicit padding.
         images = tf.pad(images, fixed_padding(size))
     if not (filter_products and size > 1 and _gives_small_map(images, size, strides, padding)):
         return tf.nn.conv2d(images, kernel, strides, padding)
@@ -61,7 +61,7 @@ def convolve(
 
 
 def _gives_small_map(images: tf.Tensor, kernel_size: int, strides: int, padding: str) -> bool:
-    """Whether the convolution's result is known to be a small map."""
+    """Whether the static shapes say that the result is a small map."""
     _, height, width, _ = images.shape
     if height is None or width is None:
         return False
@@ -72,10 +72,10 @@ def _gives_small_map(images: tf.Tensor, kernel_size: int, strides: int, padding:
 def filter_gradient(
     images: tf.Tensor, errors: tf.Tensor, kernel_size: int, strides: int
 ) -> tf.Tensor:
-    """The gradient of a convolution's kernel: for each of its places one matrix product.
+    """The gradient of a convolution's kernel, one matrix product for each of its positions.
 
     Args:
-        images: [b, h, w, c], what the kernel went over without further padding; static but for b.
+        images: [b, h, w, c], already padded; static but for b.
         errors: [b, h', w', f], gradient of the result; static but for b.
         kernel_size: k.
         strides: of the convolution.
@@ -95,11 +95,11 @@ def filter_gradient(
 def _parts(
     images: tf.Tensor, height: int, width: int, kernel_size: int, strides: int
 ) -> list[tf.Tensor]:
-    """What each place of the kernel sees, row by row: [b, height, width, c] each."""
+    """The images under each position of the kernel, row by row: [b, height, width, c] each."""
     _, rows, columns, channels = images.shape
     missing = [[0, 0], [0, -rows % strides], [0, -columns % strides], [0, 0]]
     whole = tf.pad(images, missing) if rows % strides or columns % strides else images
-    # Every strides-th row and column as an axis of its own: slices with steps are slow.
+    # The position within a stride becomes an axis, because strided slices are slow.
     rows, columns = (-(-length // strides) for length in (rows, columns))
     split = tf.reshape(whole, [-1, rows, strides, columns, strides, channels])
     return [

@@ -65,8 +65,7 @@ class SimCLRModel(tf.keras.Model):
             )
         self.classifier = classifier(num_classes) if num_classes else None
 
-    # Nothing in the model depends on a tensor's value, so AutoGraph has nothing to do; it would
-    # take seconds to find that out, layer by layer.
+    # No control flow depends on a tensor. AutoGraph would take seconds to find that out.
     @tf.autograph.experimental.do_not_convert
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Runs encoder, head and classifier.
@@ -97,9 +96,8 @@ def freeze(model: SimCLRModel, after_block: int) -> None:
 
     Args:
         model: built.
-        after_block: -1 trains the whole encoder; k the backbone's blocks behind its stem from the
-            k-th on, counted from 0; their number trains nothing of encoder and head, so the
-            classifier only. ResNets have 4.
+        after_block: -1 trains the whole encoder; k the blocks after the stem from block k on,
+            counted from 0; the number of these blocks, 4 in a ResNet, the classifier only.
 
     Raises:
         UserError: if the backbone has fewer blocks.

@@ -20,11 +20,10 @@ class Norm:
 
     Attributes:
         momentum: of the moving batch statistics.
-        synchronized: whether statistics are taken over all replicas. One replica has no use for
-            that, and without it a fused kernel does the work, which is much faster.
+        synchronized: whether statistics are taken over all replicas. To be left off with one
+            replica: the fused kernel is much faster.
         dtype: Keras dtype policy, such as 'float32' or 'mixed_bfloat16'.
-        filter_products: whether filters that look at small maps get their gradient from matrix
-            products (`convolution.convolve`).
+        filter_products: see `convolution.convolve`.
     """
 
     momentum: float = 0.9
@@ -36,10 +35,10 @@ class Norm:
 class BatchNorm(Layer):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
-    It differs from Keras's layer in one figure: the moving variance takes the batch variance as it
-    is, fused or not, as the published weights did. Keras's fused layer first multiplies it
-    by n / (n - 1), which matters for small batches. With `trainable = False` it uses and keeps its
-    moving statistics. Statistics are float32 whatever the compute dtype.
+    The moving variance averages the batch variance as it is, fused or not, as in the published
+    weights. Keras's fused layer first multiplies it by n / (n - 1), which matters for small
+    batches. With `trainable = False` the layer uses its moving statistics and does not update them.
+    Statistics are float32 whatever the compute dtype.
 
     Args:
         norm: momentum, synchronisation and dtype policy.
@@ -81,7 +80,7 @@ class BatchNorm(Layer):
         if not (training and self.trainable):
             outputs, *_ = self._fused(images, self.moving_mean, self.moving_variance)
         elif self._across_replicas():
-            exact = tf.cast(images, tf.float32)  # once, for backward keeps it
+            exact = tf.cast(images, tf.float32)  # cast once: the backward pass keeps it
             mean, variance = self._global_moments(exact)
             outputs = tf.cast(self._normalise(exact, mean, variance), images.dtype)
             self._update(mean, variance)

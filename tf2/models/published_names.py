@@ -1,4 +1,4 @@
-"""The names that the published SimCLR checkpoints give to the variables of our model.
+"""The names that the published SimCLR checkpoints of TensorFlow 2 give to our variables.
 
 Those of squeeze-and-excitation are an assumption: no published file that has it was at hand.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from tf2.models.encoder import SimCLRModel
+from tf2.models.heads import DenseBN
 from tf2.models.layers import ConvBN
 from tf2.models.resnet import Block, SelectiveKernel, Stem
 
@@ -23,33 +24,7 @@ def tf2_names(model: SimCLRModel) -> dict[str, tf.Variable]:
         [
             *encoder_layers(model),
             *_prefixed('model/_projection_head/linear_layers', _tf2_head_layers(model)),
-            *_classifier_layers(model, 'model/supervised_head'),
-        ]
-    )
-
-
-def tf1_names(model: SimCLRModel) -> dict[str, tf.Variable]:
-    """Variables of a built `model` by their name in the published TF1 checkpoints.
-
-    There the encoder's layers are numbered in the order of their creation.
-    """
-    encoder = [layer for _, layer in encoder_layers(model)]
-    convs = [layer for layer in encoder if isinstance(layer, tf.keras.layers.Conv2D)]
-    norms = [layer for layer in encoder if not isinstance(layer, tf.keras.layers.Conv2D)]
-    head = (
-        named
-        for index, block in enumerate(model.projection_head.blocks)
-        for named in (
-            (f'head_contrastive/nl_{index}/dense', block.dense),
-            (f'head_contrastive/nl_{index}/batch_normalization', block.bn),
-        )
-    )
-    return _variables(
-        [
-            *_numbered('base_model/conv2d', convs),
-            *_numbered('base_model/batch_normalization', norms),
-            *head,
-            *_classifier_layers(model, 'head_supervised'),
+            *_classifier_layers(model),
         ]
     )
 
@@ -77,10 +52,6 @@ def _last_word(variable: tf.Variable) -> str:
 
 def _prefixed(prefix: str, layers: Iterator[Named]) -> Iterator[Named]:
     return ((f'{prefix}/{name}', layer) for name, layer in layers)
-
-
-def _numbered(name: str, layers: list[Layer]) -> Iterator[Named]:
-    return ((name if i == 0 else f'{name}_{i}', layer) for i, layer in enumerate(layers))
 
 
 def _encoder_layers(model: SimCLRModel) -> Iterator[Named]:
@@ -135,9 +106,11 @@ def _unit(unit: ConvBN, index: int) -> Iterator[Named]:
 
 def _tf2_head_layers(model: SimCLRModel) -> Iterator[Named]:
     for index, block in enumerate(model.projection_head.blocks):
-        yield f'{index}/dense', block.dense
-        yield f'{index}/bn_relu/bn', block.bn
+        if isinstance(block, DenseBN):  # no published head has other layers
+            yield f'{index}/dense', block.dense
+            yield f'{index}/bn_relu/bn', block.bn
 
 
-def _classifier_layers(model: SimCLRModel, prefix: str) -> list[Named]:
-    return [(f'{prefix}/linear_layer/dense', model.classifier)] if model.classifier else []
+def _classifier_layers(model: SimCLRModel) -> list[Named]:
+    name = 'model/supervised_head/linear_layer/dense'
+    return [(name, model.classifier)] if model.classifier else []

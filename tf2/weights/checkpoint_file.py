@@ -1,4 +1,4 @@
-"""From what the user gave as `--checkpoint` to an open checkpoint file."""
+"""Finds and opens the checkpoint that `--checkpoint` names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ URL_SCHEMES = ('http://', 'https://')
 
 
 def locate(path: str) -> str:
-    """The prefix of the checkpoint that `path` stands for; its files are all there.
+    """The prefix of the checkpoint that `path` names, all of whose files exist.
 
     Args:
         path: folder with a `checkpoint` file, with a `variables` folder or with one checkpoint;
@@ -42,7 +42,7 @@ def locate(path: str) -> str:
 
 
 def fetched(url: str) -> str:
-    """Downloads what a TF-Hub handle or URL names, unless it is cached, to a folder."""
+    """The folder to which a TF-Hub handle or URL is downloaded, unless it is cached there."""
     import tarfile
 
     import tensorflow_hub  # takes a second, and only URLs need it
@@ -75,7 +75,7 @@ def _prefix_in(folder: str) -> str:
 
 
 def _newest(folder: str) -> str:
-    """The prefix that the file `checkpoint` names, here even if the folder has been moved."""
+    """The prefix that the file `checkpoint` names, even if the folder has been moved."""
     named = newest_in(folder, 'Give the prefix of a checkpoint in that folder.')
     moved = f'{folder}/{named.rsplit("/", 1)[-1]}'
     return moved if tf.io.gfile.exists(f'{moved}.index') else named
@@ -122,7 +122,7 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _legible(path: str, *more: type[Exception]) -> Iterator[None]:
-    """Says in one line that `path` cannot be read, and what TensorFlow, or one of `more`, found."""
+    """Turns errors of TensorFlow, and those of `more`, on reading `path` into a UserError."""
     try:
         yield
     except (tf.errors.OpError, *more) as error:
@@ -155,7 +155,8 @@ class CheckpointFile:
     def _check_size(self) -> None:
         """Raises UserError if the data files are too short for what the index lists.
 
-        Else a cut would only show when the values behind it are read, and slots never are.
+        A truncated file would otherwise show only when its last values are read, and slots never
+        are.
         """
         types = self._reader.get_variable_to_dtype_map()
         sizes = {key: types[key].size for key in self.shapes if types[key] != tf.string}
@@ -177,7 +178,7 @@ class CheckpointFile:
             return self._reader.get_tensor(key)
 
     def graph(self) -> TrackableObjectGraph | None:
-        """The objects that were saved and how they hang together; None in TF1 checkpoints."""
+        """The graph of the saved objects; None in TF1 checkpoints."""
         if not self._has_graph:
             return None
         return TrackableObjectGraph.FromString(self.value(GRAPH_KEY))

@@ -1,7 +1,8 @@
-"""What the keys of a checkpoint mean: one naming for all formats.
+"""What the keys of a checkpoint mean.
 
-Throughout, a variable goes by its object path in the published TF2 checkpoints, as `tf2_names`
-gives it.
+Where a record tells the architecture, variables go by their object path in our checkpoints: `OWN`.
+Otherwise the network is a ResNet, whatever the format, and variables go by their object path in the
+published TF2 checkpoints: `PUBLISHED`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
@@ -21,8 +23,12 @@ from tf2.weights.layout import (
     GATE,
     HEAD,
     NORM,
+    OWN,
+    PARTS,
+    PUBLISHED,
     WORDS,
     EncoderLayer,
+    Naming,
     Structure,
     block_of,
     in_keras_order,
@@ -38,6 +44,7 @@ TF1 = 'official TF1 checkpoint'
 TF2 = 'official TF2 checkpoint'
 SAVED_MODEL = 'official TF2 SavedModel'
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 SUFFIX = '/.ATTRIBUTES/VARIABLE_VALUE'
 LISTED = 'trainable_variables_list'
 WORD = '(kernel|bias|gamma|beta|moving_mean|moving_variance)'
@@ -49,14 +56,16 @@ class Contents:
 
     Attributes:
         format: OURS, TF1, TF2 or SAVED_MODEL.
-        structure: of the encoder.
+        naming: what variables are called.
+        structure: of the ResNet; None where a record tells the architecture.
         keys: variable -> key in the file.
         shapes: variable -> its shape.
         not_weights: the other keys: optimizer slots, averages, memory, counters.
     """
 
     format: str
-    structure: Structure
+    naming: Naming
+    structure: Structure | None
     keys: Mapping[str, str]
     shapes: Shapes
     not_weights: tuple[str, ...]
@@ -71,19 +80,51 @@ class _Parts:
     classifier: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def contents_of(path: str, shapes: Shapes, graph: TrackableObjectGraph | None = None) -> Contents:
-    """Finds out the format of a checkpoint and what its keys mean.
+def own_keys(shapes: Shapes, graph: TrackableObjectGraph | None) -> dict[str, str]:
+    """Variable, by `OWN`, -> key in a checkpoint of ours; empty for any other.
+
+    Args:
+        shapes: key -> shape of everything in the file.
+        graph: its object graph. In exported modules a variable is stored under another of its
+            paths, so the graph is asked.
+    """
+    if graph is None:
+        return {}
+    roots = {child.local_name: child.node_id for child in graph.nodes[0].children}
+    if 'model' not in roots:
+        return {}
+    model = {child.local_name: child.node_id for child in graph.nodes[roots['model']].children}
+    return {
+        name: key
+        for part in PARTS
+        if 'backbone' in model and part in model
+        for name, key in _below(graph, model[part], f'model/{part}', {roots['model']})
+        if key in shapes
+    }
+
+
+def recorded_contents(own: Mapping[str, str], shapes: Shapes) -> Contents:
+    """What is in a checkpoint of ours whose architecture a record tells.
+
+    Args:
+        own: see `own_keys`.
+        shapes: key -> shape of everything in the file.
+    """
+    return _of_keys(OURS, OWN, None, own, shapes)
+
+
+def contents_of(path: str, shapes: Shapes, own: Mapping[str, str] = NOTHING) -> Contents:
+    """Finds out the format of a checkpoint of a ResNet and what its keys mean.
 
     Args:
         path: for messages.
         shapes: key -> shape of everything in the file.
-        graph: its object graph, which our own exported modules need.
+        own: see `own_keys`.
 
     Raises:
         UserError: if it's of another kind of model, or lacks a part of its encoder.
     """
-    own = _own_names(shapes, graph)
-    if any(name.startswith('model/backbone/') for name in own):
+    if own:
         parts, pair, form = _matched(own, OWN_PATTERNS), _by_own_name, OURS
     elif any(key.startswith(f'{LISTED}/') for key in shapes):
         parts, pair, form = _listed_parts(path, shapes), _in_keras_order, SAVED_MODEL
@@ -115,9 +156,20 @@ def _contents(path: str, form: str, parts: _Parts, pair: Callable, shapes: Shape
         for word, key in words.items()
     }
     keys |= {f'{CLASSIFIER}/{word}': key for word, key in parts.classifier.items()}
+    return _of_keys(form, PUBLISHED, structure, keys, shapes)
+
+
+def _of_keys(
+    form: str,
+    naming: Naming,
+    structure: Structure | None,
+    keys: Mapping[str, str],
+    shapes: Shapes,
+) -> Contents:
     used = set(keys.values())
     rest = tuple(sorted(key for key in shapes if key not in used))
-    return Contents(form, structure, keys, {name: shapes[keys[name]] for name in keys}, rest)
+    found = {name: shapes[key] for name, key in keys.items()}
+    return Contents(form, naming, structure, keys, found, rest)
 
 
 def _kind(words: Mapping[str, str], shapes: Shapes) -> str:
@@ -159,27 +211,6 @@ def _other_kind(path: str, shapes: Shapes) -> str:
 
 def _stripped(shapes: Shapes) -> dict[str, str]:
     return {key.removesuffix(SUFFIX): key for key in shapes}
-
-
-def _own_names(shapes: Shapes, graph: TrackableObjectGraph | None) -> dict[str, str]:
-    """Object path -> key, of what hangs below 'model'.
-
-    In exported modules a variable is stored under another of its paths, so the graph is asked.
-    """
-    if graph is None:
-        return _stripped(shapes)
-    roots = {child.local_name: child.node_id for child in graph.nodes[0].children}
-    if 'model' not in roots:
-        return {}
-    model = {child.local_name: child.node_id for child in graph.nodes[roots['model']].children}
-    parts = ('backbone', 'projection_head', 'classifier')
-    return {
-        name: key
-        for part in parts
-        if part in model
-        for name, key in _below(graph, model[part], f'model/{part}', {roots['model']})
-        if key in shapes
-    }
 
 
 def _below(
@@ -244,7 +275,7 @@ def _numbers(name: str) -> list[tuple[str, int]]:
 def _by_name(
     layers: tuple[EncoderLayer, ...], encoder: Layers, kinds: Mapping[str, str], shapes: Shapes
 ) -> dict[str, str]:
-    """Pairs by name; gates by their block, since how they're called there isn't known for sure."""
+    """Pairs by name; gates by their block, because their published names are not certain."""
     pairs = {layer.name: layer.name for layer in layers if layer.kind != GATE}
     wanted = _by_block(layer.name for layer in layers if layer.kind == GATE)
     found = _by_block(name for name in encoder if kinds[name] == GATE)

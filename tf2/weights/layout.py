@@ -1,16 +1,17 @@
-"""The layers of every encoder there is, by all their names; told apart by counting convolutions."""
+"""What variables are called, and the layers of every ResNet by all their names."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import re
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel
-from tf2.models.published_names import encoder_layers
+from tf2.models.published_names import encoder_layers, tf2_names
 from tf2.models.resnet_sizes import BLOCKS_PER_GROUP, has_bottlenecks
 
 ENCODER = 'model/resnet_model'
@@ -25,9 +26,56 @@ WORDS = {
 }
 
 
+PARTS = ('backbone', 'projection_head', 'classifier')  # of a `SimCLRModel`
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """What the variables of a model are called: prefixes, each followed by '/'.
+
+    Attributes:
+        encoder: of the encoder.
+        head: of the projection head's layers, followed by their index from 0.
+        classifier: of the linear classifier, followed by 'kernel' or 'bias'.
+        variables: those of a built model by name.
+    """
+
+    encoder: str
+    head: str
+    classifier: str
+    variables: Callable[[SimCLRModel], dict[str, tf.Variable]]
+
+
+def own_variables(model: SimCLRModel) -> dict[str, tf.Variable]:
+    """Variables of a built `model` by their object path in our checkpoints."""
+    parts = ((part, getattr(model, part)) for part in PARTS)
+    return {
+        path: variable
+        for part, module in parts
+        if module is not None
+        for path, variable in _variables_below(module, f'model/{part}', set())
+    }
+
+
+def _variables_below(node: object, path: str, seen: set[int]) -> Iterator[tuple[str, tf.Variable]]:
+    """Each variable under the first path that leads to it."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, tf.Variable):
+        yield path, node
+        return
+    for name, child in tf.train.TrackableView.children(node).items():
+        yield from _variables_below(child, f'{path}/{name}', seen)
+
+
+PUBLISHED = Naming(ENCODER, HEAD, CLASSIFIER, tf2_names)
+OWN = Naming('model/backbone', 'model/projection_head/blocks', 'model/classifier', own_variables)
+
+
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What decides which layers an encoder has, whatever their widths.
+    """What decides which layers a ResNet has, whatever their widths.
 
     Attributes:
         depth: of the ResNet.
@@ -44,7 +92,7 @@ class Structure:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderLayer:
-    """A layer of an encoder.
+    """A layer of a ResNet.
 
     Attributes:
         name: object path in the published TF2 checkpoints, the name used throughout.

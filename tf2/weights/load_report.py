@@ -1,4 +1,4 @@
-"""What became of every variable when weights were loaded."""
+"""Which variables were loaded, left out or missing."""
 
 from __future__ import annotations
 
@@ -26,16 +26,6 @@ class Report:
     loaded: tuple[str, ...]
     left_out: Reasons
     missing: Reasons
-
-    @property
-    def left_out_count(self) -> int:
-        """Number of variables in the file that were not used."""
-        return sum(map(len, self.left_out.values()))
-
-    @property
-    def missing_count(self) -> int:
-        """Number of variables of the model that the file does not have."""
-        return sum(map(len, self.missing.values()))
 
     def line(self) -> str:
         """The three counts, with reasons."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,10 +9,8 @@ import tensorflow as tf
 
 from common.errors import UserError
 from tf2.models.encoder import SimCLRModel
-from tf2.models.published_names import tf2_names
 from tf2.weights.checkpoint_file import CheckpointFile
 from tf2.weights.formats import Contents
-from tf2.weights.layout import CLASSIFIER, ENCODER, HEAD
 from tf2.weights.load_report import NOT_WEIGHTS, Reasons, Report
 
 Variables = Mapping[str, tf.Variable]
@@ -31,7 +28,8 @@ class Loading:
     def __init__(self, path: str, contents: Contents, model: SimCLRModel) -> None:
         self.path = path
         self.contents = contents
-        self.variables = tf2_names(model)
+        self.naming = contents.naming
+        self.variables = self.naming.variables(model)
         self.chosen: list[str] = []
         self.left_out: dict[str, list[str]] = {}
         self.missing: dict[str, list[str]] = {}
@@ -42,7 +40,7 @@ class Loading:
         Raises:
             UserError: if the two aren't the same.
         """
-        ours, theirs = self._shapes_below(ENCODER)
+        ours, theirs = self._shapes_below(self.naming.encoder)
         differing = sorted(
             name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
         )
@@ -58,7 +56,8 @@ class Loading:
 
     def choose_head(self, required: int) -> None:
         """Takes layer by layer what fits; raises UserError if that's fewer than `required`."""
-        ours, theirs = map(_by_layer, self._shapes_below(HEAD))
+        prefix = self.naming.head
+        ours, theirs = (_by_layer(prefix, shapes) for shapes in self._shapes_below(prefix))
         for layer in range(max([required, *(n + 1 for n in ours.keys() | theirs.keys())])):
             mine, file = ours.get(layer, {}), theirs.get(layer, {})
             if layer < required and (mine != file or not mine):
@@ -74,7 +73,8 @@ class Loading:
 
     def choose_classifier(self, refusal: str | None) -> None:
         """Takes it, if nothing is said against it and its inputs and classes are the model's."""
-        ours, theirs = self._shapes_below(CLASSIFIER)
+        prefix = self.naming.classifier
+        ours, theirs = self._shapes_below(prefix)
         if not theirs:
             if ours:
                 self.missing['classifier: not in the file'] = list(ours)
@@ -83,7 +83,7 @@ class Loading:
         elif refusal is not None:
             self._leave_out(f'classifier: {refusal}', theirs)
         elif ours != theirs:
-            self._leave_out(f'classifier: {_classes(theirs, ours)}', theirs)
+            self._leave_out(f'classifier: {_classes(f"{prefix}/kernel", theirs, ours)}', theirs)
         else:
             self.chosen += ours
 
@@ -123,11 +123,11 @@ class Loading:
         )
 
 
-def _by_layer(shapes: Mapping[str, tuple]) -> dict[int, dict[str, tuple]]:
-    """Shapes of the head, by the index of the layer."""
+def _by_layer(prefix: str, shapes: Mapping[str, tuple]) -> dict[int, dict[str, tuple]]:
+    """Shapes of the head, by the index of the layer, which stands behind `prefix`."""
     layers: dict[int, dict[str, tuple]] = {}
     for name, shape in shapes.items():
-        index = int(re.match(rf'{HEAD}/(\d+)/', name)[1])
+        index = int(name.removeprefix(f'{prefix}/').split('/')[0])
         layers.setdefault(index, {})[name] = shape
     return layers
 
@@ -148,8 +148,7 @@ def _difference(theirs: Mapping[str, tuple], ours: Mapping[str, tuple]) -> str:
     return f'{odd} only in the {"file" if len(theirs) > len(ours) else "model"}'
 
 
-def _classes(theirs: Mapping[str, tuple], ours: Mapping[str, tuple]) -> str:
-    kernel = f'{CLASSIFIER}/kernel'
+def _classes(kernel: str, theirs: Mapping[str, tuple], ours: Mapping[str, tuple]) -> str:
     found, wanted = theirs.get(kernel), ours.get(kernel)
     if found and wanted and found[0] == wanted[0]:
         return f'{found[1]} classes in the file, {wanted[1]} here'

@@ -1,4 +1,4 @@
-"""What stands beside a checkpoint of ours about its architecture."""
+"""The record beside a checkpoint of ours, or in a module, of its architecture."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 from common.file_names import FLAGS_FILE
 from tf2 import records
 from tf2.config import ModelConfig
+from tf2.models import BACKBONES, BackboneEntry
 
 RECORD_KEY = 'record/.ATTRIBUTES/py_state'  # what a checkpoint says in words
 MODULE_RECORD = 'assets.extra/simclr.json'  # in an exported module
 FIELDS = (
+    'backbone',
     'resnet_depth',
     'width_multiplier',
     'sk_ratio',
@@ -26,7 +28,7 @@ _FLAGS = records.Value(
     dict,
     keys={
         **records.of_options(ModelConfig),
-        'image_size': records.Value(int, check=records.at_least(1)),
+        'image_size': records.Value(int, required=True, check=records.at_least(1)),
         'class_names': records.CLASS_NAMES,
     },
 )
@@ -41,7 +43,7 @@ class Record:
         file: where.
         architecture: `FIELDS` -> values.
         selector: head layer that the classifier reads; None if it doesn't say.
-        image_size: pixels they were trained at; None if it doesn't say.
+        image_size: pixels they were trained at.
         step: number of updates they have had; None if it doesn't say.
         module: whether it is the record of an exported module.
         class_names: of the classes of the classifier; None if it doesn't say.
@@ -50,10 +52,15 @@ class Record:
     file: str
     architecture: Mapping[str, Any]
     selector: int | None
-    image_size: int | None
+    image_size: int
     step: int | None
     module: bool
     class_names: tuple[str, ...] | None = None
+
+    @property
+    def backbone(self) -> BackboneEntry:
+        """What is known about the backbone."""
+        return BACKBONES[self.architecture['backbone']]
 
 
 def read_record(prefix: str) -> Record | None:
@@ -83,7 +90,7 @@ def _read(file: str, *, module: bool) -> Record | None:
         file=file,
         architecture=architecture,
         selector=model.get('ft_proj_selector'),
-        image_size=values.get('image_size'),
+        image_size=values['image_size'],
         step=values.get('step') if module else None,
         module=module,
         class_names=tuple(values.get('class_names') or ()) or None,

@@ -1,4 +1,4 @@
-"""The architecture that the shapes of a checkpoint tell."""
+"""The settings of a ResNet that the shapes of a checkpoint tell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from common.errors import UserError
 from tf2.models.resnet_sizes import GROUP_FILTERS, MIN_SK_FILTERS, has_bottlenecks
 from tf2.weights.formats import Contents
-from tf2.weights.layout import CLASSIFIER, ENCODER, GATE, HEAD, block_of, layers_of
+from tf2.weights.layout import ENCODER, GATE, HEAD, block_of, layers_of
 
 STEM = f'{ENCODER}/initial_conv_relu_max_pool/0/conv2d/kernel'
 PUBLISHED_SK_RATIO = 0.0625  # SimCLRv2, section 3 (arXiv:2006.10029)
@@ -55,20 +55,25 @@ def is_for_small_images(contents: Contents) -> bool:
 
 def class_count(contents: Contents) -> int | None:
     """Classes of the linear classifier; None where there is none."""
-    kernel = contents.shapes.get(f'{CLASSIFIER}/kernel')
+    kernel = contents.shapes.get(f'{contents.naming.classifier}/kernel')
     return kernel[-1] if kernel else None
 
 
 def head_layer_count(contents: Contents) -> int:
     """Layers of the projection head, from the first on."""
     count = 0
-    while f'{HEAD}/{count}/dense/kernel' in contents.shapes:
+    while any(name.startswith(f'{contents.naming.head}/{count}/') for name in contents.shapes):
         count += 1
     return count
 
 
 def head_is_whole(contents: Contents) -> bool:
-    """Whether the last of the head's layers is there: the one without beta, or no layer at all."""
+    """Whether the last of the head's layers is there: the one without beta, or no layer at all.
+
+    Runs of ours always have a whole one.
+    """
+    if contents.structure is None:
+        return True
     last = head_layer_count(contents) - 1
     return f'{HEAD}/{last}/bn_relu/bn/beta' not in contents.shapes
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from common.errors import UserError
 from tf2.config import SMALL_IMAGE, ModelConfig
+from tf2.models import BACKBONES
 from tf2.models.encoder import SimCLRModel
 from tf2.weights.checkpoint_file import CheckpointFile, locate
-from tf2.weights.formats import OURS, Contents, contents_of
+from tf2.weights.formats import OURS, Contents, contents_of, own_keys, recorded_contents
 from tf2.weights.load_report import Report
 from tf2.weights.loading import Loading
 from tf2.weights.record import FIELDS, RECORD_KEY, Record, read_record
@@ -43,7 +44,8 @@ class Weights:
         prefix: of the checkpoint files.
         architecture: the fields of `ModelConfig` that are recorded or that shapes tell.
         recorded: whether they are recorded.
-        small_images: whether the encoder's stem is the one for images of `SMALL_IMAGE` or less.
+        small_images: whether the encoder's stem is the one for images of `SMALL_IMAGE` or less;
+            None where there is one stem for all.
         image_size: pixels to use the encoder at: as recorded, else 32 or 224 by its stem.
         num_classes: of the linear classifier; None where there is none.
         head_layers: layers of the projection head that are there.
@@ -58,7 +60,7 @@ class Weights:
     prefix: str
     architecture: Mapping[str, Any]
     recorded: bool
-    small_images: bool
+    small_images: bool | None
     image_size: int
     num_classes: int | None
     head_layers: int
@@ -87,16 +89,22 @@ class Weights:
                 missing, or the file is damaged. Only the last can leave a part loaded.
         """
         required = len(model.projection_head.blocks) if head_layers < 0 else head_layers
-        self._check_model_stem(model)
+        self._check_backbone(model)
         loading = Loading(self.path, self.contents, model)
         loading.choose_encoder()
         loading.choose_head(required)
         loading.choose_classifier(no_classifier)
         return loading.assign(CheckpointFile(self.prefix))
 
-    def _check_model_stem(self, model: SimCLRModel) -> None:
-        small = model.backbone.stem.pool is None
-        if small != self.small_images:
+    def _check_backbone(self, model: SimCLRModel) -> None:
+        found, wanted = self.architecture['backbone'], model.config.backbone
+        if found != wanted:
+            raise UserError(
+                f'--checkpoint={self.path} must be of --backbone={wanted}; found {found}. '
+                'Leave out --backbone, or choose another --checkpoint.'
+            )
+        small = model.image_size <= SMALL_IMAGE
+        if self.small_images not in (None, small):
             raise UserError(_other_stem(self, f'the model is for images {_stem(small)}'))
 
 
@@ -113,28 +121,48 @@ def open_weights(path: str) -> Weights:
     """
     prefix = locate(path)
     file = CheckpointFile(prefix)
-    contents = contents_of(path, file.shapes, file.graph())
-    architecture = infer(path, contents)
-    record = read_record(prefix) if contents.format == OURS else None
+    own = own_keys(file.shapes, file.graph())
+    record = read_record(prefix) if own else None
     if record:
-        _check_record(path, record, architecture)
-        architecture = dict(record.architecture)
-    small = is_for_small_images(contents)
+        contents, known = recorded_contents(own, file.shapes), _from_record(record)
+        if record.backbone.published:
+            inferred = infer(path, contents_of(path, file.shapes, own))
+            _check_record(path, record, {'backbone': record.architecture['backbone'], **inferred})
+    else:
+        contents = contents_of(path, file.shapes, own)
+        known = _from_shapes(path, contents)
     return Weights(
-        format=MODULE if record and record.module else contents.format,
         path=path,
         prefix=prefix,
-        architecture=architecture,
         recorded=record is not None,
-        small_images=small,
-        image_size=(record and record.image_size) or (SMALL_IMAGE if small else 224),
         num_classes=class_count(contents),
         head_layers=head_layer_count(contents),
         selector=record and record.selector,
         step=_step(file, record),
         class_names=_class_names(file, record, class_count(contents)),
         contents=contents,
+        **known,
     )
+
+
+def _from_record(record: Record) -> dict[str, Any]:
+    small = record.image_size <= SMALL_IMAGE if record.backbone.small_stem else None
+    return {
+        'format': MODULE if record.module else OURS,
+        'architecture': record.architecture,
+        'small_images': small,
+        'image_size': record.image_size,
+    }
+
+
+def _from_shapes(path: str, contents: Contents) -> dict[str, Any]:
+    small = is_for_small_images(contents)
+    return {
+        'format': contents.format,
+        'architecture': {'backbone': 'resnet', **infer(path, contents)},
+        'small_images': small,
+        'image_size': SMALL_IMAGE if small else 224,
+    }
 
 
 def check_compatible(weights: Weights, given: Mapping[str, Any]) -> None:
@@ -153,7 +181,7 @@ def check_compatible(weights: Weights, given: Mapping[str, Any]) -> None:
     """
     differing = contradictions(weights.architecture, given, head=weights.head_layers > 0)
     if differing:
-        found = ', '.join(f'{name} {weights.architecture.get(name, "-")}' for name in differing)
+        found = _told(weights.architecture, differing)
         asked = ', '.join(f'{name} {given[name]}' for name in differing)
         raise UserError(
             f'--checkpoint={weights.path} holds {found}; the flags ask for {asked}. Leave these '
@@ -201,9 +229,24 @@ def contradictions(
     differing = [
         name
         for name in asked
-        if name not in HEAD_FIELDS and not _same(name, asked[name], architecture)
+        if name not in HEAD_FIELDS
+        and not (_is_read(name, architecture) and _same(name, asked[name], architecture))
     ]
     return differing + (_head_contradictions(architecture, asked) if head else [])
+
+
+def _is_read(name: str, architecture: Mapping[str, Any]) -> bool:
+    """Whether the backbone in `architecture` reads setting `name`."""
+    return name == 'backbone' or name in BACKBONES[architecture['backbone']].reads
+
+
+def _told(architecture: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Those settings and their values; the backbone in place of what it does not read."""
+    known = (
+        name if name in HEAD_FIELDS or _is_read(name, architecture) else 'backbone'
+        for name in names
+    )
+    return ', '.join(f'{name} {architecture.get(name, "-")}' for name in dict.fromkeys(known))
 
 
 def _same(name: str, value: Any, architecture: Mapping[str, Any]) -> bool:
@@ -249,7 +292,7 @@ def _check_record(path: str, record: Record, inferred: Mapping[str, Any]) -> Non
 
 
 def _check_stem(weights: Weights, image_size: int) -> None:
-    if (image_size <= SMALL_IMAGE) != weights.small_images:
+    if weights.small_images not in (None, image_size <= SMALL_IMAGE):
         raise UserError(_other_stem(weights, f'found --image_size={image_size}'))
 
 

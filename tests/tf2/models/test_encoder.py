@@ -16,21 +16,19 @@ from tf2.models import BACKBONES, BackboneEntry
 from tf2.models.encoder import SimCLRModel, build_model, freeze, without_classifier
 from tf2.models.heads import ProjectionHead
 from tf2.models.layers import Norm
-from tf2.models.published_names import tf1_names, tf2_names
+from tf2.models.published_names import tf2_names
 
 COUNTS = json.loads((GOLDEN / 'parameter_counts.json').read_text())
 
 
-def golden_model(
-    case: str, names: object, classes: int
-) -> tuple[SimCLRModel, dict, np.lib.npyio.NpzFile]:
+def golden_model(case: str, classes: int) -> tuple[SimCLRModel, dict, np.lib.npyio.NpzFile]:
     """A model with formula weights, its variables by golden key, and the golden outputs."""
     described = json.loads((GOLDEN / 'models' / case / 'variables.json').read_text())
     flags = {k: v for k, v in described['flags'].items() if k in ModelConfig.__dataclass_fields__}
     model = build_model(
         SimCLRModel(ModelConfig(**flags), described['flags']['image_size'], classes)
     )
-    variables = names(model)
+    variables = tf2_names(model)
     shapes = {key: tuple(shape) for key, shape in described['variables'].items()}
     shapes.pop('global_step', None)
     assert {key: tuple(variable.shape) for key, variable in variables.items()} == shapes
@@ -52,7 +50,7 @@ def both_views(images: np.ndarray) -> np.ndarray:
     ],
 )
 def test_golden_forward(case: str, classes: int, graph: bool) -> None:
-    model, variables, golden = golden_model(case, tf2_names, classes)
+    model, variables, golden = golden_model(case, classes)
     call = tf.function(model) if graph else model
     views = both_views(golden['images'])
     outputs = call(views)
@@ -82,14 +80,6 @@ def check_endpoints(outputs: dict[str, tf.Tensor], golden: np.lib.npyio.NpzFile)
         sample = found.ravel()[:: max(1, found.size // 64)][:64]
         expected = golden[f'out/{name}/sample']
         np.testing.assert_allclose(sample, expected, atol=1e-4 * np.abs(found).max(), err_msg=name)
-
-
-def test_golden_forward_of_tf1_weights() -> None:
-    model, _, golden = golden_model('tf1_r18_1x_sk0_cifar', tf1_names, 10)
-    outputs = model(golden['images'])
-    assert relative_error(outputs['final_avg_pool'], golden['final_avg_pool']) < 1e-4
-    assert relative_error(outputs['proj_head_output'], golden['projection']) < 1e-4
-    assert relative_error(outputs['logits_sup'], golden['logits']) < 1e-4
 
 
 def count(variables: list[tf.Variable]) -> int:

@@ -7,7 +7,7 @@ import pytest
 from tests.tf2.weights import published
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.models.published_names import encoder_layers, tf1_names, tf2_names
+from tf2.models.published_names import encoder_layers, tf2_names
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,6 @@ def test_names_with_squeeze_and_excitation(depth: int, sk: float, se: float, siz
     expected = published.shapes(depth, 0.0625, sk, se, small=size == 32, head=2, classes=5)
     found = {name: tuple(variable.shape) for name, variable in tf2_names(model).items()}
     assert found == expected
-    keys = published.tf1_keys(expected)
-    numbered = {name: tuple(variable.shape) for name, variable in tf1_names(model).items()}
-    assert numbered == {keys[name]: shape for name, shape in expected.items()}
 
 
 def test_encoder_layers_need_no_built_model() -> None:

@@ -21,6 +21,7 @@ from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.published_names import tf2_names
 from tf2.weights import Weights, check_compatible, config_for, open_weights
+from tf2.weights.load_report import Reasons
 
 TINY = ModelConfig(resnet_depth=18, width_multiplier=0.0625, proj_out_dim=8)
 ALL = 121  # variables of a ResNet-18 with a head of three layers and a classifier
@@ -91,6 +92,10 @@ def assert_same(model: SimCLRModel, other: SimCLRModel, but: str = 'nothing') ->
             np.testing.assert_array_equal(variable.numpy(), second[name].numpy(), name)
 
 
+def count(reasons: Reasons) -> int:
+    return sum(map(len, reasons.values()))
+
+
 def message(function: Callable, *args: object, **kwargs: object) -> str:
     with pytest.raises(UserError) as error:
         function(*args, **kwargs)
@@ -157,7 +162,7 @@ def test_official_formats_reproduce_golden_outputs(
     config = config_for(weights, ModelConfig(resnet_depth=50), {})
     model = build_model(SimCLRModel(config, weights.image_size, weights.num_classes))
     report = weights.load_into(model, head_layers=-1)
-    assert (len(report.loaded), report.left_out_count, report.missing_count) == (ALL, rest, 0)
+    assert (len(report.loaded), count(report.left_out), report.missing) == (ALL, rest, {})
     golden = np.load(GOLDEN / 'models' / case / 'forward.npz')
     images = golden['images']
     outputs = model(np.concatenate(np.split(images, images.shape[-1] // 3, axis=-1)))
@@ -205,7 +210,7 @@ def test_model_dir(flags: bool, tmp_path: pathlib.Path) -> None:
     report = weights.load_into(loaded)
     assert_same(loaded, model)
     assert set(report.left_out) == {'not weights'}  # counters and slots
-    assert report.missing_count == 0
+    assert not report.missing
     older = open_weights(f'{tmp_path}/ckpt-3')
     assert (older.step, older.recorded) == (3, flags)
 
@@ -221,7 +226,7 @@ def test_model_dir_with_a_memory(flags: bool, tmp_path: pathlib.Path) -> None:
     loaded = blank()
     report = weights.load_into(loaded)
     assert_same(loaded, model)
-    assert set(report.left_out) == {'not weights'} and report.missing_count == 0
+    assert set(report.left_out) == {'not weights'} and not report.missing
     memory = [key for key in report.left_out['not weights'] if key.startswith('objective/memory/')]
     assert len(memory) == ALL - CLASSIFIER + 2  # the momentum encoder, the queue and its counter
 
@@ -260,7 +265,7 @@ def test_exported_module(recorded: bool, tmp_path: pathlib.Path) -> None:
     loaded = blank()
     report = weights.load_into(loaded)
     assert_same(loaded, model)
-    assert len(report.loaded) == ALL and report.missing_count == 0
+    assert len(report.loaded) == ALL and not report.missing
 
 
 def test_record_that_contradicts_its_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
@@ -432,7 +437,7 @@ def test_classifier_that_is_not_wanted_or_not_there(weights: Weights) -> None:
     assert list(report.left_out) == ['classifier: not in this model']
     model = blank()
     report = weights.load_into(model, no_classifier='starts anew')
-    assert report.left_out_count == CLASSIFIER
+    assert count(report.left_out) == CLASSIFIER
     assert np.all(model.classifier.kernel.numpy() == 7)
     model = blank(ft_proj_selector=-1)
     report = weights.load_into(model)
@@ -453,11 +458,11 @@ def test_file_without_head_and_classifier(tmp_path: pathlib.Path) -> None:
 def test_head_layers_beyond_the_models(weights: Weights) -> None:
     model = blank(proj_head_mode='none')
     report = weights.load_into(model)
-    assert report.left_out_count == HEAD
+    assert count(report.left_out) == HEAD
     assert list(report.left_out) == ['projection layers: not in this model']
     model = blank(num_proj_layers=2)
     report = weights.load_into(model, head_layers=1)
-    assert report.left_out_count == HEAD - 5
+    assert count(report.left_out) == HEAD - 5
     found = message(weights.load_into, blank(num_proj_layers=2), head_layers=2)
     assert 'layer 2 with gamma 32 in the file, 8 here' in found
     found = message(weights.load_into, blank(proj_head_mode='none'), head_layers=1)
@@ -487,8 +492,10 @@ def test_a_deeper_files_leftover_is_refused(tmp_path: pathlib.Path) -> None:
     assert 'nothing here' in message(weights.load_into, blank())
 
 
+@pytest.mark.parametrize('make', [official, lambda folder: run_folder(folder, tiny())])
 @pytest.mark.parametrize('inside', [False, True])
-def test_mirrored_variables(inside: bool, weights: Weights) -> None:
+def test_mirrored_variables(inside: bool, make: Callable, tmp_path: pathlib.Path) -> None:
+    weights = open_weights(make(tmp_path))
     strategy = mirrored(2)
     with strategy.scope():
         model = build_model(SimCLRModel(TINY, 32, 10, replicas=2, precision='bfloat16'))
@@ -501,6 +508,16 @@ def test_mirrored_variables(inside: bool, weights: Weights) -> None:
         for copy in strategy.experimental_local_results(variable):
             assert copy.dtype == tf.float32
             np.testing.assert_array_equal(copy.numpy(), expected[name].numpy(), name)
+
+
+def test_a_record_without_a_backbone_is_of_a_resnet(tmp_path: pathlib.Path) -> None:
+    folder = run_folder(tmp_path, tiny())
+    file = tmp_path / 'flags.json'
+    values = json.loads(file.read_text())
+    assert values.pop('backbone') == 'resnet'
+    file.write_text(json.dumps(values))
+    weights = open_weights(folder)
+    assert weights.recorded and weights.architecture['backbone'] == 'resnet'
 
 
 # Bad input.
