@@ -97,25 +97,16 @@ def freeze(model: SimCLRModel, after_block: int) -> None:
     Args:
         model: built.
         after_block: -1 trains the whole encoder; k the blocks after the stem from block k on,
-            counted from 0; the number of these blocks, 4 in a ResNet, the classifier only.
-
-    Raises:
-        UserError: if the backbone has fewer blocks.
+            counted from 0, and, without such a block, the classifier only. ResNets have 4.
     """
-    stem_and_blocks = model.backbone.blocks
-    count = len(stem_and_blocks) - 1
-    if after_block > count:
-        raise UserError(
-            f'--fine_tune_after_block must be at most {count} with --backbone='
-            f'{model.config.backbone}, which has so many blocks; found {after_block}.'
-        )
-    for block in stem_and_blocks[: after_block + 1]:
+    blocks = model.backbone.blocks
+    for block in blocks[: after_block + 1]:
         for layer in block:
             layer.trainable = False
     head = model.projection_head.blocks
     selector = model.config.ft_proj_selector
     read = len(head) if selector == -1 else selector
-    for layer in head[0 if after_block == count else read :]:
+    for layer in head[0 if after_block + 1 >= len(blocks) else read :]:
         layer.trainable = False
 
 

@@ -212,12 +212,6 @@ def test_a_head_of_another_kind_is_counted_by_its_layers() -> None:
         SimCLRModel(dataclasses.replace(config, ft_proj_selector=3), 8, 3, make_head=TwoLayers)
 
 
-def test_blocks_that_are_not_there_cannot_be_chosen() -> None:
-    config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
-    with pytest.raises(UserError, match=r'fine_tune_after_block must be at most 4 .*found 5'):
-        freeze(SimCLRModel(config, 8, 3), 5)
-
-
 def test_settings_of_resnets_are_checked_for_resnets_only(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {'sk_ratio': 0.5, 'resnet_depth': 18, 'width_multiplier': 0.01}
     with pytest.raises(UserError):
