@@ -56,7 +56,8 @@ demo: $(VENV)/installed  ## pretrain, evaluate and export on the images that com
 	$(VENV)/bin/python run.py --mode=train_then_eval --train_mode=pretrain $(ARGS)
 
 test: $(VENV)/installed-test  ## run the tests (ARGS='-k name': some; STACK=tf221: on TensorFlow 2.21)
-	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile \
+	  --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/installed  ## measure the speed of everything (50 minutes) and write benchmarks/results.md
 	$(VENV)/bin/python -m benchmarks.speed $(ARGS)

@@ -15,9 +15,23 @@ from common.legacy_keras import choose_keras_2
 choose_keras_2()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
+import pytest
 import tensorflow as tf
 
 REPLICAS = 4
+# Files that take longest, in the order in which they start: each is run by one process, and one
+# that started last would keep a single processor busy while the others have nothing to do.
+LONGEST = (
+    'test_run.py',
+    'test_faults.py',
+    'app/test_pipeline.py',
+    'tf2/models/test_encoder.py',
+    'test_workers.py',
+    'tf2/test_trajectories.py',
+    'app/test_report.py',
+    'hub_export/test_module.py',
+    'hub_export/test_fresh_process.py',
+)
 
 _cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(
@@ -34,3 +48,9 @@ capacity.host_memory = lambda: 64 * 2**30
 # garbage took a sixth of the time.
 gc.freeze()
 gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = pathlib.Path(__file__).parent
+    ranks = {folder / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))  # else as they were

@@ -17,6 +17,7 @@ from tf2.models.encoder import SimCLRModel, build_model, freeze, without_classif
 from tf2.models.heads import ProjectionHead
 from tf2.models.layers import Norm
 from tf2.models.published_names import tf2_names
+from tf2.models.resnet_sizes import BLOCKS_PER_GROUP
 
 COUNTS = json.loads((GOLDEN / 'parameter_counts.json').read_text())
 
@@ -113,7 +114,11 @@ def test_parameter_counts(row: dict) -> None:
     ],
     ids=['plain', 'se', 'sk-se'],
 )
-def test_any_size_gives_finite_endpoints(config: ModelConfig, size: int) -> None:
+def test_any_size_gives_finite_endpoints(
+    config: ModelConfig, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a size does to a block, it does to the next one of its group.
+    monkeypatch.setitem(BLOCKS_PER_GROUP, config.resnet_depth, (2, 1, 1, 1))
     model = build_model(SimCLRModel(config, size, 7))
     outputs = model(tf.random.stateless_uniform([2, size, size + 3, 3], [1, 2]), training=True)
     assert outputs['final_avg_pool'].shape == [2, model.backbone.width]
