@@ -21,13 +21,15 @@ from absl import flags, logging
 from app import output, scratch
 from app.capacity import check_on_host
 from app.config.resolution import resolve
-from app.config.schema import OPTIONS, Config, all_options
+from app.config.schema import DEFAULTS, OPTIONS, Config, all_options
+from app.modes import MODES
 from app.preflight import check_characters, check_places, check_schemes, remote_places
 from app.presets import PRESETS
 from common.errors import UserError, command_line, shown
 from common.interruption import Interrupted, Stop
 from common.legacy_keras import choose_keras_2
 from common.methods import MethodEntry
+from common.registry import load
 from common.settings import option_type
 from tf2.methods import METHODS
 
@@ -179,7 +181,8 @@ def complete(given: dict[str, Any], environment: Mapping[str, str]) -> dict[str,
     chosen = given.get('use_tpu') or given.get('strategy', 'auto') != 'auto'
     if not chosen and ('TF_CONFIG' in environment or _tasks_of_step(environment) > 1):
         given['strategy'] = 'multi_worker'
-    if given.get('model_dir') is not None or given.get('mode') in ('eval', 'export'):
+    does = MODES[given.get('mode', DEFAULTS['mode'])]
+    if given.get('model_dir') is not None or not does.trains:
         return given
     if given.get('strategy') == 'multi_worker':
         raise UserError(
@@ -240,25 +243,15 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
     check_on_host(config)
     with _without_collections():
         # Imported here: TensorFlow takes seconds, and most errors of usage are to show at once.
-        from app import evaluate, experiment, train
+        from app import experiment
+
+        action = load(config.run.does.action)
 
     logging.set_verbosity(logging.WARNING)
     seconds = given.get('connect_timeout', config.devices.connect_timeout)
     for flag, place in remote_places(given).items():
         experiment.check_reachable(flag, place, seconds)
-    if config.run.mode == 'eval':
-        evaluate.follow(given)
-        return
-    if config.run.mode == 'export':
-        train.export_checkpoint(config, given)
-        return
-    if config.run.mode == 'pipeline':
-        from app import pipeline
-
-        pipeline.run_pipeline(config, given, stop)
-        return
-    prepared = experiment.prepare(config, given)
-    train.train(prepared, evaluate=config.run.mode == 'train_then_eval', stop=stop)
+    action(config, given, stop)
 
 
 @contextlib.contextmanager

@@ -43,10 +43,7 @@ def check_on_host(config: Config) -> None:
     """
     devices = config.devices
     elsewhere = devices.use_tpu or devices.tpu_name or devices.master
-    known = (
-        config.run.mode in ('train', 'train_then_eval', 'pipeline')
-        and not config.learning.checkpoint
-    )
+    known = config.run.does.trains and not config.learning.checkpoint
     if not known or elsewhere or devices.strategy in ('tpu', 'multi_worker') or has_accelerators():
         return
     replicas = max(1, devices.logical_devices)
@@ -101,7 +98,7 @@ def check_fits(config: Config, devices: Devices, recorded: Mapping[str, Any] | N
 
 
 def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None) -> Run:
-    train, mode = config.train, config.run.mode
+    train, does = config.train, config.run.does
     # What is not known yet, classes and precision, is taken to be what needs less.
     precision = 'bfloat16' if train.mixed_precision == 'auto' else train.mixed_precision
     synchronized = config.model.global_bn and devices.replicas > 1
@@ -109,8 +106,8 @@ def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None
         Network(config.model, config.data.image_size, 0, precision, synchronized),
         config.learning,
         config.optimizer.optimizer,
-        0 if mode == 'eval' else train.train_batch_size,
-        0 if mode == 'train' else config.evaluation.eval_batch_size,
+        train.train_batch_size if does.trains else 0,
+        config.evaluation.eval_batch_size if does.measures else 0,
         devices.replicas,
         devices.sharing,
         _network_of(recorded) if recorded else None,

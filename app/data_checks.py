@@ -96,12 +96,12 @@ def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[
     neighbors = config.evaluation.knn_neighbors
     train_labels = count_labels(source, config.data.train_split, at_least=max(1, neighbors))
     eval_labels = None
-    if config.run.mode != 'train':
+    if config.run.does.measures:
         _count(whole, '--eval_split', config.data.eval_split)
         first = config.evaluation.eval_steps * config.evaluation.eval_batch_size or None
         eval_labels = count_labels(whole, config.data.eval_split, first=first)
     data = RunData(source, whole, subset, train_examples, train_labels, eval_labels)
-    if config.run.mode != 'eval':
+    if config.run.does.trains:
         _check_trainable(config, data)
     if eval_labels is not None:
         config, more = _with_evaluation(config, given, data, replicas)
@@ -214,7 +214,7 @@ def _with_batch(
     Returns:
         Those, and what was changed, in words.
     """
-    if config.run.mode == 'eval':
+    if not config.run.does.trains:
         return config, []
     batch, words = config.train.train_batch_size, []
     if batch > examples:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from app import lock
 from app.config.resolution import for_evaluation
+from app.config.schema import Config
 from app.experiment import (
     Experiment,
     build_model_of,
@@ -26,6 +27,7 @@ from app.experiment import (
 from app.run_folder import read_flags, read_result
 from common.errors import UserError
 from common.file_names import FLAGS_FILE, PIPELINE_FILE
+from common.interruption import Stop
 from data.batches import eval_batches
 from data.failures import told
 from data.sources.source import Source
@@ -42,15 +44,18 @@ SECONDS_WITHOUT_TRAINING = 60.0  # after which a training that stopped is not wa
 TOP_1 = 'eval/label_top_1_accuracy'
 
 
-def follow(given: Mapping[str, Any]) -> None:
+def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     """Evaluates each new checkpoint of a model folder until the last one of its training.
 
     Args:
+        config: says nothing yet: the folder's settings have to be read first.
         given: flags of the command line; they win over those the folder was trained with.
+        stop: not asked: what is interrupted here loses nothing.
 
     Raises:
         UserError: if there is no such folder, or it does not fit the flags.
     """
+    del config, stop
     model_dir = given.get('model_dir') and os.path.expanduser(given['model_dir'])
     if not model_dir or not tf.io.gfile.isdir(model_dir):
         raise UserError(

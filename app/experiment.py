@@ -18,7 +18,7 @@ from app.data_checks import RunData, open_data
 from app.resuming import Course
 from app.run_folder import read_flags, recorded_run
 from common.connections import bounded
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.file_names import CHECKPOINT_LIST, FLAGS_FILE, MODULES, MOMENTUM_MODULES, RESULT_FILE
 from common.stages import Stage
 from data.label_subset import LabelSubset
@@ -100,7 +100,7 @@ class Experiment:
     @property
     def _epoch_of_schedule(self) -> int:
         """Training examples in an epoch; an evaluation may look at other data."""
-        evaluates = self.config.run.mode == 'eval'
+        evaluates = not self.config.run.does.trains
         recorded = self.course.recorded.get(TRAIN_EXAMPLES) if evaluates else None
         return recorded or self.train_examples
 
@@ -122,7 +122,7 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: for whatever the user can mend.
     """
-    evaluates = config.run.mode == 'eval'
+    evaluates = not config.run.does.trains
     config, weights = with_model_dir(config), None
     model_dir = config.output.model_dir
     strategy = distribution.build_strategy(config.devices)
@@ -386,7 +386,7 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
     What doesn't fit into their memory is refused too.
     """
     batches = {'eval_batch_size': config.evaluation.eval_batch_size}
-    if config.run.mode != 'eval':
+    if config.run.does.trains:
         batches['train_batch_size'] = config.train.train_batch_size
     distribution.check_divisible(strategy, **batches)
     replicas = strategy.num_replicas_in_sync
@@ -414,7 +414,7 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
 def _settings_of_teacher(config: Config) -> dict[str, Any] | None:
     """What the run that made the teacher recorded; None where the teacher is something else."""
     path = config.learning.teacher
-    if not path or path.startswith(URL_SCHEMES) or config.run.mode == 'eval':
+    if not path or path.startswith(URL_SCHEMES) or not config.run.does.trains:
         return None
     return read_flags(os.path.expanduser(path))
 
@@ -430,7 +430,7 @@ def check_reachable(flag: str, place: str, seconds: float) -> None:
         bounded(lambda: tf.io.gfile.exists(place), seconds)
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f'--{flag}={place} must be within reach; found: {distribution.one_line(error)}. Check '
+            f'--{flag}={place} must be within reach; found: {one_line(error)}. Check '
             'the name, the network and the credentials (gcloud auth application-default login, or '
             'GOOGLE_APPLICATION_CREDENTIALS), or give a path of this machine.'
         ) from error

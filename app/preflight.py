@@ -44,7 +44,7 @@ def remote_places(given: Mapping[str, Any]) -> dict[str, str]:
 def check_places(config: Config) -> None:
     """Raises UserError if weights or data set that `config` names are not there at all."""
     learning = config.learning
-    if config.run.mode == 'pipeline':  # its stages read each other, and it refuses what is given
+    if config.run.does.several:  # its stages read each other, and it refuses what is given
         learning = dataclasses.replace(learning, checkpoint=None)
     # A run that goes on needs its own checkpoints only.
     begun = config.output.model_dir and _may_hold_checkpoints(config.output.model_dir)
@@ -55,7 +55,7 @@ def check_places(config: Config) -> None:
                 f'--{flag}={os.path.expanduser(path)} should be {WEIGHTS}; found nothing there. '
                 'Check the path.'
             )
-    if config.data.dataset and config.run.mode != 'export':
+    if config.data.dataset and config.run.does.needs_data:
         check_name(config.data.dataset, config.data.data_dir)
     _check_apart(config.output.model_dir, config.data.data_dir)
 

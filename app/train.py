@@ -24,6 +24,7 @@ from app.experiment import (
     check_recorded,
     decayed_of,
     penalty_of,
+    prepare,
     show_data,
     view_for_teacher,
     with_model_dir,
@@ -53,6 +54,17 @@ from tf2.weights import Report
 
 SAMPLE_VIEWS = 8  # images of which the views are shown in TensorBoard
 GROWTH = 10  # so many times the loss of the first step says that a training diverged
+
+
+def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+    """Checks everything, then trains, and evaluates if the mode says so; see `train`.
+
+    Args:
+        config: all settings.
+        given: those of them that were given on the command line.
+        stop: whether a signal has come.
+    """
+    train(prepare(config, given), evaluate=config.run.does.measures, stop=stop)
 
 
 def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
@@ -354,16 +366,18 @@ def _write_sample_views(experiment: Experiment, step: int) -> None:
     tf.summary.image('train/views', pairs, step, max_outputs=SAMPLE_VIEWS)
 
 
-def export_checkpoint(config: Config, given: Mapping[str, Any]) -> None:
+def export_checkpoint(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     """Turns `--checkpoint`, of any format, into a module of ours below the model folder.
 
     Args:
         config: all settings.
         given: those of them that were given on the command line.
+        stop: not asked: what is interrupted here leaves nothing behind.
 
     Raises:
         UserError: if there is no checkpoint, or it contradicts the flags.
     """
+    del stop
     if not config.learning.checkpoint or not config.output.model_dir:
         raise UserError(
             '--mode=export needs --checkpoint, the weights, and --model_dir, the folder for the '

@@ -42,6 +42,17 @@ def text_of(error: BaseException) -> str:
     return os.fsdecode(error.object) if is_disguised else str(error)
 
 
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """An error's message as part of a line: without line breaks and full stop, cut to `limit`.
+
+    The places in graph and code that TensorFlow lists before its message are left out.
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if not line.startswith(('Graph exec', 'Detected', 'File'))]
+    words = ' '.join(' '.join(said).split()).rstrip('.') or type(error).__name__
+    return words if len(words) <= limit else f'{words[: limit - 3]}...'
+
+
 def shown(name: str) -> str:
     """A name of a file, folder or class as it can be printed within a line, whatever its bytes are.
 

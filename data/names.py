@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from common.errors import UserError, shown
+from common.errors import UserError, one_line, shown
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -146,9 +146,3 @@ def _unknown_name(name: str, data_dir: str | None) -> str:
     advice = f'Did you mean {", ".join(close)}?' if close else 'See the catalogue of TFDS.'
     own = ', '.join(OWN)
     return f'There is no data set {name!r}: neither {own}, nor a name in TFDS, {found}. {advice}'
-
-
-def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """An error's message without line breaks, cut to `limit` characters."""
-    words = ' '.join(str(error).split()) or type(error).__name__
-    return words if len(words) <= limit else words[: limit - 3] + '...'

@@ -15,6 +15,7 @@ ALLOWED = {
     'run': ('app', 'tf2.methods', 'common'),
     'app': ('app', 'hub_export', 'data', 'tf2', 'common'),
     'app.config': (
+        'app.modes',
         'tf2.methods',
         'app.config',
         'app.run_folder',
@@ -30,6 +31,7 @@ ALLOWED = {
         'tf2.records',
         'common',
     ),
+    'app.modes': (),
     'app.presets': (),
     'app.lock': ('common',),
     'app.output': (),
@@ -125,7 +127,10 @@ def test_usage_errors_need_no_tensorflow() -> None:
     """What is imported before flags are checked is light, so that `--help` shows at once."""
     light = [
         'run',
-        *(f'app/{name}' for name in ('output', 'scratch', 'preflight', 'capacity', 'presets')),
+        *(
+            f'app/{name}'
+            for name in ('modes', 'output', 'scratch', 'preflight', 'capacity', 'presets')
+        ),
         'app/run_folder',
         *(f'app/config/{name}' for name in ('schema', 'resolution', 'compatibility')),
         *(str(file.with_suffix('')) for file in modules() if file.parts[0] == 'common'),

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.file_names import CHECKPOINT, CHECKPOINT_LIST
 from tf2 import distribution
 from tf2.files import (
@@ -283,7 +283,7 @@ def _reading(path: str) -> Iterator[None]:
         raise UserError(
             f'{path} must hold the model, method and optimizer that the flags describe, but '
             'does not. Choose another --model_dir, or the flags it was made with. Cause: '
-            f'{_one_line(error)}'
+            f'{one_line(error)}'
         ) from error
     except (tf.errors.OpError, IndexError, OSError) as error:
         hindrance = _hindrance(path)
@@ -297,7 +297,7 @@ def _reading(path: str) -> Iterator[None]:
             raise
         raise DamagedError(
             f'{path} should be a whole checkpoint, but is damaged. Remove its files, or choose '
-            f'another --model_dir. Cause: {_one_line(error)}'
+            f'another --model_dir. Cause: {one_line(error)}'
         ) from error
 
 
@@ -313,9 +313,5 @@ def _hindrance(path: str) -> str | None:
                 while file.read(1 << 20):
                     pass
     except (OSError, tf.errors.OpError) as error:
-        return _one_line(error).rstrip('.')
+        return one_line(error)
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:200]

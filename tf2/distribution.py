@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from common import connections
-from common.errors import UserError
+from common.errors import UserError, one_line
 from tf2.config import DeviceConfig
 from tf2.files import checkpoints_in
 from tf2.out_of_memory import is_out_of_memory
@@ -280,15 +280,6 @@ def _tpu_strategy(config: DeviceConfig) -> tf.distribute.Strategy:
             'Check --tpu_name or --master, --tpu_zone and --gcp_project.'
         ) from error
     return tf.distribute.TPUStrategy(resolver)
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong, without the places in graph and code that TensorFlow lists before it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [
-        line for line in lines if line and not line.startswith(('Graph exec', 'Detected', 'File'))
-    ]
-    return ' '.join(said)[:300] or type(error).__name__
 
 
 @contextlib.contextmanager

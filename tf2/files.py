@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.file_names import CHECKPOINT
 from tf2.out_of_memory import is_out_of_memory
 
@@ -99,10 +99,10 @@ def writing(folder: str) -> Iterator[None]:
         # What is to be written comes from all workers, and one may be gone, or from the device.
         if 'Collective ops' in str(error) or is_out_of_memory(error):
             raise
-        cause = ' '.join(str(error).split())[:300]
         raise UserError(
             f'{folder} should take what the run writes, but does not; what was written before is '
-            f'whole. Make room or mend it, then give the same command to go on. Cause: {cause}'
+            f'whole. Make room or mend it, then give the same command to go on. Cause: '
+            f'{one_line(error)}'
         ) from error
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.file_names import CHECKPOINT_LIST
 from common.settings import check_option, option_type
 from tf2.config import ModelConfig
@@ -221,8 +221,7 @@ def _shown(found: Any) -> str:
 
 
 def _shown_text(text: str) -> str:
-    line = ' '.join(text.split())
-    return line if len(line) <= 80 else f'{line[:77]}...'
+    return one_line(text, 80)
 
 
 def _wrong(path: str, expected: str, found: str, advice: str) -> UserError:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from tf2.config import ModelConfig
 from tf2.files import plain_path
 from tf2.models.encoder import SimCLRModel, build_model
@@ -120,9 +120,9 @@ def _from_module(path: str, place: str) -> Teacher:
         with plain_path(place) as plain:
             module = hub.load(plain)
     except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
-        cause = ' '.join(str(error).split())[:200]
         raise UserError(
-            f'--teacher={path} should be a SavedModel that TensorFlow can load; found: {cause}'
+            f'--teacher={path} should be a SavedModel that TensorFlow can load; found: '
+            f'{one_line(error)}'
         ) from error
     found = []
     for function in _inference_functions(module):

@@ -17,6 +17,7 @@ from app.config.schema import (
     is_read,
     to_values,
 )
+from app.modes import MODES
 from common.errors import UserError
 from common.settings import check_option
 from common.stages import STAGES
@@ -46,8 +47,8 @@ def from_values(values: Mapping[str, Any]) -> Config:
 
 def _check_stage(config: Config) -> None:
     """Raises UserError for what would be wrong in a stage that does not read it, a preset's too."""
-    mode, learning = config.run.mode, config.learning
-    if mode in ('export', 'pipeline'):
+    does, learning = config.run.does, config.learning
+    if does.several or not does.needs_data:
         return
     values = to_values(config)
     chosen = [name for name in _TUNING if values[name] != DEFAULTS[name]]
@@ -64,7 +65,7 @@ def _check_stage(config: Config) -> None:
 def _check_negatives(config: Config) -> None:
     """Raises UserError for a loss without negatives, or a memory that batches don't fill evenly."""
     size, batch = config.learning.memory_size, config.train.train_batch_size
-    if config.run.mode in ('export', 'eval') or config.learning.stage.classifies:
+    if not config.run.does.trains or config.learning.stage.classifies:
         return
     if size % batch:
         raise UserError(
@@ -114,19 +115,19 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     name = given.get('preset')
     if name is not None and name not in presets:
         raise UserError(f'--preset must be one of {", ".join(presets)}; found {name!r}.')
-    if given.get('mode') == 'eval':
+    does = MODES[given.get('mode', DEFAULTS['mode'])]
+    if does.measures and not does.trains:
         # The folder's own settings complete these, and only then can they be compared.
         for name, value in given.items():
             check_option(name, value, OPTIONS[name])
-        return Config(run=RunConfig(mode='eval'))
-    needs_data = given.get('mode') != 'export'
-    if needs_data and given.get('dataset') is None and name is None:
+        return Config(run=RunConfig(mode=given['mode']))
+    if does.needs_data and given.get('dataset') is None and name is None:
         name = _bundled_preset(given.get('train_mode', LearningConfig.train_mode), presets)
     flags = _unless_given(presets[name].flags if name else {}, given)
     chosen = {**DEFAULTS, **flags, **given}
     defaults = entry_of(chosen['train_mode'], chosen['method']).defaults
     config = from_values({**defaults, **flags, **given, 'preset': name})
-    if config.run.mode != 'pipeline':  # its stages read different flags
+    if not does.several:  # stages read different flags
         check_read(given, to_values(config))
     return config
 
@@ -180,11 +181,12 @@ def check_read(given: Iterable[str], values: Mapping[str, Any]) -> None:
 def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
     """Why a run with the settings `values` does not read `name`, for the user; None if it does."""
     metadata, mode = OPTIONS[name], values['mode']
-    if mode == 'export' and mode not in metadata['modes']:
+    needs_data = MODES[mode].needs_data
+    if not needs_data and mode not in metadata['modes']:
         return (
-            f'--{name} is for training; found --mode=export, which does not read it. Leave it out.'
+            f'--{name} is for training; found --mode={mode}, which does not read it. Leave it out.'
         )
-    if mode != 'export' and not is_read(name, values):
+    if needs_data and not is_read(name, values):
         return _other_readers(name, values)
     for other, wanted in metadata['requires'].items():
         if not (values[other] in wanted if wanted else values[other]):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from app.modes import MODES, Mode
 from common.settings import check_options, option
 from data.config import DataConfig
 from tf2.config import (
@@ -29,7 +30,7 @@ class RunConfig:
         'What to do. "eval" follows new checkpoints until training is done; "export" turns '
         '--checkpoint, of any format, into a TF-Hub module below --model_dir; "pipeline" runs all '
         'stages, one after the other.',
-        choices=('train', 'eval', 'train_then_eval', 'export', 'pipeline'),
+        choices=MODES,
         modes=('eval', 'export'),
         resume='free',
     )
@@ -57,6 +58,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    @property
+    def does(self) -> Mode:
+        """What `mode` names."""
+        return MODES[self.mode]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pathlib
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from data.config import DataConfig
-from data.names import one_line, unreadable
+from data.names import unreadable
 from data.sources.source import Source
 from data.sources.tfds import source_of_builder
 

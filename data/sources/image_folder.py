@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UserError, shown
+from common.errors import UserError, one_line, shown
 from data.config import DataConfig
 from data.image_range import check_integers
-from data.names import one_line
 from data.sources.source import NO_LABEL, Source
 from data.sources.splits import parts_of, split_names
 from data.worker import Worker

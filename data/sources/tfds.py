@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from data.config import DataConfig
 from data.image_range import check_integers, find_range
-from data.names import check_reachable, find_builder, one_line
+from data.names import check_reachable, find_builder
 from data.sources.features import Label, find_image, find_label
 from data.sources.records import (
     Records,

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.file_names import CHECKPOINT_LIST
 from tf2.config import WEIGHTS
 from tf2.files import names_in, plain_path
@@ -52,7 +52,7 @@ def fetched(url: str) -> str:
     except (OSError, ValueError, RuntimeError, tarfile.TarError) as error:
         raise UserError(
             f'--checkpoint={url} should be a module that tensorflow-hub can fetch; found: '
-            f'{_one_line(error)}. Check the address, or download the files and give their path.'
+            f'{one_line(error)}. Check the address, or download the files and give their path.'
         ) from error
 
 
@@ -116,10 +116,6 @@ def _listed(names: list[str]) -> str:
     return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
 
 
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:200].rstrip('.')
-
-
 @contextlib.contextmanager
 def _legible(path: str, *more: type[Exception]) -> Iterator[None]:
     """Turns errors of TensorFlow, and those of `more`, on reading `path` into a UserError."""
@@ -128,7 +124,7 @@ def _legible(path: str, *more: type[Exception]) -> Iterator[None]:
     except (tf.errors.OpError, *more) as error:
         raise UserError(
             f'--checkpoint={path} should be a whole checkpoint; found it damaged, unfinished or '
-            f'out of reach: {_one_line(error)}. {MEND}'
+            f'out of reach: {one_line(error)}. {MEND}'
         ) from error
 
 

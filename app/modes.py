@@ -1,0 +1,34 @@
+"""What `--mode` chooses among: a mode is a line in `MODES`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """One thing the program does.
+
+    Attributes:
+        action: 'module:function'; takes the `Config`, the flags that were given, and a `Stop`.
+        trains: whether something is trained; then a folder is made where none is named.
+        measures: whether something is evaluated. Without training, settings are those that the
+            folder's run recorded.
+        needs_data: whether it opens a data set.
+        several: whether it does several runs, with settings of their own.
+    """
+
+    action: str
+    trains: bool = False
+    measures: bool = False
+    needs_data: bool = True
+    several: bool = False
+
+
+MODES = {
+    'train': Mode('app.train:run', trains=True),
+    'eval': Mode('app.evaluate:follow', measures=True),
+    'train_then_eval': Mode('app.train:run', trains=True, measures=True),
+    'export': Mode('app.train:export_checkpoint', needs_data=False),
+    'pipeline': Mode('app.pipeline:run_pipeline', trains=True, measures=True, several=True),
+}
