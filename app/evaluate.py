@@ -12,12 +12,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from app import lock
+from app.classes import check_recorded
 from app.config.resolution import for_evaluation
 from app.config.schema import Config
 from app.experiment import (
     Experiment,
     build_model_of,
-    check_recorded,
     penalty_of,
     prepare,
     show_data,
@@ -84,7 +84,7 @@ def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         tracker = Tracker(experiment, model)
         for path in _as_they_come(model_dir, experiment.total_steps):
             try:
-                check_recorded(experiment, path, checkpoints.recorded_in(path))
+                check_recorded(experiment.class_names, path, checkpoints.recorded_in(path))
                 step = checkpoints.load_model(path, model)
             except UserError:
                 if tf.io.gfile.exists(f'{path}.index'):

@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from app import capacity, resuming
+from app.classes import match_classes, number_of_classes
 from app.config.compatibility import check_same_architecture
 from app.config.resolution import from_values
 from app.config.schema import TRAIN_EXAMPLES, Config, to_values, with_values
 from app.data_checks import RunData, open_data
+from app.preflight import with_model_dir
 from app.resuming import Course
 from app.run_folder import read_flags, recorded_run
 from common.connections import bounded
 from common.errors import UserError, one_line
-from common.file_names import CHECKPOINT_LIST, FLAGS_FILE, MODULES, MOMENTUM_MODULES, RESULT_FILE
 from common.stages import Stage
 from data.label_subset import LabelSubset
-from data.labels import difference, in_order, listed, same_classes
+from data.labels import in_order
 from data.recipes import View, teacher_view
 from data.service import check_answers
 from data.sources import is_here
@@ -38,9 +39,6 @@ from tf2.teacher import Teacher, open_teacher
 from tf2.trainer import Penalty
 from tf2.weights import Weights, config_for, open_weights
 from tf2.weights.checkpoint_file import URL_SCHEMES
-
-# Files that a run replaces again and again.
-WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +146,8 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         # What a folder's record names is no reason to open a model: it may come from elsewhere.
         named = not evaluates or 'teacher' in given
         teacher = _open_teacher(config, strategy) if named else None
-    classes = _match_classes(config, data.source, recorded, teacher, weights)
-    num_classes = _num_classes(config, data, teacher, recorded)
+    classes = match_classes(config, data.source, recorded, teacher, weights)
+    num_classes = number_of_classes(config, data, teacher, recorded)
     check_same_architecture(model_dir, config, num_classes)
     if not evaluates:
         course = resuming.check_changes(config, data.train_examples, course)
@@ -265,112 +263,6 @@ def _open_teacher(config: Config, strategy: tf.distribute.Strategy) -> Teacher |
         )
 
 
-def _num_classes(
-    config: Config, data: RunData, teacher: Teacher | None, recorded: Mapping[str, Any] | None
-) -> int | None:
-    """Classes of the classifier, None without one."""
-    source = data.source
-    if teacher is not None:
-        _check_teacher(config, source, teacher)
-        return teacher.num_classes
-    if config.learning.teacher is not None:
-        return _recorded_classes(config, source, recorded or {})
-    if config.learning.stage.classifies:
-        return source.num_classes
-    if not config.learning.lineareval_while_pretraining:
-        return None
-    # A run that goes on has the variables that it began with.
-    begun = recorded is not None and recorded.get('num_classes') is not None
-    return source.num_classes if data.train_labels.labelled or begun else None
-
-
-def _recorded_classes(config: Config, source: Source, recorded: Mapping[str, Any]) -> int | None:
-    """Classes of a student whose teacher is not opened, as its training recorded them."""
-    classes = recorded.get('num_classes', source.num_classes)
-    if source.num_classes not in (None, classes):
-        raise UserError(
-            f'--model_dir={config.output.model_dir} holds a classifier of {classes} classes; '
-            f'{source.name} has {source.num_classes}. Choose the data set it was trained on.'
-        )
-    return classes
-
-
-def _check_teacher(config: Config, source: Source, teacher: Teacher) -> None:
-    if source.num_classes not in (None, teacher.num_classes):
-        raise UserError(
-            f'--teacher={teacher.path} must have the classes of {source.name}, '
-            f'{source.num_classes}; found {teacher.num_classes}. Choose a teacher that was '
-            'fine-tuned on this data set.'
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Classes:
-    """What outputs of the classifier stand for.
-
-    Attributes:
-        source: the data set, with the same numbers for its classes.
-        names: by number; None if nothing knows them.
-        notes: lines for the user.
-        others: why the classifier of `--checkpoint` is none of these classes; None if it is, or
-            may be.
-    """
-
-    source: Source
-    names: tuple[str, ...] | None
-    notes: tuple[str, ...] = ()
-    others: str | None = None
-
-
-def _match_classes(
-    config: Config,
-    source: Source,
-    recorded: Mapping[str, Any] | None,
-    teacher: Teacher | None,
-    weights: Weights | None,
-) -> _Classes:
-    """Finds out what the classes are called, and numbers those of the data set likewise.
-
-    The run itself knows best, then its teacher, then the checkpoint it starts from, then the data.
-
-    Raises:
-        UserError: if the data set, or the teacher, has other classes.
-    """
-    own, theirs, loaded = (
-        tuple(names) if names else None
-        for names in (
-            (recorded or {}).get('class_names'),
-            teacher and teacher.class_names,
-            weights and weights.class_names,
-        )
-    )
-    known, whose = own, f'--model_dir={config.output.model_dir}'
-    if theirs:
-        path = f'--teacher={teacher.path}'
-        known, whose = (known, whose) if known else (theirs, path)
-        if theirs != known:
-            raise UserError(
-                f'{path} must have the classes of {whose}, in the same order: '
-                f'{difference(known, theirs)}. Choose the teacher it was trained with.'
-            )
-    kept = source.class_names
-    if not known and loaded and kept and same_classes(loaded, kept):
-        known, whose = loaded, f'--checkpoint={weights.path}'
-    if known and kept:
-        source = in_order(source, known, whose)
-    names = known or kept
-    notes = ()
-    if source.class_names != kept:
-        notes = (
-            f'Classes are numbered as in {whose}: {listed(names)}; {config.data.dataset} has '
-            f'{listed(kept)}.',
-        )
-    others = None
-    if loaded and names and loaded != names:
-        others = f'its classes are {difference(loaded, names)}'
-    return _Classes(source, names, notes, others)
-
-
 def within_memory(
     doing: str, config: Config, strategy: tf.distribute.Strategy
 ) -> contextlib.AbstractContextManager[None]:
@@ -436,81 +328,12 @@ def check_reachable(flag: str, place: str, seconds: float) -> None:
         ) from error
 
 
-def with_model_dir(config: Config) -> Config:
-    """`config` with a model folder that can be written to.
-
-    Raises:
-        UserError: if the one given is, or can become, no such folder.
-    """
-    model_dir = os.path.expanduser(config.output.model_dir)
-    if not model_dir:
-        raise UserError(
-            f'--model_dir must be a folder; found {config.output.model_dir!r}. Give a name, or '
-            'leave it out.'
-        )
-    momentum = MOMENTUM_MODULES if config.learning.export_momentum_encoder else ''
-    below = (MODULES, momentum, config.evaluation.eval_name or '')
-    check_writable(model_dir, folders=below, files=WRITTEN)
-    return with_values(config, model_dir=model_dir)
-
-
-def check_writable(model_dir: str, *, folders: Iterable[str] = (), files: Iterable[str]) -> None:
-    """Raises UserError if what a run writes has no place in `model_dir`.
-
-    Args:
-        model_dir: a folder, or what is to become one.
-        folders: names in it that are to be folders.
-        files: names in it that are to be files.
-    """
-    if '://' in model_dir:
-        return
-    if os.path.lexists(model_dir) and not os.path.isdir(model_dir):
-        raise UserError(f'--model_dir must be a folder; {model_dir} is a file.')
-    for folder in ('', *folders):
-        _check_folder(model_dir, os.path.join(model_dir, folder))
-    for name in files:
-        if os.path.isdir(os.path.join(model_dir, name)):
-            raise UserError(
-                f'--model_dir={model_dir} cannot be written: {name} in it must be a file, but is '
-                'a folder. Move it away, or choose another --model_dir.'
-            )
-
-
-def _check_folder(model_dir: str, folder: str) -> None:
-    existing = os.path.abspath(folder)
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing):
-        raise UserError(f'--model_dir={model_dir} cannot be made: {existing} is a file.')
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f'--model_dir={model_dir} cannot be written: {existing} is not writable.')
-
-
 def show_data(experiment: Experiment) -> None:
     """Says what the run has to do with, and what it does without."""
     for line in (experiment.data.describe(), *experiment.data.notes):
         print(line)
     if experiment.source.image_range:
         print(f'Images are floating-point numbers, taken to be in {experiment.source.image_range}.')
-
-
-def check_recorded(
-    experiment: Experiment, path: str | None, record: Mapping[str, Any] | None
-) -> None:
-    """Raises UserError if a checkpoint says that its classes are others than the run's.
-
-    Args:
-        experiment: what is run.
-        path: of the checkpoint; None without one.
-        record: see `Checkpoints`.
-    """
-    names = (record or {}).get('class_names')
-    if names and experiment.class_names and tuple(names) != experiment.class_names:
-        raise UserError(
-            f'{path} must have the classes of this run, in the same order: '
-            f'{difference(names, experiment.class_names)}. Choose another --model_dir, or the '
-            'data it was trained on.'
-        )
 
 
 def build_model_of(experiment: Experiment) -> SimCLRModel:

@@ -18,6 +18,7 @@ from app import experiment, lock, report, resuming, train
 from app.config.resolution import resolve, why_unread
 from app.config.schema import DEFAULTS, LABELS, OPTIONS, PATHS, TRAIN_EXAMPLES, Config, to_values
 from app.data_checks import open_data
+from app.preflight import check_writable, with_model_dir
 from app.presets import PRESETS
 from app.run_folder import has_module, read_flags, read_pipeline, read_result
 from common.errors import UserError, command_line
@@ -86,8 +87,8 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         UserError: for whatever the user can mend, as far as possible before the first stage.
         Interrupted: when a signal came.
     """
-    model_dir = experiment.with_model_dir(config).output.model_dir
-    experiment.check_writable(model_dir, files=(PIPELINE_FILE, REPORT_FILE))
+    model_dir = with_model_dir(config).output.model_dir
+    check_writable(model_dir, files=(PIPELINE_FILE, REPORT_FILE))
     stages = list(_stages(model_dir, config.run.preset, given))
     _check_same_settings(model_dir, stages)
     strategy = distribution.build_strategy(config.devices)

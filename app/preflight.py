@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from app.config.schema import Config
+from app.config.schema import Config, with_values
 from common.errors import UserError
-from common.file_names import FLAGS_FILE
+from common.file_names import CHECKPOINT_LIST, FLAGS_FILE, MODULES, MOMENTUM_MODULES, RESULT_FILE
 from data.names import check_name
 from tf2.config import WEIGHTS
 
@@ -21,6 +21,8 @@ from tf2.config import WEIGHTS
 SCHEMES = ('gs', 'file')
 _OF_WEIGHTS = ('http', 'https')  # which tensorflow-hub resolves
 _PLACES = {'model_dir': (), 'data_dir': (), 'checkpoint': _OF_WEIGHTS, 'teacher': _OF_WEIGHTS}
+# Files that a run replaces again and again.
+WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE)
 
 
 def check_schemes(given: Mapping[str, Any]) -> None:
@@ -110,3 +112,53 @@ def _is_missing(path: str) -> bool:
         return True
     except OSError:
         return False  # whoever opens it says why it can't be read
+
+
+def with_model_dir(config: Config) -> Config:
+    """`config` with a model folder that can be written to.
+
+    Raises:
+        UserError: if the one given is, or can become, no such folder.
+    """
+    model_dir = os.path.expanduser(config.output.model_dir)
+    if not model_dir:
+        raise UserError(
+            f'--model_dir must be a folder; found {config.output.model_dir!r}. Give a name, or '
+            'leave it out.'
+        )
+    momentum = MOMENTUM_MODULES if config.learning.export_momentum_encoder else ''
+    below = (MODULES, momentum, config.evaluation.eval_name or '')
+    check_writable(model_dir, folders=below, files=WRITTEN)
+    return with_values(config, model_dir=model_dir)
+
+
+def check_writable(model_dir: str, *, folders: Iterable[str] = (), files: Iterable[str]) -> None:
+    """Raises UserError if what a run writes has no place in `model_dir`.
+
+    Args:
+        model_dir: a folder, or what is to become one.
+        folders: names in it that are to be folders.
+        files: names in it that are to be files.
+    """
+    if '://' in model_dir:
+        return
+    if os.path.lexists(model_dir) and not os.path.isdir(model_dir):
+        raise UserError(f'--model_dir must be a folder; {model_dir} is a file.')
+    for folder in ('', *folders):
+        _check_folder(model_dir, os.path.join(model_dir, folder))
+    for name in files:
+        if os.path.isdir(os.path.join(model_dir, name)):
+            raise UserError(
+                f'--model_dir={model_dir} cannot be written: {name} in it must be a file, but is '
+                'a folder. Move it away, or choose another --model_dir.'
+            )
+
+
+def _check_folder(model_dir: str, folder: str) -> None:
+    existing = os.path.abspath(folder)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise UserError(f'--model_dir={model_dir} cannot be made: {existing} is a file.')
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f'--model_dir={model_dir} cannot be written: {existing} is not writable.')

@@ -15,22 +15,22 @@ import tensorflow as tf
 
 import hub_export
 from app import lock, resuming
+from app.classes import check_recorded
 from app.config.schema import TRAIN_EXAMPLES, Config
 from app.evaluate import Tracker
 from app.experiment import (
     Experiment,
     build_method,
     build_model_of,
-    check_recorded,
     decayed_of,
     penalty_of,
     prepare,
     show_data,
     view_for_teacher,
-    with_model_dir,
     with_weights,
     within_memory,
 )
+from app.preflight import with_model_dir
 from app.run_folder import RESTORE, write_flags
 from common.errors import UserError
 from common.file_names import (
@@ -119,7 +119,7 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
             config.output.keep_checkpoint_max,
         )
         resumed = saved.resume()
-        check_recorded(experiment, resumed, saved.record)
+        check_recorded(experiment.class_names, resumed, saved.record)
         saved.record['class_names'] = experiment.class_names
         # Before anything is written: the file may turn out to be damaged.
         report = None if resumed else _initialise(experiment, model)

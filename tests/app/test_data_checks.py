@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import run
 from app import data_checks, experiment, train
+from app.classes import check_recorded
 from app.config.resolution import from_values, resolve
 from app.config.schema import to_values
 from app.experiment import Experiment
@@ -469,9 +470,9 @@ def test_folders_that_know_no_names_are_compared_by_number(
     assert prepared.class_names == OTHER_ORDER  # as the data have it
     # Here the checkpoint itself knows better than the settings beside it.
     with pytest.raises(UserError, match='in the same order: cat, dog, owl; found owl, cat, dog'):
-        experiment.check_recorded(prepared, 'ckpt-12', recorded_in(str(older / 'ckpt-12')))
-    experiment.check_recorded(prepared, 'ckpt-12', None)
-    experiment.check_recorded(prepared, 'ckpt-12', {'examples_seen': 1})
+        check_recorded(prepared.class_names, 'ckpt-12', recorded_in(str(older / 'ckpt-12')))
+    check_recorded(prepared.class_names, 'ckpt-12', None)
+    check_recorded(prepared.class_names, 'ckpt-12', {'examples_seen': 1})
 
 
 def test_an_export_keeps_the_names(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:

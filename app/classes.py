@@ -1,0 +1,140 @@
+"""What a classifier's outputs stand for: whose names count, and who has to agree with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from app.config.schema import Config
+from app.data_checks import RunData
+from common.errors import UserError
+from data.labels import difference, in_order, listed, same_classes
+from data.sources.source import Source
+from tf2.teacher import Teacher
+from tf2.weights import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """What outputs of the classifier stand for.
+
+    Attributes:
+        source: the data set, with the same numbers for its classes.
+        names: by number; None if nothing knows them.
+        notes: lines for the user.
+        others: why the classifier of `--checkpoint` is none of these classes; None if it is, or
+            may be.
+    """
+
+    source: Source
+    names: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+    others: str | None = None
+
+
+def match_classes(
+    config: Config,
+    source: Source,
+    recorded: Mapping[str, Any] | None,
+    teacher: Teacher | None,
+    weights: Weights | None,
+) -> Classes:
+    """Finds out what the classes are called, and numbers those of the data set likewise.
+
+    The run itself knows best, then its teacher, then the checkpoint it starts from, then the data.
+
+    Raises:
+        UserError: if the data set, or the teacher, has other classes.
+    """
+    own, theirs, loaded = (
+        tuple(names) if names else None
+        for names in (
+            (recorded or {}).get('class_names'),
+            teacher and teacher.class_names,
+            weights and weights.class_names,
+        )
+    )
+    known, whose = own, f'--model_dir={config.output.model_dir}'
+    if theirs:
+        path = f'--teacher={teacher.path}'
+        known, whose = (known, whose) if known else (theirs, path)
+        if theirs != known:
+            raise UserError(
+                f'{path} must have the classes of {whose}, in the same order: '
+                f'{difference(known, theirs)}. Choose the teacher it was trained with.'
+            )
+    kept = source.class_names
+    if not known and loaded and kept and same_classes(loaded, kept):
+        known, whose = loaded, f'--checkpoint={weights.path}'
+    if known and kept:
+        source = in_order(source, known, whose)
+    names = known or kept
+    notes = ()
+    if source.class_names != kept:
+        notes = (
+            f'Classes are numbered as in {whose}: {listed(names)}; {config.data.dataset} has '
+            f'{listed(kept)}.',
+        )
+    others = None
+    if loaded and names and loaded != names:
+        others = f'its classes are {difference(loaded, names)}'
+    return Classes(source, names, notes, others)
+
+
+def number_of_classes(
+    config: Config, data: RunData, teacher: Teacher | None, recorded: Mapping[str, Any] | None
+) -> int | None:
+    """Classes of the classifier, None without one."""
+    source = data.source
+    if teacher is not None:
+        _check_teacher(config, source, teacher)
+        return teacher.num_classes
+    if config.learning.teacher is not None:
+        return _recorded_classes(config, source, recorded or {})
+    if config.learning.stage.classifies:
+        return source.num_classes
+    if not config.learning.lineareval_while_pretraining:
+        return None
+    # A run that goes on has the variables that it began with.
+    begun = recorded is not None and recorded.get('num_classes') is not None
+    return source.num_classes if data.train_labels.labelled or begun else None
+
+
+def _recorded_classes(config: Config, source: Source, recorded: Mapping[str, Any]) -> int | None:
+    """Classes of a student whose teacher is not opened, as its training recorded them."""
+    classes = recorded.get('num_classes', source.num_classes)
+    if source.num_classes not in (None, classes):
+        raise UserError(
+            f'--model_dir={config.output.model_dir} holds a classifier of {classes} classes; '
+            f'{source.name} has {source.num_classes}. Choose the data set it was trained on.'
+        )
+    return classes
+
+
+def _check_teacher(config: Config, source: Source, teacher: Teacher) -> None:
+    if source.num_classes not in (None, teacher.num_classes):
+        raise UserError(
+            f'--teacher={teacher.path} must have the classes of {source.name}, '
+            f'{source.num_classes}; found {teacher.num_classes}. Choose a teacher that was '
+            'fine-tuned on this data set.'
+        )
+
+
+def check_recorded(
+    class_names: tuple[str, ...] | None, path: str | None, record: Mapping[str, Any] | None
+) -> None:
+    """Raises UserError if a checkpoint says that its classes are others than the run's.
+
+    Args:
+        class_names: of the run; None if nothing knows them.
+        path: of the checkpoint; None without one.
+        record: see `Checkpoints`.
+    """
+    names = (record or {}).get('class_names')
+    if names and class_names and tuple(names) != class_names:
+        raise UserError(
+            f'{path} must have the classes of this run, in the same order: '
+            f'{difference(names, class_names)}. Choose another --model_dir, or the '
+            'data it was trained on.'
+        )
