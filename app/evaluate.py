@@ -21,7 +21,7 @@ from app.experiment import (
     penalty_of,
     prepare,
     show_data,
-    view_for_teacher,
+    views_of,
     within_memory,
 )
 from app.run_folder import read_flags, read_result
@@ -158,7 +158,7 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
             config.data,
             split=split,
             batch_size=config.evaluation.eval_batch_size,
-            extra=view_for_teacher(experiment, evaluates=True),
+            views=views_of(experiment, evaluates=True),
             worker=Worker(worker, workers),
         )
         return whole.take(limit) if limit else whole

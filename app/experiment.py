@@ -22,9 +22,9 @@ from app.run_folder import read_flags, recorded_run
 from common.connections import bounded
 from common.errors import UserError, one_line
 from common.stages import Stage
+from common.views import EVALUATION, View, teacher_view
 from data.label_subset import LabelSubset
 from data.labels import in_order
-from data.recipes import View, teacher_view
 from data.service import check_answers
 from data.sources import is_here
 from data.sources.source import Source
@@ -360,20 +360,21 @@ def build_method(experiment: Experiment, model: SimCLRModel) -> Method:
     return build(model, experiment.config.learning, teacher and teacher.logits)
 
 
-def view_for_teacher(experiment: Experiment, *, evaluates: bool = False) -> View | None:
-    """The view that the pipeline adds for the teacher; None where it sees the student's.
+def views_of(experiment: Experiment, *, evaluates: bool = False) -> tuple[View, ...]:
+    """The views of each example; the last one is the teacher's where it doesn't see the student's.
 
     Args:
         experiment: what is run.
         evaluates: whether views are those of evaluation.
     """
     teacher, config = experiment.teacher, experiment.config
+    views = EVALUATION if evaluates else config.learning.entry.views
     if teacher is None:
-        return None
+        return views
     size = teacher.image_size or config.data.image_size
     kind = 'eval' if evaluates else config.learning.teacher_view
     same = kind == 'student' or evaluates
-    return None if same and size == config.data.image_size else teacher_view(kind, size)
+    return views if same and size == config.data.image_size else (*views, teacher_view(kind, size))
 
 
 def decayed_of(method: Method) -> list[tf.Variable]:

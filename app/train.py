@@ -26,7 +26,7 @@ from app.experiment import (
     penalty_of,
     prepare,
     show_data,
-    view_for_teacher,
+    views_of,
     with_weights,
     within_memory,
 )
@@ -332,11 +332,10 @@ def _batches(experiment: Experiment, worker: int, workers: int) -> tf.data.Datas
         experiment.source,
         config.data,
         split=config.data.train_split,
-        recipe=config.learning.train_mode,
+        views=views_of(experiment),
         batch_size=config.train.train_batch_size,
         seed=config.train.seed,
         start=experiment.course.position.examples,
-        extra=view_for_teacher(experiment),
         worker=Worker(worker, workers),
         finished=not distribution.has_accelerators(experiment.strategy),
     )
@@ -347,9 +346,7 @@ def _finisher(experiment: Experiment) -> Callable[[Batch], Batch] | None:
     if not distribution.has_accelerators(experiment.strategy):
         return None
     config = experiment.config
-    return finisher(
-        config.data, recipe=config.learning.train_mode, extra=view_for_teacher(experiment)
-    )
+    return finisher(config.data, views=views_of(experiment))
 
 
 def _write_sample_views(experiment: Experiment, step: int) -> None:
@@ -358,12 +355,18 @@ def _write_sample_views(experiment: Experiment, step: int) -> None:
         experiment.source,
         config.data,
         split=config.data.train_split,
-        recipe=config.learning.train_mode,
+        views=config.learning.entry.views,
         count=SAMPLE_VIEWS,
         seed=config.train.seed,
     )
-    pairs = tf.concat(views, axis=2)  # [n, h, 2w, 3]: the views of an image side by side
-    tf.summary.image('train/views', pairs, step, max_outputs=SAMPLE_VIEWS)
+    tf.summary.image('train/views', side_by_side(views), step, max_outputs=SAMPLE_VIEWS)
+
+
+def side_by_side(views: Sequence[tf.Tensor]) -> tf.Tensor:
+    """[n, s, s, 3] of each view → [n, largest s, sum of s, 3], the smaller ones at the top."""
+    height = max(view.shape[1] for view in views)
+    padded = [tf.pad(v, [[0, 0], [0, height - v.shape[1]], [0, 0], [0, 0]]) for v in views]
+    return tf.concat(padded, axis=2)
 
 
 def export_checkpoint(config: Config, given: Mapping[str, Any], stop: Stop) -> None:

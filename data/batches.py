@@ -1,4 +1,4 @@
-"""Source + recipe → batches, without end for training and exactly once for evaluation.
+"""Source + views → batches, without end for training and exactly once for evaluation.
 
 A training batch depends on nothing but the settings and its number: epoch e is a permutation
 seeded by (seed, e), and every view is drawn from (seed, e, example, view). So a run that starts
@@ -23,11 +23,12 @@ from typing import Any
 import tensorflow as tf
 
 from common.errors import UserError
-from data.augmentations import AUGMENTATIONS
+from common.limits import SMALL_IMAGE
+from common.views import EVALUATION, View
+from data.augmentations import AUGMENTATIONS, apply_op
 from data.config import DataConfig
 from data.images import check_size, to_rgb
 from data.randomness import epoch_key, view_seed
-from data.recipes import RECIPES, Recipe, View
 from data.service import check_answers
 from data.sources.source import HELD_BYTES, NO_LABEL, Source
 from data.worker import Worker
@@ -35,7 +36,6 @@ from data.worker import Worker
 Example = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
 Batch = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
 
-_SMALL_IMAGE = 32  # pixels
 # Examples in the shuffle buffer. Encoded ones are counted, and limited by their size: data sets of
 # small images fit as a whole; of ImageNet (about 110 kB each) as many are held as 2 GB take.
 _BUFFER_SMALL_IMAGES = 65_536
@@ -55,11 +55,10 @@ def train_batches(
     config: DataConfig,
     *,
     split: str,
-    recipe: str,
+    views: Sequence[View],
     batch_size: int,
     seed: int,
     start: int = 0,
-    extra: View | None = None,
     worker: Worker = Worker(),
     finished: bool = True,
 ) -> tf.data.Dataset:
@@ -74,19 +73,19 @@ def train_batches(
         source: where the examples come from.
         config: settings of the augmentations; `image_size` is the views' size in pixels.
         split: split or slice of `source`.
-        recipe: name in RECIPES.
+        views: what is made of each example.
         batch_size: examples per batch, of all workers together.
         seed: the run's seed.
         start: how many examples to leave out at the beginning, of all workers together; a multiple
             of their number. What is left out is neither decoded nor augmented.
-        extra: one more view than the recipe's, the last one, of its own size; a teacher's.
         worker: which of several processes this is.
         finished: whether views are complete. If not, `finisher` does on the device what can be
             done to a whole batch, and batches also hold 'seeds': tuple of [b, 2] int32.
 
     Returns:
-        Dataset of {'views': tuple of [b, image_size, image_size, 3] float32 in [0, 1],
-        'label': [b] int32, -1 = none}, where b is batch_size / worker.count.
+        Dataset of {'views': tuple of [b, size, size, 3] float32 in [0, 1], 'label': [b] int32,
+        -1 = none, 'index': [b] int64, position in the split}, and what else the source's examples
+        hold; b is batch_size / worker.count.
 
     Raises:
         UserError: if there is no such split, it has fewer examples than a batch, the batch cannot
@@ -104,7 +103,6 @@ def train_batches(
     dataset = _training_examples(
         source, config, split, batch_size, seed=seed, start=start, worker=worker
     )
-    views = _with_extra(RECIPES[recipe], extra)
     dataset = _map(dataset, _first_steps(source, views, config))
     if finished:
         dataset = _finish_in_groups(dataset, views, config, len(rows))
@@ -120,7 +118,7 @@ def train_batches(
 
 
 def _finish_in_groups(
-    dataset: tf.data.Dataset, views: Recipe, config: DataConfig, batch_size: int
+    dataset: tf.data.Dataset, views: Sequence[View], config: DataConfig, batch_size: int
 ) -> tf.data.Dataset:
     """Batches of what `_first_steps` gave, with the steps after it done on the host."""
     limit = _GROUP_SMALL_IMAGES if _is_small(config) else _GROUP_LARGE_IMAGES
@@ -166,17 +164,14 @@ def _most_buffered(source: Source, config: DataConfig, split: str) -> int:
     return min(most, max(1, int(HELD_BYTES // size))) if size else most
 
 
-def finisher(
-    config: DataConfig, *, recipe: str, extra: View | None = None
-) -> Callable[[Batch], Batch]:
+def finisher(config: DataConfig, *, views: Sequence[View]) -> Callable[[Batch], Batch]:
     """Completes the batches of `train_batches(..., finished=False)`, on any device.
 
     The views are those of the host up to rounding: each image has its own draws there and here.
 
     Args:
         config: as given to `train_batches`.
-        recipe: as given to `train_batches`.
-        extra: as given to `train_batches`.
+        views: as given to `train_batches`.
 
     Returns:
         Batch with 'seeds' → batch without; XLA compiles it.
@@ -185,38 +180,41 @@ def finisher(
     def at_once(view: View) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
         return functools.partial(_augment, view=view, config=config)
 
-    return _last_steps(_with_extra(RECIPES[recipe], extra), at_once)
+    return _last_steps(views, at_once)
 
 
-def _first_steps(source: Source, recipe: Recipe, config: DataConfig) -> Callable[..., Example]:
+def _first_steps(
+    source: Source, views: Sequence[View], config: DataConfig
+) -> Callable[..., Example]:
     """What is done to one example at a time."""
-    firsts = [_split_steps(view)[0] for view in recipe]
+    firsts = [_split_ops(view)[0] for view in views]
 
     def first_steps(key: tf.Tensor, index: tf.Tensor, example: Example) -> Example:
-        seeds = tuple(view_seed(key, index, view.seed) for view in recipe)
-        views = _open_views(source, example, seeds, firsts, config)
-        return {'views': views, 'seeds': seeds, 'label': example['label']}
+        seeds = tuple(view_seed(key, index, view.draw) for view in views)
+        opened = _open_views(source, example, seeds, firsts, config)
+        return {**_others(example), 'views': opened, 'seeds': seeds, 'index': index}
 
     return first_steps
 
 
 def _last_steps(
-    recipe: Recipe, augment: Callable[[View], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
+    views: Sequence[View], augment: Callable[[View], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
 ) -> Callable[[Example], Batch]:
     """What is done after `_first_steps`, to several examples; `augment` says how.
 
     Args:
-        recipe: the views.
+        views: of each example.
         augment: view → (images, seeds) → images.
     """
-    # Views that differ in nothing but their seeds are made, and compiled, by one function.
-    lasts = [dataclasses.replace(_split_steps(view)[1], seed=0) for view in recipe]
+    # Views that differ in nothing but their draws are made, and compiled, by one function.
+    lasts = [dataclasses.replace(_split_ops(view)[1], draw=0) for view in views]
     augmenters = {last: augment(last) for last in lasts}
 
     def last_steps(group: Example) -> Batch:
         parts = zip(lasts, group['views'], group['seeds'], strict=True)
-        views = tuple(augmenters[last](images, seeds) for last, images, seeds in parts)
-        return {'views': views, 'label': group['label']}
+        made = tuple(augmenters[last](images, seeds) for last, images, seeds in parts)
+        others = {key: value for key, value in group.items() if key != 'seeds'}
+        return {**others, 'views': made}
 
     return last_steps
 
@@ -227,7 +225,7 @@ def eval_batches(
     *,
     split: str,
     batch_size: int,
-    extra: View | None = None,
+    views: Sequence[View] = EVALUATION,
     worker: Worker = Worker(),
 ) -> tf.data.Dataset:
     """Every example of a split once, in a fixed order; the last batch is filled up.
@@ -239,13 +237,14 @@ def eval_batches(
         config: settings; `image_size` is the view's size in pixels.
         split: split or slice of `source`.
         batch_size: examples per batch, of all workers together.
-        extra: a second view of each example, of its own size; a teacher's.
+        views: what is made of each example, without chance: that of evaluation, maybe a teacher's.
         worker: which of several processes this is.
 
     Returns:
-        Finite dataset of {'views': tuple of one [b, image_size, image_size, 3] float32 in [0, 1],
-        'label': [b] int32, -1 = none, 'mask': [b] bool, False where the batch was filled up with
-        black images}, where b is batch_size / worker.count; as many batches for every worker.
+        Finite dataset of {'views': tuple of [b, size, size, 3] float32 in [0, 1], 'label': [b]
+        int32, -1 = none, 'index': [b] int64, position in the split, 'mask': [b] bool, False where
+        the batch was filled up with black images}, and what else the source's examples hold; b is
+        batch_size / worker.count. As many batches for every worker.
 
     Raises:
         UserError: if there is no such split, it is empty, or the batch cannot be shared out
@@ -260,17 +259,17 @@ def eval_batches(
     rows = _rows(worker, batch_size, '--eval_batch_size')
     last_start = (count - 1) // batch_size * batch_size
     missing = sum(last_start + row >= count for row in rows)
-    wanted = _with_extra(RECIPES['eval'], extra)
 
-    def view(example: Example) -> Example:
-        # The evaluation view leaves nothing to chance; its steps ignore the seed.
-        seeds = (tf.zeros([2], tf.int32),) * len(wanted)
-        views = _open_views(source, example, seeds, wanted, config)
-        return {'views': views, 'label': example['label'], 'mask': tf.constant(True)}
+    def view(index: tf.Tensor, example: Example) -> Example:
+        # These views leave nothing to chance; their operations ignore the seed.
+        seeds = (tf.zeros([2], tf.int32),) * len(views)
+        opened = _open_views(source, example, seeds, views, config)
+        return {**_others(example), 'views': opened, 'index': index, 'mask': tf.constant(True)}
 
-    dataset = source.examples(split)
+    dataset = source.examples(split).enumerate()
     if worker.count > 1:
-        dataset = _keep(dataset.enumerate(), _is_row_of(worker, batch_size))
+        is_own = _is_row_of(worker, batch_size)
+        dataset = dataset.filter(lambda index, _: is_own(index))
     dataset = _map(source.with_contents(dataset), view)
     if missing:
         dataset = dataset.concatenate(_blank(dataset.element_spec).repeat(missing))
@@ -278,7 +277,13 @@ def eval_batches(
 
 
 def sample_views(
-    source: Source, config: DataConfig, *, split: str, recipe: str, count: int, seed: int
+    source: Source,
+    config: DataConfig,
+    *,
+    split: str,
+    views: Sequence[View],
+    count: int,
+    seed: int,
 ) -> tuple[tf.Tensor, ...]:
     """Training views of the first examples of a split, to look at.
 
@@ -286,21 +291,21 @@ def sample_views(
         source: where the examples come from.
         config: settings of the augmentations.
         split: split or slice of `source`.
-        recipe: name in RECIPES.
+        views: what is made of each example.
         count: how many examples.
         seed: the run's seed.
 
     Returns:
-        A tensor [n, image_size, image_size, 3] float32 in [0, 1] for every view, n <= count.
+        A tensor [n, size, size, 3] float32 in [0, 1] for every view, n <= count.
     """
     key = epoch_key(seed, 0)
 
-    def views(index: tf.Tensor, example: Example) -> tuple[tf.Tensor, ...]:
-        seeds = tuple(view_seed(key, index, view.seed) for view in RECIPES[recipe])
-        return _open_views(source, example, seeds, RECIPES[recipe], config)
+    def make(index: tf.Tensor, example: Example) -> tuple[tf.Tensor, ...]:
+        seeds = tuple(view_seed(key, index, view.draw) for view in views)
+        return _open_views(source, example, seeds, views, config)
 
     first = source.with_contents(source.examples(split).take(count).enumerate())
-    return _map(first, views).batch(count).get_single_element()
+    return _map(first, make).batch(count).get_single_element()
 
 
 def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
@@ -315,7 +320,7 @@ def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
     """
     encoded = check_size(encoded, config.max_pixels, 'one')
     image = to_rgb(tf.io.decode_image(encoded, expand_animations=False))
-    return _augment(image, tf.zeros([2], tf.int32), RECIPES['eval'][0], config)
+    return _augment(image, tf.zeros([2], tf.int32), EVALUATION[0], config)
 
 
 def _count(source: Source, split: str) -> int:
@@ -323,7 +328,7 @@ def _count(source: Source, split: str) -> int:
 
 
 def _is_small(config: DataConfig) -> bool:
-    return config.image_size <= _SMALL_IMAGE
+    return config.image_size <= SMALL_IMAGE
 
 
 def _rows(worker: Worker, batch_size: int, flag: str) -> range:
@@ -394,17 +399,18 @@ def _epochs(
     return epochs.flat_map(one_epoch)
 
 
-def _with_extra(recipe: Recipe, extra: View | None) -> Recipe:
-    return recipe if extra is None else (*recipe, extra)
+def _others(example: Example) -> Example:
+    """What is handed on of an example besides its image."""
+    return {key: value for key, value in example.items() if key not in ('image', 'path')}
 
 
-def _split_steps(view: View) -> tuple[View, View]:
-    """Cuts a view's steps into those that take single images only and those after them."""
+def _split_ops(view: View) -> tuple[View, View]:
+    """Cuts a view's operations into those that take single images only and those after them."""
     cut = 0
-    for position, name in enumerate(view.steps):
-        if not AUGMENTATIONS[name].takes_batches:
+    for position, op in enumerate(view.ops):
+        if not AUGMENTATIONS[op.name].takes_batches:
             cut = position + 1
-    return tuple(dataclasses.replace(view, steps=s) for s in (view.steps[:cut], view.steps[cut:]))
+    return tuple(dataclasses.replace(view, ops=ops) for ops in (view.ops[:cut], view.ops[cut:]))
 
 
 def _open_views(
@@ -423,9 +429,8 @@ def _open_views(
 
 
 def _augment(image: tf.Tensor, seed: tf.Tensor, view: View, config: DataConfig) -> tf.Tensor:
-    sized = dataclasses.replace(config, image_size=view.size or config.image_size)
-    for name in view.steps:
-        image = AUGMENTATIONS[name].apply(image, seed, sized)
+    for op in view.ops:
+        image = apply_op(op, image, seed, config=config, size=view.size or config.image_size)
     return image
 
 
@@ -446,7 +451,7 @@ def _compile(view: View, config: DataConfig) -> Callable[[tf.Tensor, tf.Tensor],
             fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32),
         )
 
-    return each if view.steps else lambda images, seeds: images
+    return each if view.ops else lambda images, seeds: images
 
 
 @functools.cache
@@ -477,7 +482,8 @@ def _group_size(batch_size: int, limit: int) -> int:
 def _blank(spec: Example) -> tf.data.Dataset:
     """One example that fills up a batch: black, without a label, masked."""
     blank = tf.nest.map_structure(lambda part: tf.zeros(part.shape, part.dtype), spec)
-    return tf.data.Dataset.from_tensors({**blank, 'label': tf.constant(NO_LABEL)})
+    unknown = {'label': tf.constant(NO_LABEL), 'index': tf.constant(-1, tf.int64)}
+    return tf.data.Dataset.from_tensors({**blank, **unknown})
 
 
 def _map(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:

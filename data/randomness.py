@@ -15,6 +15,8 @@ _MASK = 0xFFFFFFFF
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _BLOCKS = 5  # of four rounds
+_PAIR_BITS = 16
+MOST_DRAWS = 2 << (31 - _PAIR_BITS)  # so that a key stays an int32
 
 
 _WORDS = tf.TensorSpec([None, 2], tf.int64)
@@ -100,15 +102,17 @@ def epoch_key(seed: int, epoch: tf.Tensor) -> tf.Tensor:
     return tf.cast(threefry(words[tf.newaxis], counter)[0, 0] // 2, tf.int32)
 
 
-def view_seed(key: tf.Tensor, index: tf.Tensor, view: int) -> tf.Tensor:
+def view_seed(key: tf.Tensor, index: tf.Tensor, draw: int) -> tf.Tensor:
     """The seed of one view of one example in one epoch.
 
     Args:
         key: scalar int32 of `epoch_key`.
         index: scalar int64, position of the example in the source.
-        view: 0 or 1.
+        draw: number of the draws, from 0 to `MOST_DRAWS` - 1.
 
     Returns:
-        [2] int32; different for every (key, index, view) up to 2^30 examples.
+        [2] int32; different for every (index, draw) up to 2^30 examples, whatever the key.
     """
-    return tf.stack([key, tf.cast(2 * index + view, tf.int32)])
+    pair, place = divmod(draw, 2)
+    # No two pairs change the same bits of the key, so none has another's seeds.
+    return tf.stack([key ^ (pair << _PAIR_BITS), tf.cast(2 * index + place, tf.int32)])

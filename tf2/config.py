@@ -18,7 +18,6 @@ from tf2.models.resnet_sizes import RESNET_DEPTHS
 # multiple it has another, which took ten times as long as the one for float32.
 NORM_VECTOR = 16
 LOGITS_AT_A_TIME = 2**24  # of NT-Xent: 64 MiB
-SMALL_IMAGE = 32  # pixels; up to here the encoder's stem keeps the resolution
 # What may hold weights, in messages.
 WEIGHTS = 'a --model_dir, a checkpoint prefix, an exported module or official SimCLR weights'
 

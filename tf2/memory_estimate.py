@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from common.limits import SMALL_IMAGE
 from common.registry import load
-from tf2.config import LOGITS_AT_A_TIME, NORM_VECTOR, SMALL_IMAGE, LearningConfig, ModelConfig
+from tf2.config import LOGITS_AT_A_TIME, NORM_VECTOR, LearningConfig, ModelConfig
 from tf2.models.resnet_sizes import (
     BLOCKS_PER_GROUP,
     GROUP_FILTERS,
@@ -24,7 +25,6 @@ from tf2.models.resnet_sizes import (
 FLOAT = 4  # bytes
 # float32 numbers that an optimizer keeps for each that is trained.
 SLOTS = {'momentum': 1, 'lars': 1, 'adam': 2, 'lamb': 2}
-VIEWS = {'pretrain': 2, 'finetune': 1, 'distill': 1}
 BATCHES_AT_HAND = 2  # the one in use and the next
 
 
@@ -364,7 +364,7 @@ class Run:
 
     def _of_batch(self) -> dict[str, int]:
         network, share = self.network, -(-self.train_batch_size // self.replicas)
-        views = VIEWS[self.learning.train_mode]
+        views = len(self.learning.entry.views)
         image = network.image_size**2 * 3 * FLOAT
         sizes = {
             'activations': views * share * self._trained().kept,

@@ -8,8 +8,8 @@ from typing import Any
 from app.config.schema import OPTIONS, PATHS, Config, is_read, to_values
 from app.run_folder import read_flags
 from common.errors import UserError
+from common.limits import SMALL_IMAGE
 from common.stages import STAGES
-from tf2.config import SMALL_IMAGE
 
 
 def architecture(values: Mapping[str, Any]) -> dict[str, Any]:

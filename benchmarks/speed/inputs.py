@@ -31,6 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.speed.spread import spread
+from common.views import CONTRAST
 from data.batches import train_batches
 from data.config import DataConfig
 from data.sources.source import NO_LABEL, Source
@@ -106,7 +107,7 @@ def ours(
         source,
         DataConfig(image_size=size, use_blur=blur),
         split='train',
-        recipe='pretrain',
+        views=CONTRAST,
         batch_size=batch_size,
         seed=1,
         finished=finished,

@@ -1,18 +1,32 @@
-"""The registry of augmentations: name → what it does to an image under a configuration."""
+"""The registry of augmentations: name → what it does, with which arguments."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
+from common.views import Op
 from data.augmentations.blur import random_blur
 from data.augmentations.color import distort_color
 from data.augmentations.eval_crop import eval_crop
 from data.augmentations.flip import random_flip
 from data.augmentations.random_crop import random_crop
+from data.augmentations.solarize import random_solarize
 from data.config import DataConfig
+
+
+def _nothing(config: DataConfig, size: int) -> dict[str, Any]:
+    del config, size
+    return {}
+
+
+def _never(config: DataConfig, size: int) -> bool:
+    del config, size
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,50 +34,91 @@ class Augmentation:
     """One entry of the registry.
 
     Attributes:
-        apply: (image, seed, config) → image. float32 RGB in [0, 1] in and out, but what crops also
-            takes integers as they are stored; `seed` is a pair of integers and fixes every draw.
+        apply: (image, seed, **arguments) → image. float32 RGB in [0, 1] in and out, but what crops
+            also takes integers as they are stored; `seed` is a pair of integers and fixes every
+            draw.
         takes_batches: whether `apply` also takes [b, h, w, 3] images of one size with [b, 2]
             seeds, gives the same as one image at a time, and XLA compiles both.
+        settings: (config, size of the view in pixels) → arguments that a view may leave open.
+        is_off: (config, size of the view) → whether the settings turn it off in every view.
     """
 
-    apply: Callable[[tf.Tensor, tf.Tensor, DataConfig], tf.Tensor]
+    apply: Callable[..., tf.Tensor]
     takes_batches: bool
+    settings: Callable[[DataConfig, int], dict[str, Any]] = _nothing
+    is_off: Callable[[DataConfig, int], bool] = _never
+
+    @property
+    def arguments(self) -> set[str]:
+        """Names of the arguments that an `Op` may carry."""
+        parameters = inspect.signature(self.apply).parameters.values()
+        return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _crop(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    return random_crop(image, seed, size=config.image_size, min_area=config.crop_min_area)
-
-
-def _eval_crop(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    del seed  # Nothing is left to chance.
-    return eval_crop(image, size=config.image_size)
-
-
-def _flip(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    del config  # Has no setting.
-    return random_flip(image, seed)
-
-
-def _color(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    # Strength 0 turns the distortion off, grey included.
-    if config.color_jitter_strength == 0:
-        return image
-    brightness = config.color_jitter_brightness
-    return distort_color(image, seed, strength=config.color_jitter_strength, brightness=brightness)
-
-
-def _blur(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    kernel_size = config.image_size // 10
-    # A kernel of one pixel changes nothing.
-    if not config.use_blur or kernel_size < 2:
-        return image
-    return random_blur(image, seed, kernel_size=kernel_size)
+def _blur_width(size: int) -> int:
+    """Width of the kernel: 10% of the image's (SimCLR, appendix A)."""
+    return size // 10
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
-    'crop': Augmentation(_crop, takes_batches=False),
-    'eval_crop': Augmentation(_eval_crop, takes_batches=False),
-    'flip': Augmentation(_flip, takes_batches=True),
-    'color': Augmentation(_color, takes_batches=True),
-    'blur': Augmentation(_blur, takes_batches=True),
+    'crop': Augmentation(
+        random_crop,
+        takes_batches=False,
+        settings=lambda config, size: {'size': size, 'area': (config.crop_min_area, 1.0)},
+    ),
+    'eval_crop': Augmentation(
+        eval_crop, takes_batches=False, settings=lambda config, size: {'size': size}
+    ),
+    'flip': Augmentation(random_flip, takes_batches=True),
+    'color': Augmentation(
+        distort_color,
+        takes_batches=True,
+        settings=lambda config, size: {
+            'strength': config.color_jitter_strength,
+            'brightness': config.color_jitter_brightness,
+        },
+        # Grey included.
+        is_off=lambda config, size: config.color_jitter_strength == 0,
+    ),
+    'blur': Augmentation(
+        random_blur,
+        takes_batches=True,
+        settings=lambda config, size: {'kernel_size': _blur_width(size)},
+        # A kernel of one pixel changes nothing.
+        is_off=lambda config, size: not config.use_blur or _blur_width(size) < 2,
+    ),
+    'solarize': Augmentation(random_solarize, takes_batches=True),
 }
+
+
+def apply_op(
+    op: Op, image: tf.Tensor, seed: tf.Tensor, *, config: DataConfig, size: int
+) -> tf.Tensor:
+    """What `op` makes of an image, or of a batch where its entry takes batches.
+
+    Args:
+        op: its own arguments win over the settings.
+        image: [h, w, 3] or [b, h, w, 3].
+        seed: [2] or [b, 2] integers.
+        config: the settings.
+        size: height and width of the view, in pixels.
+
+    Raises:
+        ValueError: if there is no such operation, or it has no such argument.
+    """
+    if op.name not in AUGMENTATIONS:
+        raise ValueError(f'Expected one of {", ".join(AUGMENTATIONS)}; found {op.name!r}.')
+    entry, own = AUGMENTATIONS[op.name], dict(op.arguments)
+    _check_arguments(op.name, entry, own)
+    if entry.is_off(config, size):
+        return image
+    return entry.apply(image, seed, **{**entry.settings(config, size), **own})
+
+
+def _check_arguments(name: str, entry: Augmentation, own: Mapping[str, Any]) -> None:
+    unknown = own.keys() - entry.arguments
+    if unknown:
+        raise ValueError(
+            f'Expected arguments of {name} among {", ".join(sorted(entry.arguments))}; found '
+            f'{", ".join(sorted(unknown))}.'
+        )

@@ -6,33 +6,42 @@ import tensorflow as tf
 
 from data.randomness import uniform
 
-PROBABILITY = 0.5
-_SIGMA = (0.1, 2.0)
 _BLOCK = 56  # pixels blurred by one product: a quarter of the usual 224
 
 
-def random_blur(image: tf.Tensor, seed: tf.Tensor, *, kernel_size: int) -> tf.Tensor:
-    """Blurs with probability 0.5 and sigma uniform in [0.1, 2], drawn image by image.
+def random_blur(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    kernel_size: int,
+    probability: float = 0.5,
+    sigma: tuple[float, float] = (0.1, 2.0),
+) -> tf.Tensor:
+    """Blurs some of the images, each with its own width.
+
+    Defaults are those of SimCLR.
 
     Args:
         image: [h, w, 3] or [b, h, w, 3] float32 in [0, 1]; static h and w.
         seed: [2] or [b, 2] integers.
         kernel_size: width of the kernel in pixels, made odd; the paper takes 10% of the image's.
+        probability: of an image to be blurred.
+        sigma: least and largest standard deviation in pixels, between which it is uniform.
 
     Returns:
         Tensor of `image`'s shape, float32 in [0, 1].
     """
     draws = uniform(seed, 2, 'blur')  # [..., 2]
-    sigma = _SIGMA[0] + draws[..., 1] * (_SIGMA[1] - _SIGMA[0])
-    chosen = draws[..., 0] < PROBABILITY
+    width = sigma[0] + draws[..., 1] * (sigma[1] - sigma[0])
+    chosen = draws[..., 0] < probability
     if image.shape.rank == 3:
         return tf.cond(
             chosen,
-            lambda: gaussian_blur(image, sigma, kernel_size=kernel_size),
+            lambda: gaussian_blur(image, width, kernel_size=kernel_size),
             lambda: image,
         )
     # Where shapes must not depend on values, as on accelerators, all are computed.
-    blurred = gaussian_blur(image, sigma, kernel_size=kernel_size)
+    blurred = gaussian_blur(image, width, kernel_size=kernel_size)
     return tf.where(chosen[:, tf.newaxis, tf.newaxis, tf.newaxis], blurred, image)
 
 

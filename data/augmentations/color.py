@@ -11,8 +11,6 @@ import tensorflow as tf
 
 from data.randomness import uniform
 
-JITTER_PROBABILITY = 0.8
-GREY_PROBABILITY = 0.2
 _OPERATIONS = 4
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as tf.image.rgb_to_grayscale
 _TINY = 1e-20  # in place of 0 as a divisor
@@ -43,15 +41,27 @@ class _Drawn:
 
 
 def distort_color(
-    image: tf.Tensor, seed: tf.Tensor, *, strength: float, brightness: str = 'multiply'
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    strength: float,
+    brightness: str = 'multiply',
+    strengths: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2),
+    probability: float = 0.8,
+    grey_probability: float = 0.2,
 ) -> tf.Tensor:
-    """Jitters the colours with probability 0.8, then makes the image grey with probability 0.2.
+    """Jitters the colours of some images, then makes some of them grey.
+
+    Defaults are those of SimCLR.
 
     Args:
         image: [h, w, 3] or [b, h, w, 3] float32 in [0, 1].
         seed: [2] or [b, 2] integers.
-        strength: s; brightness, contrast and saturation vary by 0.8 s, hue by 0.2 s.
+        strength: s, a factor on `strengths`.
         brightness: 'multiply' (SimCLRv2) or 'add' (SimCLRv1).
+        strengths: by how much brightness, contrast, saturation and hue vary at s = 1.
+        probability: of an image to be jittered.
+        grey_probability: of an image to become grey.
 
     Returns:
         Tensor of `image`'s shape, float32 in [0, 1].
@@ -59,10 +69,10 @@ def distort_color(
     brighten = _brighten if brightness == 'multiply' else _lighten
     drawn = _Drawn(
         operations=(brighten, _contrast, _saturate, _turn_hue),
-        amounts=_draw_amounts(seed, strength, brightness),
+        amounts=_draw_amounts(seed, [strength * wide for wide in strengths], brightness),
         order=tf.argsort(uniform(seed, _OPERATIONS, 'jitter order'), axis=-1),
-        jitters=uniform(seed, 1, 'jitter')[..., 0] < JITTER_PROBABILITY,
-        becomes_grey=uniform(seed, 1, 'grey')[..., 0] < GREY_PROBABILITY,
+        jitters=uniform(seed, 1, 'jitter')[..., 0] < probability,
+        becomes_grey=uniform(seed, 1, 'grey')[..., 0] < grey_probability,
     )
     return (_distort_one if image.shape.rank == 3 else _distort_batch)(image, drawn)
 
@@ -113,14 +123,14 @@ def grey(planes: tf.Tensor) -> tf.Tensor:
     return tf.broadcast_to(red + green + blue, tf.shape(planes))
 
 
-def _draw_amounts(seeds: tf.Tensor, strength: float, brightness: str) -> tf.Tensor:
+def _draw_amounts(seeds: tf.Tensor, wide: Sequence[float], brightness: str) -> tf.Tensor:
     """[..., 4]: brightness factor (or summand), contrast and saturation factor, hue summand."""
-    wide = 0.8 * strength
+    *factors, hue = wide
     # A factor below 0 would turn the image into its negative.
-    low = [max(0.0, 1 - wide), max(0.0, 1 - wide), max(0.0, 1 - wide), -0.2 * strength]
-    high = [1 + wide, 1 + wide, 1 + wide, 0.2 * strength]
+    low = [*(max(0.0, 1 - factor) for factor in factors), -hue]
+    high = [*(1 + factor for factor in factors), hue]
     if brightness == 'add':
-        low[0], high[0] = -wide, wide
+        low[0], high[0] = -factors[0], factors[0]
     share = uniform(seeds, _OPERATIONS, 'jitter amounts')
     return tf.constant(low) + share * (tf.constant(high) - tf.constant(low))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from common.limits import SMALL_IMAGE
 from data.images import resize
 
 _SHARE = 0.875
-_SMALL = 32
 
 
-def eval_crop(image: tf.Tensor, *, size: int) -> tf.Tensor:
+def eval_crop(image: tf.Tensor, seed: tf.Tensor | None = None, *, size: int) -> tf.Tensor:
     """Cuts the central square of 87.5% of the shorter side and resizes it (bicubic).
 
     Views of 32 pixels or less are resized from the whole image: such data sets show their
@@ -19,12 +19,14 @@ def eval_crop(image: tf.Tensor, *, size: int) -> tf.Tensor:
     Args:
         image: [h, w, 3] float32 in [0, 1], or integers as they are stored: only the cut is
             converted.
+        seed: nothing is left to chance, so it is not read.
         size: height and width of the result, in pixels.
 
     Returns:
         [size, size, 3] float32 in [0, 1].
     """
-    if size > _SMALL:
+    del seed
+    if size > SMALL_IMAGE:
         image = _central_square(image)
     return resize(image, size)
 

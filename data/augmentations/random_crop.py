@@ -10,19 +10,22 @@ _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _ATTEMPTS = 100
 
 
-def random_crop(image: tf.Tensor, seed: tf.Tensor, *, size: int, min_area: float) -> tf.Tensor:
+def random_crop(
+    image: tf.Tensor, seed: tf.Tensor, *, size: int, area: tuple[float, float]
+) -> tf.Tensor:
     """Cuts a random box out of one image and resizes it (bicubic).
 
-    The box has a width / height ratio in [3/4, 4/3] and at least `min_area` of the image's
-    area; where no such box is found within 100 attempts, it is the whole image.
+    The box has a width / height ratio in [3/4, 4/3] and a share of the image's area in
+    `area`; where no such box is found within 100 attempts, it is the whole image.
 
     Args:
         image: [h, w, 3] float32 in [0, 1], or integers as they are stored: only the cut is
             converted.
         seed: [2] int32.
         size: height and width of the result, in pixels.
-        min_area: smallest share of the area. As in the published program, boxes below 10% are
-            drawn again at its 8%, so the smallest share seen is 1.25 times this number.
+        area: least and largest share of the image's area. With a largest of 1, as in the published
+            program, boxes below 10% are drawn again at its 8%, so the smallest share seen is 1.25
+            times the least.
 
     Returns:
         [size, size, 3] float32 in [0, 1].
@@ -32,9 +35,9 @@ def random_crop(image: tf.Tensor, seed: tf.Tensor, *, size: int, min_area: float
         tf.shape(image),
         whole_image,
         seed=seed,
-        min_object_covered=min(0.1, 1.25 * min_area),
+        min_object_covered=min(0.1, 1.25 * area[0]) if area[1] == 1 else 0.0,
         aspect_ratio_range=_ASPECT_RATIOS,
-        area_range=(min_area, 1.0),
+        area_range=area,
         max_attempts=_ATTEMPTS,
         use_image_if_no_bounding_boxes=True,
     )

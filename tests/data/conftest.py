@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ def golden() -> dict[str, np.ndarray]:
 def memory_source() -> Callable[..., Source]:
     """Makes a source of PNG images; image i has the label i, and its pixels tell i."""
 
-    def make(count: int, height: int = 12, width: int = 10) -> Source:
-        rng = np.random.RandomState(0)
-        images = rng.randint(0, 256, (count, height, width, 3)).astype(np.uint8)
+    def make(count: int, height: int = 12, width: int = 10, images: Any = None) -> Source:
+        if images is None:
+            rng = np.random.RandomState(0)
+            images = rng.randint(0, 256, (count, height, width, 3)).astype(np.uint8)
         encoded = [tf.io.encode_png(image).numpy() for image in images]
 
         def examples(split: str) -> tf.data.Dataset:

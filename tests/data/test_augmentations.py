@@ -8,11 +8,14 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.augmentations import AUGMENTATIONS, blur, color
+from common.views import op
+from data.augmentations import AUGMENTATIONS, apply_op, blur, color
 from data.augmentations.eval_crop import eval_crop
 from data.augmentations.flip import random_flip
 from data.augmentations.random_crop import random_crop
+from data.augmentations.solarize import random_solarize
 from data.config import DataConfig
+from data.randomness import uniform
 
 DRAWS = 20_000
 
@@ -63,7 +66,7 @@ def test_small_views_show_the_whole_image():
 
 def crops(image: tf.Tensor, count: int, size: int, min_area: float) -> np.ndarray:
     def crop(seed: tf.Tensor) -> tf.Tensor:
-        return random_crop(image, seed, size=size, min_area=min_area)
+        return random_crop(image, seed, size=size, area=(min_area, 1.0))
 
     dataset = tf.data.Dataset.from_tensor_slices(seeds_of(count))
     batches = dataset.map(crop, num_parallel_calls=2).batch(1000)
@@ -103,7 +106,7 @@ def test_crop_heeds_the_smallest_area(min_area):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 1000))
 def test_crop_takes_the_smallest_images(height, width, size, seed):
-    view = random_crop(photo(height, width, 3), tf.constant([seed, 1]), size=size, min_area=0.08)
+    view = random_crop(photo(height, width, 3), tf.constant([seed, 1]), size=size, area=(0.08, 1.0))
     assert view.shape == [size, size, 3]
     assert 0 <= view.numpy().min() <= view.numpy().max() <= 1
 
@@ -191,7 +194,7 @@ def test_every_order_of_the_jitter_comes_up():
 def test_strength_0_is_off():
     config = DataConfig(image_size=8, color_jitter_strength=0)
     images = photo(50, 8, 8, 3)
-    views = AUGMENTATIONS['color'].apply(images, seeds_of(50), config)
+    views = apply_op(op('color'), images, seeds_of(50), config=config, size=8)
     np.testing.assert_array_equal(views, images)
 
 
@@ -239,8 +242,25 @@ def test_blur_takes_half_of_the_images_each_with_its_own_sigma():
 
 def test_views_below_20_pixels_are_not_blurred():
     images = photo(30, 19, 19, 3)
-    views = AUGMENTATIONS['blur'].apply(images, seeds_of(30), DataConfig(image_size=19))
+    views = apply_op(op('blur'), images, seeds_of(30), config=DataConfig(), size=19)
     np.testing.assert_array_equal(views, images)
+
+
+# --- solarisation
+
+
+@pytest.mark.parametrize('probability', [0.0, 0.3, 1.0])
+def test_solarisation_inverts_bright_values_of_some_images(probability):
+    images = photo(2000, 3, 3, 3)
+    found = random_solarize(images, seeds_of(2000), threshold=0.6, probability=probability)
+    chosen = uniform(seeds_of(2000), 1, 'solarize')[:, 0].numpy() < probability
+    expected = images.numpy()
+    for number in np.flatnonzero(chosen):  # slowly, value by value
+        for place in np.ndindex(3, 3, 3):
+            value = expected[number][place]
+            expected[number][place] = 1 - value if value >= np.float32(0.6) else value
+    np.testing.assert_array_equal(found, expected)
+    assert abs(chosen.mean() - probability) < 5 * np.sqrt(0.25 / 2000)
 
 
 # --- all of them: eagerly, in a graph, in tf.data and batched
@@ -252,7 +272,7 @@ def test_op_is_the_same_eagerly_in_a_graph_and_in_tf_data(name):
     images, seeds = photo(12, 24, 24, 3), seeds_of(12)
 
     def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return AUGMENTATIONS[name].apply(image, seed, config)
+        return apply_op(op(name), image, seed, config=config, size=config.image_size)
 
     eager = [apply(image, seed) for image, seed in zip(images, seeds, strict=True)]
     in_graph = tf.function(apply)
@@ -270,21 +290,26 @@ def test_op_is_the_same_eagerly_in_a_graph_and_in_tf_data(name):
         assert not np.array_equal(others, eager)
 
 
-@pytest.mark.parametrize('name', [name for name, op in AUGMENTATIONS.items() if op.takes_batches])
+@pytest.mark.parametrize(
+    'name', [name for name, entry in AUGMENTATIONS.items() if entry.takes_batches]
+)
 def test_a_batch_is_the_stack_of_its_images(name):
     config = DataConfig(image_size=24)
     images, seeds = photo(20, 24, 24, 3), seeds_of(20)
-    apply = AUGMENTATIONS[name].apply
-    batch = apply(images, seeds, config)
-    single = [apply(image, seed, config) for image, seed in zip(images, seeds, strict=True)]
+
+    def apply(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        return apply_op(op(name), images, seeds, config=config, size=24)
+
+    batch = apply(images, seeds)
+    single = [apply(image, seed) for image, seed in zip(images, seeds, strict=True)]
     # Compiled, one by one for the processor and at once for a device.
     each = tf.function(
         lambda: tf.map_fn(
-            lambda pair: apply(*pair, config), (images, seeds), fn_output_signature=tf.float32
+            lambda pair: apply(*pair), (images, seeds), fn_output_signature=tf.float32
         ),
         jit_compile=True,
     )()
-    at_once = tf.function(lambda: apply(images, seeds, config), jit_compile=True)()
+    at_once = tf.function(lambda: apply(images, seeds), jit_compile=True)()
     assert batch.shape == at_once.shape == [20, 24, 24, 3]
     for other in (single, each, at_once):
         np.testing.assert_allclose(batch, other, atol=2e-6)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from common.views import CONTRAST, EVALUATION, SUPERVISED, View, op, teacher_view
 from data import batches as input_batches
 from data.augmentations import AUGMENTATIONS
 from data.augmentations.eval_crop import eval_crop
@@ -22,7 +23,6 @@ from data.batches import _group_size, _most_buffered, eval_batches, finisher, tr
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
 from data.label_subset import choose_labels, restrict
-from data.recipes import RECIPES, View, teacher_view
 from data.sources import open_source
 
 CONFIG = DataConfig(image_size=21)
@@ -32,12 +32,12 @@ def first(dataset: tf.data.Dataset, count: int) -> list[dict]:
     return list(itertools.islice(dataset.as_numpy_iterator(), count))
 
 
-def train(source, count, *, config=CONFIG, recipe='pretrain', batch_size=4, seed=1, start_step=0):
+def train(source, count, *, config=CONFIG, views=CONTRAST, batch_size=4, seed=1, start_step=0):
     dataset = train_batches(
         source,
         config,
         split='train',
-        recipe=recipe,
+        views=views,
         batch_size=batch_size,
         seed=seed,
         start=start_step * batch_size,
@@ -51,14 +51,15 @@ def assert_same_batches(left: list[dict], right: list[dict]) -> None:
         tf.nest.map_structure(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize(('recipe', 'views'), [('pretrain', 2), ('finetune', 1), ('distill', 1)])
-def test_training_batches_have_static_shapes(memory_source, recipe, views):
+@pytest.mark.parametrize('views', [CONTRAST, SUPERVISED])
+def test_training_batches_have_static_shapes(memory_source, views):
     dataset = train_batches(
-        memory_source(10), CONFIG, split='train', recipe=recipe, batch_size=4, seed=1
+        memory_source(10), CONFIG, split='train', views=views, batch_size=4, seed=1
     )
     image = tf.TensorSpec([4, 21, 21, 3], tf.float32)
-    label = tf.TensorSpec([4], tf.int32)
-    assert dataset.element_spec == {'views': (image,) * views, 'label': label}
+    label, index = tf.TensorSpec([4], tf.int32), tf.TensorSpec([4], tf.int64)
+    expected = {'views': (image,) * len(views), 'label': label, 'index': index}
+    assert dataset.element_spec == expected
     assert dataset.cardinality() in (tf.data.UNKNOWN_CARDINALITY, tf.data.INFINITE_CARDINALITY)
     for batch in first(dataset, 5):
         for view in batch['views']:
@@ -88,7 +89,7 @@ def test_every_epoch_holds_every_example_in_an_order_of_its_own(memory_source):
 
 def test_an_example_is_augmented_anew_in_every_epoch(memory_source):
     seen = collections.defaultdict(list)
-    for batch in train(memory_source(4), 3, recipe='finetune'):
+    for batch in train(memory_source(4), 3, views=SUPERVISED):
         for label, view in zip(batch['label'], batch['views'][0], strict=True):
             seen[int(label)].append(view)
     for views in seen.values():
@@ -184,7 +185,7 @@ def test_nothing_is_said_about_the_compiled_part() -> None:
         'config = DataConfig(image_size=8)\n'
         'source = open_source(config)\n'
         'made = train_batches(\n'
-        '    source, config, split="train[:8]", recipe="pretrain", batch_size=4, seed=1\n'
+        '    source, config, split="train[:8]", views=CONTRAST, batch_size=4, seed=1\n'
         ')\n'
         'print(next(iter(made))["views"][0].shape)\n'
     )
@@ -208,7 +209,7 @@ def test_labels_stay_with_their_images(memory_source):
         for raw in source.examples('train')
     ]
     config = DataConfig(image_size=21, crop_min_area=1.0)
-    for batch in train(source, 5, config=config, recipe='finetune'):
+    for batch in train(source, 5, config=config, views=SUPERVISED):
         for label, view in zip(batch['label'], batch['views'][0], strict=True):
             distance = [
                 min(np.abs(view - i).mean(), np.abs(view[:, ::-1] - i).mean()) for i in images
@@ -220,8 +221,9 @@ def test_labels_stay_with_their_images(memory_source):
 def test_the_batched_pipeline_equals_one_image_at_a_time(memory_source, monkeypatch):
     source = memory_source(8)
     batched = train(source, 3)
-    for name, op in list(AUGMENTATIONS.items()):
-        monkeypatch.setitem(AUGMENTATIONS, name, type(op)(op.apply, takes_batches=False))
+    for name, entry in list(AUGMENTATIONS.items()):
+        single = dataclasses.replace(entry, takes_batches=False)
+        monkeypatch.setitem(AUGMENTATIONS, name, single)
     for one, other in zip(train(source, 3), batched, strict=True):
         np.testing.assert_allclose(one['views'], other['views'], atol=1e-5)
 
@@ -229,10 +231,11 @@ def test_the_batched_pipeline_equals_one_image_at_a_time(memory_source, monkeypa
 @pytest.mark.parametrize('compiled', [False, True])
 def test_a_device_finishes_what_the_host_began(memory_source, compiled):
     source, extra = memory_source(10), teacher_view('eval', 34)
-    arguments = {'split': 'train', 'recipe': 'pretrain', 'batch_size': 4, 'seed': 1, 'extra': extra}
+    views = (*CONTRAST, extra) if extra else CONTRAST
+    arguments = {'split': 'train', 'views': views, 'batch_size': 4, 'seed': 1}
     whole = first(train_batches(source, CONFIG, **arguments), 3)
     begun = train_batches(source, CONFIG, finished=False, **arguments)
-    finish = finisher(CONFIG, recipe='pretrain', extra=extra)
+    finish = finisher(CONFIG, views=views)
     finish = tf.function(finish, jit_compile=compiled)
     for batch, expected in zip(begun.take(3), whole, strict=True):
         assert not np.array_equal(batch['views'][0], expected['views'][0])
@@ -328,13 +331,111 @@ def test_any_image_size_works_at_any_view_size(height, width, size):
     assert batch['views'][0].shape == [2, size, size, 3]
 
 
-def test_recipes_name_augmentations_that_exist():
-    for recipe in RECIPES.values():
-        assert recipe
-        for view in recipe:
-            assert isinstance(view, View)
-            assert set(view.steps) <= set(AUGMENTATIONS)
-    assert [view.seed for view in RECIPES['pretrain']] == [0, 1]
+def test_chains_name_augmentations_that_exist():
+    for chain in (CONTRAST, SUPERVISED, EVALUATION):
+        for view in chain:
+            assert {op.name for op in view.ops} <= set(AUGMENTATIONS)
+    assert [view.draw for view in CONTRAST] == [0, 1]
+
+
+CROPS = (
+    *(View((op('crop', area=(0.25, 1.0)), op('flip'), op('color')), 24, draw) for draw in (0, 1)),
+    *(
+        View((op('crop', area=(0.05, 0.14)), op('flip'), op('solarize', probability=0.5)), 12, draw)
+        for draw in (2, 3, 4)
+    ),
+)
+
+
+def test_views_of_one_batch_may_differ_in_size(memory_source):
+    arguments = {'split': 'train', 'views': CROPS, 'batch_size': 4, 'seed': 1}
+    on_host = first(train_batches(memory_source(10), CONFIG, **arguments), 3)
+    finish = tf.function(finisher(CONFIG, views=CROPS))
+    unfinished = train_batches(memory_source(10), CONFIG, finished=False, **arguments)
+    for batch, later in zip(on_host, unfinished.take(3), strict=True):
+        assert [view.shape for view in batch['views']] == [
+            (4, s, s, 3) for s in (24, 24, 12, 12, 12)
+        ]
+        for view, other in zip(batch['views'], finish(later)['views'], strict=True):
+            np.testing.assert_allclose(view, other, atol=1e-5)
+    # Five draws, no two alike.
+    small = on_host[0]['views'][2:]
+    assert all((small[i] != small[j]).any() for i in range(3) for j in range(i))
+
+
+def test_a_local_crop_keeps_to_its_share_of_the_area(memory_source):
+    """Cut out of a ramp, whose values tell how wide the box was."""
+    ramp = np.tile(np.linspace(0, 255, 100, dtype=np.uint8)[None, :, None], [100, 1, 3])
+    source = memory_source(64, images=[ramp] * 64)
+    view = View((op('crop', area=(0.05, 0.14)),), 20)
+    (batch,) = first(
+        train_batches(source, CONFIG, split='train', views=[view], batch_size=64, seed=1), 1
+    )
+    widths = np.ptp(batch['views'][0], axis=(1, 2, 3))  # of the boxes, as shares
+    assert widths.min() > 0.9 * np.sqrt(0.05 * 3 / 4) - 0.03
+    assert widths.max() < np.sqrt(0.14 * 4 / 3) + 0.03
+
+
+def test_operations_with_unknown_names_or_arguments_are_refused(memory_source):
+    wrong = {
+        "Expected one of crop, .*; found 'twist'": op('twist'),
+        'Expected arguments of blur among kernel_size, probability, sigma; found radius': op(
+            'blur', radius=3
+        ),
+    }
+    for message, found in wrong.items():
+        view = View((op('crop'), found))
+        with pytest.raises(ValueError, match=message):
+            train_batches(
+                memory_source(10), CONFIG, split='train', views=[view], batch_size=4, seed=1
+            )
+
+
+def test_a_views_own_arguments_win_and_settings_fill_in_the_rest(memory_source):
+    def views_with(ops, **settings):
+        config = dataclasses.replace(CONFIG, **settings)
+        return train(memory_source(10), 2, config=config, views=[View(ops)])
+
+    own = (op('crop', area=(0.9, 1.0)),)
+    assert_same_batches(views_with(own, crop_min_area=0.1), views_with(own, crop_min_area=0.9))
+    assert_same_batches(views_with((op('crop'),), crop_min_area=0.9), views_with(own))
+    # What the settings turn off stays off.
+    grey = (op('crop'), op('color', grey_probability=1.0))
+    assert_same_batches(views_with(grey, color_jitter_strength=0.0), views_with((op('crop'),)))
+    for batch in views_with(grey):
+        np.testing.assert_allclose(np.ptp(batch['views'][0], axis=-1), 0, atol=1e-6)
+
+
+def test_batches_say_which_example_is_which(memory_source):
+    source = memory_source(10)
+    labels = [int(example['label']) for example in source.examples('train')]
+    seen = []
+    for batch in [*train(source, 5), *first(whole_of(source), 3)]:
+        assert [labels[i] for i in batch['index'] if i >= 0] == [
+            label for label, i in zip(batch['label'], batch['index']) if i >= 0
+        ]
+        seen += [i for i in batch['index'] if i >= 0]
+    assert sorted(seen) == sorted([*range(10)] * 3)  # two epochs, and one evaluation
+
+
+def whole_of(source):
+    return eval_batches(source, CONFIG, split='train', batch_size=4)
+
+
+def test_what_else_a_source_says_of_an_example_reaches_the_batches(memory_source):
+    source = memory_source(10)
+
+    def with_weight(split):
+        return source.examples(split).map(
+            lambda example: {**example, 'weight': tf.cast(example['label'], tf.float32) / 2}
+        )
+
+    weighted = dataclasses.replace(source, examples=with_weight)
+    unfinished = train_batches(
+        weighted, CONFIG, split='train', views=CONTRAST, batch_size=4, seed=1, finished=False
+    ).map(finisher(CONFIG, views=CONTRAST))
+    for batch in [*train(weighted, 3), *first(unfinished, 3), *first(whole_of(weighted), 2)]:
+        np.testing.assert_array_equal(batch['weight'], batch['label'] / 2)
 
 
 def distilled(source, extra, *, size=21):
@@ -342,10 +443,9 @@ def distilled(source, extra, *, size=21):
         source,
         DataConfig(image_size=size),
         split='train',
-        recipe='distill',
+        views=(*SUPERVISED, *([extra] if extra else [])),
         batch_size=4,
         seed=1,
-        extra=extra,
     )
     return first(batches, 3)
 
@@ -372,7 +472,8 @@ def test_a_teacher_may_see_the_evaluation_view(memory_source):
 def test_evaluation_shows_the_teacher_its_own_size(memory_source):
     source, config = memory_source(5), DataConfig(image_size=21)
     extra = teacher_view('eval', 34)
-    (batch,) = eval_batches(source, config, split='test', batch_size=6, extra=extra)
+    both = (*EVALUATION, extra)
+    (batch,) = eval_batches(source, config, split='test', batch_size=6, views=both)
     (alone,) = eval_batches(source, DataConfig(image_size=34), split='test', batch_size=6)
     assert batch['views'][0].shape == [6, 21, 21, 3]
     np.testing.assert_array_equal(batch['views'][1], alone['views'][0])

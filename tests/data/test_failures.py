@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from common.errors import UserError
+from common.views import SUPERVISED
 from data.batches import decode_for_evaluation, eval_batches, sample_views, train_batches
 from data.config import DataConfig
 from data.failures import explain, told
@@ -66,13 +67,13 @@ def read_all(config: DataConfig, how: str) -> None:
     with told(source):
         if how == 'train':
             batches = train_batches(
-                source, config, split='train', recipe='finetune', batch_size=4, seed=0
+                source, config, split='train', views=SUPERVISED, batch_size=4, seed=0
             )
             next(iter(batches))
         elif how == 'eval':
             list(eval_batches(source, config, split='train', batch_size=2))
         else:
-            sample_views(source, config, split='train', recipe='finetune', count=4, seed=0)
+            sample_views(source, config, split='train', views=SUPERVISED, count=4, seed=0)
 
 
 @pytest.mark.parametrize('how', ['train', 'eval', 'samples'])

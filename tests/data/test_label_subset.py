@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from common.views import SUPERVISED
 from data.batches import train_batches
 from data.config import DataConfig
 from data.label_subset import (
@@ -76,7 +77,7 @@ def test_training_sees_the_chosen_examples_only() -> None:
     limited = restrict(SOURCE, 'train', subset)
     assert limited.num_examples('train') == 6
     assert limited.num_examples('test') == 90
-    batches = train_batches(limited, config, split='train', recipe='finetune', batch_size=6, seed=0)
+    batches = train_batches(limited, config, split='train', views=SUPERVISED, batch_size=6, seed=0)
     for batch in batches.take(3):
         seen = np.rint(batch['views'][0][:, 0, 0, 0].numpy() * 255)
         assert sorted(seen.tolist()) == subset.indices.tolist()

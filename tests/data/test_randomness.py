@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.randomness import epoch_key, threefry, uniform, view_seed
+from data.randomness import MOST_DRAWS, epoch_key, threefry, uniform, view_seed
 
 
 # The known answers that come with the authors' Random123 library (kat_vectors).
@@ -44,6 +46,31 @@ def test_uniform_of_a_batch_is_that_of_each_seed(words, count):
     single = tf.stack([uniform(seed, count, 'use') for seed in tf.unstack(seeds)])
     assert batch.shape == [seeds.shape[0], count]
     np.testing.assert_array_equal(batch, single)
+
+
+@given(
+    st.integers(0, 2**31 - 1),
+    st.lists(
+        st.tuples(st.integers(0, 2**30 - 1), st.integers(0, MOST_DRAWS - 1)),
+        min_size=2,
+        unique=True,
+    ),
+)
+def test_no_two_draws_of_any_examples_coincide(key, drawn):
+    seeds = [
+        tuple(view_seed(tf.constant(key), tf.constant(index, tf.int64), draw).numpy())
+        for index, draw in drawn
+    ]
+    assert len(set(seeds)) == len(drawn)
+
+
+def test_the_first_two_draws_have_the_seeds_they_always_had():
+    for index, draw in itertools.product((0, 1, 7), (0, 1)):
+        seed = view_seed(tf.constant(5), tf.constant(index, tf.int64), draw)
+        assert seed.numpy().tolist() == [5, 2 * index + draw]
+    # As many as there are: view 2 of an example once had the draws of the next one's view 0.
+    third = view_seed(tf.constant(5), tf.constant(0, tf.int64), 2)
+    assert third.numpy().tolist() != [5, 2]
 
 
 def test_seeds_differ_between_runs_epochs_examples_and_views():

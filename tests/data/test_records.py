@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from common.errors import UserError
+from common.views import SUPERVISED
 from data.batches import eval_batches, train_batches
 from data.config import DataConfig
 from data.failures import explain
@@ -148,7 +149,7 @@ def test_several_corrupt_records_and_workers_and_going_on(copy, capsys):
             source,
             CONFIG,
             split='train',
-            recipe='finetune',
+            views=SUPERVISED,
             batch_size=49,
             seed=1,
             start=49 * start,

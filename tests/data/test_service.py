@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from common.connections import answering, split_address
 from common.errors import UserError
+from common.views import SUPERVISED
 from data import service
 from data.batches import train_batches
 from data.config import DataConfig
@@ -109,7 +110,7 @@ def png_source(count: int) -> Source:
 def batches(source: Source, service: str | None, **arguments) -> tf.data.Dataset:
     config = DataConfig(image_size=2, tf_data_service=service)
     return train_batches(
-        source, config, split='train', recipe='finetune', batch_size=4, seed=1, **arguments
+        source, config, split='train', views=SUPERVISED, batch_size=4, seed=1, **arguments
     )
 
 

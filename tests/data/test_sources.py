@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from common.errors import UserError
+from common.views import CONTRAST
 from data.batches import eval_batches, train_batches
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
@@ -95,7 +96,7 @@ def test_data_sets_without_labels_can_be_trained_on(write_builder):
     config = DataConfig(dataset='unlabelled', data_dir=str(data_dir), image_size=8)
     source = open_source(config)
     assert source.num_classes is None
-    batches = train_batches(source, config, split='train', recipe='pretrain', batch_size=4, seed=0)
+    batches = train_batches(source, config, split='train', views=CONTRAST, batch_size=4, seed=0)
     assert next(batches.as_numpy_iterator())['label'].tolist() == [-1] * 4
     (batch,) = eval_batches(source, config, split='train', batch_size=4)
     assert batch['label'].numpy().tolist() == [-1] * 4

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from common.views import CONTRAST, EVALUATION, SUPERVISED
 from data import batches as input_batches
 from data.batches import _training_examples, eval_batches, train_batches
 from data.config import DataConfig
@@ -62,9 +63,9 @@ def stream(source, batch_size, steps, *, worker=Worker(), start=0, seed=1) -> li
     return [tuple(map(int, row)) for row in rows]
 
 
-def train(source, steps, *, config=CONFIG, recipe='finetune', batch_size=4, **arguments):
+def train(source, steps, *, config=CONFIG, views=SUPERVISED, batch_size=4, **arguments):
     dataset = train_batches(
-        source, config, split='train', recipe=recipe, batch_size=batch_size, seed=1, **arguments
+        source, config, split='train', views=views, batch_size=batch_size, seed=1, **arguments
     )
     return list(itertools.islice(dataset.as_numpy_iterator(), steps))
 
@@ -126,15 +127,15 @@ def test_rows_are_those_of_a_single_process(data):
         np.testing.assert_array_equal(own, whole[:, rows.start : rows.stop].reshape(-1, 3))
 
 
-@pytest.mark.parametrize(('recipe', 'cache'), [('pretrain', False), ('finetune', True)])
+@pytest.mark.parametrize(('views', 'cache'), [(CONTRAST, False), (SUPERVISED, True)])
 def test_batches_of_all_workers_are_those_of_a_single_process(
-    memory_source, monkeypatch, recipe, cache
+    memory_source, monkeypatch, views, cache
 ):
     # Images augmented at once: as many in a worker as in a single process.
     monkeypatch.setattr(input_batches, '_GROUP_SMALL_IMAGES', 3)
     source = memory_source(10)
     config = DataConfig(image_size=21, cache_dataset=cache)
-    arguments = {'config': config, 'recipe': recipe, 'batch_size': 6}
+    arguments = {'config': config, 'views': views, 'batch_size': 6}
     whole = train(source, 4, **arguments)
     parts = [train(source, 4, worker=worker, **arguments) for worker in workers(2)]
     assert parts[0][0]['views'][0].shape == (3, 21, 21, 3)
@@ -229,7 +230,7 @@ def test_a_view_does_not_depend_on_the_number_of_workers(memory_source):
         return source.examples(split).enumerate().skip(own.start).take(len(own))
 
     in_files = dataclasses.replace(source, share=share)
-    arguments = {'config': DataConfig(image_size=21), 'recipe': 'pretrain', 'batch_size': 6}
+    arguments = {'config': DataConfig(image_size=21), 'views': CONTRAST, 'batch_size': 6}
     views = {}  # (epoch, example) → both views
     for step, batch in enumerate(train(source, 4, **arguments)):
         for label, *pair in zip(batch['label'], *batch['views'], strict=True):
@@ -313,7 +314,13 @@ def test_tfds_workers_train_on_every_example_once_an_epoch(sharded):
     seen = []
     for worker in workers(4):
         batches = train_batches(
-            source, CONFIG, split='train[:200]', recipe='eval', batch_size=40, seed=1, worker=worker
+            source,
+            CONFIG,
+            split='train[:200]',
+            views=EVALUATION,
+            batch_size=40,
+            seed=1,
+            worker=worker,
         )
         own = [
             np.rint(b['views'][0][:, 0, 0, 0] * 255) for b in batches.take(5).as_numpy_iterator()
@@ -342,9 +349,9 @@ def test_few_labels_are_shared_out_by_rows(sharded):
     few = restrict(source, 'train', subset)
     assert few.share('train', Worker(0, 2)) is None
     assert few.share('test', Worker(0, 2)) is not None
-    whole = train(few, 5, recipe='eval', batch_size=8)
+    whole = train(few, 5, views=EVALUATION, batch_size=8)
     assert_same(
-        joined([train(few, 5, recipe='eval', batch_size=8, worker=w) for w in workers(2)]), whole
+        joined([train(few, 5, views=EVALUATION, batch_size=8, worker=w) for w in workers(2)]), whole
     )
 
 
@@ -363,7 +370,7 @@ def test_image_folders_are_shared_out_by_file(tmp_path):
         found = list(itertools.chain(*map(read, shares)))
         assert found == read(source.examples(split).enumerate())
     assert source.share('train[2:9]', Worker(0, 8)) is None
-    batches = [train(source, 1, batch_size=11 - 1, worker=w, recipe='eval') for w in workers(2)]
+    batches = [train(source, 1, batch_size=11 - 1, worker=w, views=EVALUATION) for w in workers(2)]
     pixels = np.concatenate([b['views'][0][:, 0, 0, 0] for (b,) in batches])
     assert len(set(np.rint(pixels * 255))) == 10
 

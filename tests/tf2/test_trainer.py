@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.interruption import Interrupted, Stop
+from common.views import CONTRAST
 from data.batches import train_batches
 from data.config import DataConfig
 from data.sources import open_source
@@ -465,7 +466,7 @@ def real_run(model_dir: pathlib.Path, seed: int, until: int) -> list[np.ndarray]
         source,
         DATA,
         split=DATA.train_split,
-        recipe='pretrain',
+        views=CONTRAST,
         batch_size=8,
         seed=3,
         start=trainer.step * 8,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from common.methods import MethodEntry
+from common.views import CONTRAST, SUPERVISED
 
 _PRETRAINING = (
     'method',
@@ -21,6 +22,7 @@ _TUNING = ('fine_tune_after_block', 'zero_init_logits_layer', 'label_fraction', 
 METHODS = {
     'simclr': MethodEntry(
         'tf2.methods.simclr:SimCLR',
+        CONTRAST,
         'NT-Xent between two views of each image; in-batch negatives, and with --memory_size those '
         'of a momentum encoder (arXiv:2002.05709, arXiv:2006.10029).',
         reads=(
@@ -36,10 +38,14 @@ METHODS = {
 # Stages that learn in one way only.
 STAGE_METHODS = {
     'finetune': MethodEntry(
-        'tf2.methods.fine_tuning:FineTuning', 'Cross-entropy with the labels.', reads=_TUNING
+        'tf2.methods.fine_tuning:FineTuning',
+        SUPERVISED,
+        'Cross-entropy with the labels.',
+        reads=_TUNING,
     ),
     'distill': MethodEntry(
         'tf2.methods.distillation:Distillation',
+        SUPERVISED,
         "Cross-entropy with a teacher's output and the labels (arXiv:2006.10029, section 2).",
         reads=(
             *_TUNING,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tf2.config import SMALL_IMAGE, ModelConfig
+from common.limits import SMALL_IMAGE
+from tf2.config import ModelConfig
 from tf2.models.layers import BatchNorm, Conv, ConvBN, FixedPadding, Layer, Norm
 from tf2.models.resnet_sizes import (
     BLOCKS_PER_GROUP,

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from common.errors import UserError
-from tf2.config import SMALL_IMAGE, ModelConfig
+from common.limits import SMALL_IMAGE
+from tf2.config import ModelConfig
 from tf2.models import BACKBONES
 from tf2.models.encoder import SimCLRModel
 from tf2.weights.checkpoint_file import CheckpointFile, locate

@@ -1,0 +1,27 @@
+"""Solarisation of some images: bright pixels become dark (BYOL, appendix B, arXiv:2006.07733)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from data.randomness import uniform
+
+
+def random_solarize(
+    image: tf.Tensor, seed: tf.Tensor, *, threshold: float = 0.5, probability: float = 0.2
+) -> tf.Tensor:
+    """Inverts the values from `threshold` on, x → 1 - x, in some of the images.
+
+    Args:
+        image: [h, w, 3] or [b, h, w, 3] float32 in [0, 1].
+        seed: [2] or [b, 2] integers.
+        threshold: smallest value that is inverted.
+        probability: of an image to be solarised.
+
+    Returns:
+        Tensor of `image`'s shape, float32 in [0, 1].
+    """
+    chosen = (
+        uniform(seed, 1, 'solarize')[..., tf.newaxis, tf.newaxis] < probability
+    )  # [..., 1, 1, 1]
+    return tf.where(chosen & (image >= threshold), 1 - image, image)
