@@ -25,7 +25,7 @@ import tensorflow as tf
 from common.errors import UserError
 from common.limits import SMALL_IMAGE
 from common.views import EVALUATION, View
-from data.augmentations import AUGMENTATIONS, apply_op
+from data.augmentations import apply_op, entry_of
 from data.config import DataConfig
 from data.images import check_size, to_rgb
 from data.randomness import epoch_key, view_seed
@@ -408,7 +408,7 @@ def _split_ops(view: View) -> tuple[View, View]:
     """Cuts a view's operations into those that take single images only and those after them."""
     cut = 0
     for position, op in enumerate(view.ops):
-        if not AUGMENTATIONS[op.name].takes_batches:
+        if not entry_of(op).takes_batches:
             cut = position + 1
     return tuple(dataclasses.replace(view, ops=ops) for ops in (view.ops[:cut], view.ops[cut:]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -102,23 +102,26 @@ def apply_op(
         seed: [2] or [b, 2] integers.
         config: the settings.
         size: height and width of the view, in pixels.
+    """
+    entry, own = entry_of(op), dict(op.arguments)
+    if entry.is_off(config, size):
+        return image
+    return entry.apply(image, seed, **{**entry.settings(config, size), **own})
+
+
+def entry_of(op: Op) -> Augmentation:
+    """The entry of an operation.
 
     Raises:
         ValueError: if there is no such operation, or it has no such argument.
     """
     if op.name not in AUGMENTATIONS:
         raise ValueError(f'Expected one of {", ".join(AUGMENTATIONS)}; found {op.name!r}.')
-    entry, own = AUGMENTATIONS[op.name], dict(op.arguments)
-    _check_arguments(op.name, entry, own)
-    if entry.is_off(config, size):
-        return image
-    return entry.apply(image, seed, **{**entry.settings(config, size), **own})
-
-
-def _check_arguments(name: str, entry: Augmentation, own: Mapping[str, Any]) -> None:
-    unknown = own.keys() - entry.arguments
+    entry = AUGMENTATIONS[op.name]
+    unknown = sorted({name for name, _ in op.arguments} - entry.arguments)
     if unknown:
         raise ValueError(
-            f'Expected arguments of {name} among {", ".join(sorted(entry.arguments))}; found '
-            f'{", ".join(sorted(unknown))}.'
+            f'Expected arguments of {op.name} among {", ".join(sorted(entry.arguments))}; found '
+            f'{", ".join(unknown)}.'
         )
+    return entry

@@ -180,6 +180,7 @@ def test_nothing_is_said_about_the_compiled_part() -> None:
     """XLA would, once in a process; so this takes one of its own."""
     program = (
         'from data.config import DataConfig\n'
+        'from common.views import CONTRAST\n'
         'from data.batches import train_batches\n'
         'from data.sources import open_source\n'
         'config = DataConfig(image_size=8)\n'
@@ -231,7 +232,7 @@ def test_the_batched_pipeline_equals_one_image_at_a_time(memory_source, monkeypa
 @pytest.mark.parametrize('compiled', [False, True])
 def test_a_device_finishes_what_the_host_began(memory_source, compiled):
     source, extra = memory_source(10), teacher_view('eval', 34)
-    views = (*CONTRAST, extra) if extra else CONTRAST
+    views = (*CONTRAST, extra)
     arguments = {'split': 'train', 'views': views, 'batch_size': 4, 'seed': 1}
     whole = first(train_batches(source, CONFIG, **arguments), 3)
     begun = train_batches(source, CONFIG, finished=False, **arguments)
@@ -240,7 +241,7 @@ def test_a_device_finishes_what_the_host_began(memory_source, compiled):
     for batch, expected in zip(begun.take(3), whole, strict=True):
         assert not np.array_equal(batch['views'][0], expected['views'][0])
         finished = finish(batch)
-        assert set(finished) == {'views', 'label'}
+        assert set(finished) == {'views', 'label', 'index'}
         tf.nest.map_structure(
             lambda *pair: np.testing.assert_allclose(*pair, atol=2e-6), finished, expected
         )
@@ -285,6 +286,7 @@ def test_evaluation_sees_every_example_once(memory_source, batch_size, batches):
     assert dataset.element_spec == {
         'views': (tf.TensorSpec([batch_size, 36, 36, 3], tf.float32),),
         'label': tf.TensorSpec([batch_size], tf.int32),
+        'index': tf.TensorSpec([batch_size], tf.int64),
         'mask': tf.TensorSpec([batch_size], tf.bool),
     }
     found = list(dataset.as_numpy_iterator())
