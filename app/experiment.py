@@ -350,6 +350,7 @@ def build_model_of(experiment: Experiment) -> SimCLRModel:
                 config.train.mixed_precision, experiment.strategy
             ),
             detach_classifier=not experiment.stage.classifies,
+            make_head=config.learning.entry.load().projection_head,
         )
     )
 

@@ -17,6 +17,7 @@ ALLOWED = {
     'app.config': (
         'app.modes',
         'tf2.methods',
+        'tf2.models',
         'app.config',
         'app.run_folder',
         'data.config',
@@ -51,6 +52,7 @@ ALLOWED = {
     'tf2': ('tf2', 'common'),
     'tf2.config': (
         'tf2.methods',
+        'tf2.models',
         'tf2.models.BACKBONES',
         'tf2.models.BackboneEntry',
         'tf2.models.resnet_sizes',

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
-from tf2.config import ModelConfig
+from tf2.config import LearningConfig, ModelConfig
+from tf2.methods.base import Batch, Method, Nest, Terms
+from tf2.models.encoder import SimCLRModel
 from tf2.models.layers import ConvBN, Layer, Norm
 
 
@@ -23,3 +27,27 @@ class ToyBackbone(Layer):
             features = layer(features, training=training)
         pooled = tf.reduce_mean(tf.cast(features, tf.float32), [1, 2])
         return {'last_map': features, 'final_avg_pool': pooled}
+
+
+class ToyMethod(Method):
+    """Pulls a small view's prediction towards the projection of a large one."""
+
+    metrics = ('pull_loss',)
+
+    def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
+        super().__init__(name='toy')
+        self.model, self.temperature = model, config.temperature
+        self.predictor = tf.keras.layers.Dense(model.projection_head.width)
+        self.predictor.build([None, model.projection_head.width])
+
+    def trained(self) -> Sequence[tf.Module]:
+        return (self.model, self.predictor)
+
+    def forward(self, views: Sequence[tf.Tensor], training: bool) -> tuple[tf.Tensor, ...]:
+        large, small = (self.model(view, training=training)['proj_head_output'] for view in views)
+        return large, self.predictor(small)
+
+    def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
+        large, small = outputs
+        pull = tf.reduce_mean((tf.stop_gradient(large) - small) ** 2) / self.temperature
+        return {'loss': pull, 'pull_loss': pull}

@@ -10,6 +10,7 @@ from app.run_folder import read_flags
 from common.errors import UserError
 from common.limits import SMALL_IMAGE
 from common.stages import STAGES
+from tf2.models import BACKBONES
 
 
 def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **fixed,
         **tuned,
-        'small stem': values['image_size'] <= SMALL_IMAGE,
+        'small stem': BACKBONES[values['backbone']].small_stem
+        and values['image_size'] <= SMALL_IMAGE,
         # Only float16 comes with variables, those of the loss scaling.
         'mixed_precision': 'float16'
         if values['mixed_precision'] == 'float16'

@@ -23,6 +23,7 @@ from common.settings import check_option
 from common.stages import STAGES
 from tf2.config import LearningConfig
 from tf2.methods import METHODS, entry_of
+from tf2.models import BACKBONES
 
 # They change which images a pretraining would see, or which weights it would train.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
@@ -199,7 +200,13 @@ def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
 
 
 def _other_readers(name: str, values: Mapping[str, Any]) -> str:
-    """Why a run does not read `name`, which other stages or methods do."""
+    """Why a run does not read `name`, which other stages, methods or backbones do."""
+    backbones = [backbone for backbone, entry in BACKBONES.items() if name in entry.reads]
+    if backbones and values['backbone'] not in backbones:
+        return (
+            f'--{name} is for --backbone={" or ".join(backbones)}; found '
+            f'--backbone={values["backbone"]}. Leave it out, or choose another backbone.'
+        )
     stages, stage = stages_reading(name), values['train_mode']
     if stage not in stages:
         titles = ' and '.join(STAGES[other].title.lower() for other in stages)
@@ -219,7 +226,11 @@ def stages_reading(name: str) -> list[str]:
     return [
         stage
         for stage in STAGES
-        if any(is_read(name, {'train_mode': stage, 'method': method}) for method in METHODS)
+        if any(
+            is_read(name, {**DEFAULTS, 'train_mode': stage, 'method': method, 'backbone': backbone})
+            for method in METHODS
+            for backbone in BACKBONES
+        )
     ]
 
 
@@ -227,5 +238,5 @@ def _unless_given(flags: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
     """A preset's flags that something given doesn't take the place of."""
     dropped = LABELS if any(name in given for name in LABELS) else ()
     if given.get('checkpoint'):  # tells these itself
-        dropped += ('resnet_depth', 'width_multiplier', 'sk_ratio', 'se_ratio')
+        dropped += ('backbone', *(name for entry in BACKBONES.values() for name in entry.reads))
     return {name: value for name, value in flags.items() if name not in dropped}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 from app.modes import MODES, Mode
+from common.methods import MethodEntry
 from common.settings import check_options, option
 from data.config import DataConfig
 from tf2.config import (
@@ -19,6 +20,9 @@ from tf2.config import (
     TrainConfig,
 )
 from tf2.methods import entries, entry_of
+from tf2.models import BACKBONES, BackboneEntry
+
+Entry: TypeAlias = MethodEntry | BackboneEntry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +116,15 @@ LABELS = ('label_fraction', 'labels_per_class')
 
 
 def is_read(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether the method of a run with the settings `values` reads setting `name`.
+    """Whether method and backbone of a run with the settings `values` read setting `name`."""
+    method = entry_of(values['train_mode'], values['method'])
+    backbone = BACKBONES[values['backbone']]
+    return _reads(method, entries(), name) and _reads(backbone, BACKBONES.values(), name)
 
-    What no method's entry lists is read by all of them.
-    """
-    listed = any(name in entry.reads for entry in entries())
-    return not listed or name in entry_of(values['train_mode'], values['method']).reads
+
+def _reads(entry: Entry, others: Iterable[Entry], name: str) -> bool:
+    """Whether `entry` reads `name`; what none of the `others` lists is read by all of them."""
+    return name in entry.reads or not any(name in other.reads for other in others)
 
 
 def with_values(config: Config, **values: Any) -> Config:

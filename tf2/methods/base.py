@@ -10,8 +10,10 @@ import tensorflow as tf
 
 from common.file_names import MODULES
 from tf2 import distribution
-from tf2.config import LearningConfig
+from tf2.config import LearningConfig, ModelConfig
 from tf2.models.encoder import SimCLRModel
+from tf2.models.heads import ProjectionHead
+from tf2.models.layers import Norm
 
 Batch: TypeAlias = Mapping[str, Any]
 Logits: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
@@ -38,6 +40,17 @@ class Method(tf.Module, abc.ABC):
     def trained(self) -> Sequence[tf.Module]:
         """What the optimizer updates: their trainable variables, in this order."""
         return (self.model,)
+
+    @classmethod
+    def projection_head(cls, config: ModelConfig, width: int, norm: Norm) -> ProjectionHead:
+        """The head that the loss compares embeddings by; `ft_proj_selector` counts its layers.
+
+        Args:
+            config: settings of the head.
+            width: of the representation.
+            norm: normalisation and dtype policy.
+        """
+        return ProjectionHead(config, width, norm)
 
     @property
     def trainable_variables(self) -> list[tf.Variable]:
