@@ -12,16 +12,14 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from app import lock
+from app.assembly import network, penalty_of, views_of
 from app.classes import check_recorded
 from app.config.resolution import for_evaluation
 from app.config.schema import Config
 from app.experiment import (
     Experiment,
-    build_model_of,
-    penalty_of,
     prepare,
     show_data,
-    views_of,
     within_memory,
 )
 from app.run_folder import read_flags, read_result
@@ -76,7 +74,7 @@ def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
             flush=True,
         )
     with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
-        model = build_model_of(experiment)
+        model = network(experiment.config, experiment.num_classes)
         if experiment.stage.classifies:
             # The regularisation loss leaves out what was frozen.
             freeze(model, experiment.config.learning.fine_tune_after_block)
@@ -158,7 +156,7 @@ def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.E
             config.data,
             split=split,
             batch_size=config.evaluation.eval_batch_size,
-            views=views_of(experiment, evaluates=True),
+            views=views_of(config, teacher, evaluates=True),
             worker=Worker(worker, workers),
         )
         return whole.take(limit) if limit else whole

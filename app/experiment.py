@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -22,7 +22,6 @@ from app.run_folder import read_flags, recorded_run
 from common.connections import bounded
 from common.errors import UserError, one_line
 from common.stages import Stage
-from common.views import EVALUATION, View, teacher_view
 from data.label_subset import LabelSubset
 from data.labels import in_order
 from data.service import check_answers
@@ -31,12 +30,8 @@ from data.sources.source import Source
 from tf2 import distribution, precision, schedules
 from tf2.config import ModelConfig
 from tf2.files import checkpoints_in
-from tf2.methods.base import Method, build
-from tf2.models.encoder import SimCLRModel, build_model
-from tf2.optimizers import builder, decay
 from tf2.out_of_memory import advice_for
 from tf2.teacher import Teacher, open_teacher
-from tf2.trainer import Penalty
 from tf2.weights import Weights, config_for, open_weights
 from tf2.weights.checkpoint_file import URL_SCHEMES
 
@@ -334,68 +329,3 @@ def show_data(experiment: Experiment) -> None:
         print(line)
     if experiment.source.image_range:
         print(f'Images are floating-point numbers, taken to be in {experiment.source.image_range}.')
-
-
-def build_model_of(experiment: Experiment) -> SimCLRModel:
-    """The model, with fresh weights; to be called within the strategy's scope."""
-    config = experiment.config
-    return build_model(
-        SimCLRModel(
-            config.model,
-            config.data.image_size,
-            experiment.num_classes,
-            replicas=experiment.strategy.num_replicas_in_sync,
-            precision=config.train.mixed_precision,
-            filter_products=precision.gains_from_products(
-                config.train.mixed_precision, experiment.strategy
-            ),
-            detach_classifier=not experiment.stage.classifies,
-            make_head=config.learning.entry.load().projection_head,
-        )
-    )
-
-
-def build_method(experiment: Experiment, model: SimCLRModel) -> Method:
-    """What is minimised; freezes parts of `model`. Within the strategy's scope."""
-    teacher = experiment.teacher
-    return build(model, experiment.config.learning, teacher and teacher.logits)
-
-
-def views_of(experiment: Experiment, *, evaluates: bool = False) -> tuple[View, ...]:
-    """The views of each example; the last one is the teacher's where it doesn't see the student's.
-
-    Args:
-        experiment: what is run.
-        evaluates: whether views are those of evaluation.
-    """
-    teacher, config = experiment.teacher, experiment.config
-    views = EVALUATION if evaluates else config.learning.entry.views
-    if teacher is None:
-        return views
-    size = teacher.image_size or config.data.image_size
-    kind = 'eval' if evaluates else config.learning.teacher_view
-    same = kind == 'student' or evaluates
-    return views if same and size == config.data.image_size else (*views, teacher_view(kind, size))
-
-
-def decayed_of(method: Method) -> list[tf.Variable]:
-    """What lars and lamb decay and adapt: every kernel that is trained, but the classifier's."""
-    classifier = method.model.classifier
-    return decay.decayed_kernels(method.trained(), besides=[classifier] if classifier else [])
-
-
-def penalty_of(
-    config: Config, model: SimCLRModel, trained: Sequence[tf.Module] | None = None
-) -> Penalty:
-    """The L2 term of the loss: of what the optimizer itself does not decay.
-
-    Args:
-        config: all settings.
-        model: what is trained, or evaluated.
-        trained: all that is trained; default: the model alone.
-    """
-    if config.optimizer.optimizer in builder.DECAY_IN_UPDATE:
-        variables = [model.classifier.kernel] if model.classifier else []
-    else:
-        variables = decay.kernels_and_biases([model] if trained is None else trained)
-    return Penalty(config.optimizer.weight_decay, variables)

@@ -15,18 +15,14 @@ import tensorflow as tf
 
 import hub_export
 from app import lock, resuming
+from app.assembly import assemble, views_of
 from app.classes import check_recorded
 from app.config.schema import TRAIN_EXAMPLES, Config
 from app.evaluate import Tracker
 from app.experiment import (
     Experiment,
-    build_method,
-    build_model_of,
-    decayed_of,
-    penalty_of,
     prepare,
     show_data,
-    views_of,
     with_weights,
     within_memory,
 )
@@ -48,7 +44,6 @@ from data.worker import Worker
 from tf2 import checkpoints, distribution, records, schedules
 from tf2.files import PATTERN, checkpoints_in, clear_leftovers, write_text, writing
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.optimizers import builder
 from tf2.trainer import EXAMPLES_SEEN, FIRST_LOSS, Trainer
 from tf2.weights import Report
 
@@ -103,19 +98,19 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
             clear_leftovers(model_dir)
     tf.keras.utils.set_random_seed(config.train.seed)
     with experiment.strategy.scope():
-        model = build_model_of(experiment)
-        method = build_method(experiment, model)
-        schedule = schedules.build(config.optimizer, config.train, experiment.train_examples)
-        decayed = decayed_of(method)
-        scales = config.train.mixed_precision == 'float16'
-        optimizer = builder.build(config.optimizer, schedule, decayed, scales_loss=scales)
-        penalty = penalty_of(config, model, method.trained())
-        trainer = Trainer(method, optimizer, penalty, config.train, _finisher(experiment))
+        made = assemble(
+            config,
+            num_classes=experiment.num_classes,
+            train_examples=experiment.train_examples,
+            teacher=experiment.teacher,
+            prepare=_finisher(experiment),
+        )
+        model, method, trainer, schedule = made.model, made.method, made.trainer, made.schedule
         saved = checkpoints.Checkpoints(
             model_dir,
             model,
             method,
-            optimizer,
+            made.optimizer,
             config.output.keep_checkpoint_max,
         )
         resumed = saved.resume()
@@ -332,7 +327,7 @@ def _batches(experiment: Experiment, worker: int, workers: int) -> tf.data.Datas
         experiment.source,
         config.data,
         split=config.data.train_split,
-        views=views_of(experiment),
+        views=views_of(config, experiment.teacher),
         batch_size=config.train.train_batch_size,
         seed=config.train.seed,
         start=experiment.course.position.examples,
@@ -346,7 +341,7 @@ def _finisher(experiment: Experiment) -> Callable[[Batch], Batch] | None:
     if not distribution.has_accelerators(experiment.strategy):
         return None
     config = experiment.config
-    return finisher(config.data, views=views_of(experiment))
+    return finisher(config.data, views=views_of(config, experiment.teacher))
 
 
 def _write_sample_views(experiment: Experiment, step: int) -> None:

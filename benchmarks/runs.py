@@ -52,7 +52,7 @@ def context() -> multiprocessing.context.BaseContext:
     choose_keras_2()
     os.environ.update(TF_CPP_MIN_LOG_LEVEL='3', CUDA_VISIBLE_DEVICES='-1')
     chosen = multiprocessing.get_context('forkserver')
-    chosen.set_forkserver_preload(['run', 'train', 'evaluate', 'pipeline', 'tf2.models.resnet'])
+    chosen.set_forkserver_preload(['run', 'app.train', 'app.pipeline', 'tf2.models.resnet'])
     return chosen
 
 

@@ -28,15 +28,14 @@ choose_keras_2()
 
 import tensorflow as tf
 
+from app.assembly import assemble
+from app.config.resolution import from_values
 from benchmarks.scaling import Network, flops, trace
 from benchmarks.speed import plain_keras
 from benchmarks.speed.case import add_case
 from benchmarks.speed.spread import spread
-from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
-from tf2.methods.simclr import SimCLR
-from tf2.models.encoder import SimCLRModel, build_model
-from tf2.optimizers import builder, decay
-from tf2.trainer import Penalty, Trainer
+from tf2.config import ModelConfig
+from tf2.distribution import build_strategy
 
 # Depth, width, pixels, images a step, precision.
 CASES = (
@@ -54,22 +53,18 @@ Call = Callable[[], object]
 
 def own_step(case: argparse.Namespace) -> Call:
     """The program's step on one batch: both heads, LARS, all metrics, as `run.py` builds it."""
-    config = ModelConfig(case.depth, case.width)
-    model = build_model(
-        SimCLRModel(
-            config,
-            case.size,
-            CLASSES,
-            precision=case.precision,
-            filter_products=case.precision == 'bfloat16',
-            detach_classifier=True,
-        )
-    )
-    decayed = decay.decayed_kernels([model.backbone, model.projection_head])
-    optimizer = builder.build(OptimizerConfig(), 0.01, decayed)
-    penalty = Penalty(1e-6, [model.classifier.kernel])
-    trainer = Trainer(SimCLR(model, LearningConfig()), optimizer, penalty, TrainConfig())
-    step = tf.function(trainer.replica_step)
+    settings = {
+        'resnet_depth': case.depth,
+        'width_multiplier': case.width,
+        'image_size': case.size,
+        'mixed_precision': case.precision,
+        'train_batch_size': case.batch,
+    }
+    config = from_values(settings)
+    strategy = build_strategy(config.devices)
+    with strategy.scope():
+        made = assemble(config, num_classes=CLASSES, train_examples=50_000)
+    step = tf.function(lambda batch: strategy.run(made.trainer.replica_step, (batch,)))
     views, labels = batch_of(case)
     batch = {'views': tuple(tf.unstack(views)), 'label': labels}
     return lambda: step(batch).numpy()

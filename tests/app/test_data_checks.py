@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import run
 from app import data_checks, experiment, train
+from app.assembly import network
 from app.classes import check_recorded
 from app.config.resolution import from_values, resolve
 from app.config.schema import to_values
@@ -448,7 +449,7 @@ def test_a_classifier_of_other_classes_is_left_out_and_that_is_said(
 ) -> None:
     prepared = prepare(**stages_after(trained)[stage])
     assert prepared.class_names == ('dog', 'owl', 'zebra')
-    model = experiment.build_model_of(prepared)
+    model = network(prepared.config, prepared.num_classes)
     report = train._initialise(prepared, model)
     assert 'classifier: its classes are cat, dog, owl; found dog, owl, zebra' in report.line()
     assert not [name for name in report.loaded if 'supervised_head' in name]

@@ -1,0 +1,114 @@
+"""What a run is made of, put together in one place: for training, evaluation and benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from app.config.schema import Config
+from common.views import EVALUATION, View, teacher_view
+from tf2 import precision, schedules
+from tf2.methods.base import Batch, Method, build
+from tf2.models.encoder import SimCLRModel, build_model
+from tf2.optimizers import builder, decay
+from tf2.teacher import Teacher
+from tf2.trainer import Penalty, Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """The parts of a training, made for each other."""
+
+    model: SimCLRModel
+    method: Method
+    schedule: schedules.WarmupCosine
+    optimizer: builder.Optimizer
+    trainer: Trainer
+
+
+def assemble(
+    config: Config,
+    *,
+    num_classes: int | None,
+    train_examples: int,
+    teacher: Teacher | None = None,
+    prepare: Callable[[Batch], Batch] | None = None,
+) -> Assembly:
+    """Makes all that a training step needs; to be called within the strategy's scope.
+
+    Args:
+        config: all settings; `mixed_precision` is no longer 'auto'.
+        num_classes: of the classifier; None without one.
+        train_examples: in an epoch.
+        teacher: for a stage that has one.
+        prepare: see `Trainer`.
+    """
+    model = network(config, num_classes)
+    method = build(model, config.learning, teacher and teacher.logits)
+    schedule = schedules.build(config.optimizer, config.train, train_examples)
+    scales = config.train.mixed_precision == 'float16'
+    optimizer = builder.build(config.optimizer, schedule, decayed_by(method), scales_loss=scales)
+    penalty = penalty_of(config, model, method.trained())
+    trainer = Trainer(method, optimizer, penalty, config.train, prepare)
+    return Assembly(model, method, schedule, optimizer, trainer)
+
+
+def network(config: Config, num_classes: int | None) -> SimCLRModel:
+    """The model, with fresh weights; to be called within the strategy's scope."""
+    strategy, dtype = tf.distribute.get_strategy(), config.train.mixed_precision
+    return build_model(
+        SimCLRModel(
+            config.model,
+            config.data.image_size,
+            num_classes,
+            replicas=strategy.num_replicas_in_sync,
+            precision=dtype,
+            filter_products=precision.gains_from_products(dtype, strategy),
+            detach_classifier=not config.learning.stage.classifies,
+            make_head=config.learning.entry.load().projection_head,
+        )
+    )
+
+
+def decayed_by(method: Method) -> list[tf.Variable]:
+    """What lars and lamb decay and adapt: every kernel that is trained, but the classifier's."""
+    classifier = method.model.classifier
+    return decay.decayed_kernels(method.trained(), besides=[classifier] if classifier else [])
+
+
+def penalty_of(
+    config: Config, model: SimCLRModel, trained: Sequence[tf.Module] | None = None
+) -> Penalty:
+    """The L2 term of the loss: of what the optimizer itself does not decay.
+
+    Args:
+        config: all settings.
+        model: what is trained, or evaluated.
+        trained: all that is trained; default: the model alone.
+    """
+    if config.optimizer.optimizer in builder.DECAY_IN_UPDATE:
+        variables = [model.classifier.kernel] if model.classifier else []
+    else:
+        variables = decay.kernels_and_biases([model] if trained is None else trained)
+    return Penalty(config.optimizer.weight_decay, variables)
+
+
+def views_of(
+    config: Config, teacher: Teacher | None, *, evaluates: bool = False
+) -> tuple[View, ...]:
+    """The views of each example; the last one is the teacher's where it doesn't see the student's.
+
+    Args:
+        config: all settings.
+        teacher: for a stage that has one.
+        evaluates: whether views are those of evaluation.
+    """
+    views = EVALUATION if evaluates else config.learning.entry.views
+    if teacher is None:
+        return views
+    size = teacher.image_size or config.data.image_size
+    kind = 'eval' if evaluates else config.learning.teacher_view
+    same = kind == 'student' or evaluates
+    return views if same and size == config.data.image_size else (*views, teacher_view(kind, size))
