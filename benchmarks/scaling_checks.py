@@ -148,7 +148,7 @@ def main() -> None:
     tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
     print(f'{"":56} {"estimate":>12} {"found":>12} {"":8} quotient')
     for depth in (18, 50):
-        own, profiled = profiled_flops(Network(ModelConfig(depth), 224, 'float32'))
+        own, profiled = profiled_flops(Network(ModelConfig(resnet_depth=depth), 224, 'float32'))
         show(f'ResNet-{depth}, 224 px: FLOPs of a step, 2 images', own / 1e9, profiled / 1e9, 'G')
     gathered, found = gathered_bytes(256, 128), gathered_on_replicas(256, 128)
     show('gathered by each of 2 replicas, 256 images', gathered / 1e6, found / 1e6, 'MB')

@@ -95,7 +95,9 @@ def product(precision: str) -> Call:
 
 def step_flops(case: argparse.Namespace) -> float:
     """Floating-point operations of a step an image, of convolutions and products."""
-    network = Network(ModelConfig(case.depth, case.width), case.size, 'float32')
+    network = Network(
+        ModelConfig(resnet_depth=case.depth, width_multiplier=case.width), case.size, 'float32'
+    )
     graph = trace(network, 2, global_bn=False)
     return sum(map(flops, [*graph.forward, *graph.backward])) / 2
 
