@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 _PORTS = {'https': 443, 'http': 80, 'ftp': 21}
 _HOSTS_ASKED = 3
 _SECONDS_TO_ANSWER = 3.0
-OWN = ('bundled', 'image_folder')  # of `data.sources.SOURCES`
+# What opens a data set, as 'module:function'; every other name is looked up in TensorFlow Datasets.
+SOURCES = {
+    'bundled': 'data.sources.bundled:open_bundled',
+    'image_folder': 'data.sources.image_folder:open_image_folder',
+}
 
 
 def check_name(name: str, data_dir: str | None) -> None:
     """Raises UserError if there is no data set `name`, here or in TensorFlow Datasets."""
-    if name in OWN:
+    if name in SOURCES:
         return
     import tensorflow_datasets as tfds
 
@@ -140,9 +144,9 @@ def what_is_broken(folder: str) -> str | None:
 def _unknown_name(name: str, data_dir: str | None) -> str:
     import tensorflow_datasets as tfds
 
-    known = [*OWN, *tfds.list_builders(with_community_datasets=False)]
+    known = [*SOURCES, *tfds.list_builders(with_community_datasets=False)]
     close = difflib.get_close_matches(name.split('/')[0].split(':')[0].lower(), known, n=3)
     found = f'nor a prepared data set in {data_dir or "the default data_dir of TFDS"}'
     advice = f'Did you mean {", ".join(close)}?' if close else 'See the catalogue of TFDS.'
-    own = ', '.join(OWN)
+    own = ', '.join(SOURCES)
     return f'There is no data set {name!r}: neither {own}, nor a name in TFDS, {found}. {advice}'

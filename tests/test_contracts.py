@@ -17,7 +17,8 @@ from data.augmentations import AUGMENTATIONS, apply_op
 from data.batches import sample_views
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
-from data.sources import SOURCES, Source, open_source
+from data.names import SOURCES
+from data.sources import Source, open_source
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
 from tf2.evaluators import EVALUATORS
 from tf2.evaluators.base import Inputs

@@ -1,26 +1,19 @@
-"""The registry of data sets."""
+"""Opens data sets: those in `SOURCES`, and whatever TensorFlow Datasets has."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 
 from common.errors import UserError
+from common.registry import load
 from data.config import DataConfig
-from data.names import check_place, find_builder
-from data.sources.bundled import open_bundled
-from data.sources.image_folder import open_image_folder
+from data.names import SOURCES, check_place, find_builder
 from data.sources.source import NO_LABEL, Source
 from data.sources.tfds import open_tfds
 
-__all__ = ['DEFAULT_SOURCE', 'NO_LABEL', 'SOURCES', 'Source', 'open_source']
+__all__ = ['DEFAULT_SOURCE', 'NO_LABEL', 'Source', 'open_source']
 
-# Every other name is looked up in TensorFlow Datasets.
-SOURCES: dict[str, Callable[[DataConfig], Source]] = {
-    'bundled': open_bundled,
-    'image_folder': open_image_folder,
-}
 DEFAULT_SOURCE = 'bundled'
 
 
@@ -40,7 +33,8 @@ def open_source(config: DataConfig) -> Source:
     if not name:
         raise UserError(f'--dataset must be a name; found {name!r}. See python run.py --help.')
     check_place(config.data_dir, for_tfds=name not in SOURCES)
-    return SOURCES.get(name, open_tfds)(dataclasses.replace(config, dataset=name))
+    opened = load(SOURCES[name]) if name in SOURCES else open_tfds
+    return opened(dataclasses.replace(config, dataset=name))
 
 
 def is_here(config: DataConfig) -> bool:

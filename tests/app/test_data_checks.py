@@ -24,8 +24,10 @@ from app.presets import PRESETS
 from app.run_folder import write_flags
 from common.errors import UserError
 from data import sources
+from data.config import DataConfig
 from data.labels import relabelled
 from data.sources.image_folder import open_image_folder
+from data.sources.source import Source
 from hub_export import publish, read_record
 from tests.support import mirrored, no_checker
 from tf2.checkpoints import recorded_in
@@ -203,7 +205,7 @@ def test_labels_that_are_none_do_not_count_as_labels(
 
             return data_checks.dataclasses.replace(source, labels=labels)
 
-        monkeypatch.setitem(sources.SOURCES, 'image_folder', open_some)
+        monkeypatch.setattr(sources, 'load', lambda path: open_some)
 
     without(20)
     prepared = prepare(train_mode='finetune', knn_neighbors=0, eval_split='train')
@@ -353,11 +355,11 @@ def trained(pets: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pat
 @pytest.fixture
 def in_other_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same images and classes, whose numbers are others."""
-    monkeypatch.setitem(
-        sources.SOURCES,
-        'image_folder',
-        lambda config: relabelled(open_image_folder(config), OTHER_ORDER),
-    )
+
+    def open_relabelled(config: DataConfig) -> Source:
+        return relabelled(open_image_folder(config), OTHER_ORDER)
+
+    monkeypatch.setattr(sources, 'load', lambda path: open_relabelled)
 
 
 @pytest.fixture
@@ -369,7 +371,7 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
         named = data_checks.dataclasses.replace(source, class_names=('zebra', 'dog', 'owl'))
         return relabelled(named, ('dog', 'owl', 'zebra'))
 
-    monkeypatch.setitem(sources.SOURCES, 'image_folder', open_renamed)
+    monkeypatch.setattr(sources, 'load', lambda path: open_renamed)
 
 
 def test_class_names_go_with_checkpoints_settings_and_modules(trained: pathlib.Path) -> None:

@@ -17,8 +17,6 @@ from app.config.resolution import resolve
 from app.preflight import check_characters, check_places, check_schemes
 from app.presets import PRESETS
 from common.errors import UserError
-from data.names import OWN
-from data.sources import SOURCES
 
 TUNING = {'train_mode': 'finetune', 'preset': 'fashion_mnist_finetune'}
 
@@ -101,10 +99,6 @@ def test_a_run_that_goes_on_needs_no_weights(tmp_path: pathlib.Path) -> None:
 
 def test_an_export_reads_no_images(tmp_path: pathlib.Path) -> None:
     check(mode='export', preset='cifar10', checkpoint=str(tmp_path), model_dir=str(tmp_path))
-
-
-def test_every_data_set_of_the_project_is_known_by_name() -> None:
-    assert set(OWN) == set(SOURCES)
 
 
 @pytest.mark.parametrize('flag', ['model_dir', 'data_dir', 'checkpoint', 'teacher'])

@@ -17,8 +17,9 @@ from data.batches import eval_batches, train_batches
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
 from data.labels import read_labels
-from data.sources import SOURCES, open_source
+from data.names import SOURCES
 from data.sources import bundled as bundled_module
+from data.sources import open_source
 from data.sources import tfds as tfds_module
 from data.sources.features import find_image
 
