@@ -24,12 +24,11 @@ from app.run_folder import has_module, read_flags, read_pipeline, read_result
 from common.errors import UserError, command_line
 from common.file_names import PIPELINE_FILE, REPORT_FILE
 from common.interruption import Stop
-from common.stages import FIRST
-from common.stages import STAGES as TRAINING
+from common.stages import FIRST, STAGES
 from tf2 import distribution, schedules
 from tf2.files import clear_leftovers, write_text, writing
 
-STAGES = {
+TITLES = {
     'pretrain': 'Pretraining',
     'finetune': 'Fine-tuning',
     'self_distill': 'Self-distillation',
@@ -50,11 +49,11 @@ _OF_FINE_TUNING = ('fine_tune_after_block', 'zero_init_logits_layer')
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class PlannedRun:
     """One run of the pipeline.
 
     Attributes:
-        name: key of STAGES, and name of the folder.
+        name: key of TITLES, and name of the folder.
         given: its flags, as if they had been given on a command line.
         config: the settings that they make.
     """
@@ -104,9 +103,9 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
             _conclude(model_dir, stages)
 
 
-def _run(stages: list[Stage], stop: Stop) -> None:
+def _run(stages: list[PlannedRun], stop: Stop) -> None:
     for number, stage in enumerate(stages, 1):
-        print(f'\nStage {number} of {len(stages)}: {STAGES[stage.name]}, in {stage.folder}')
+        print(f'\nStage {number} of {len(stages)}: {TITLES[stage.name]}, in {stage.folder}')
         if is_done(stage):
             print('It is done.')
             continue
@@ -114,7 +113,7 @@ def _run(stages: list[Stage], stop: Stop) -> None:
         tf.keras.backend.clear_session()
 
 
-def _check(stages: list[Stage], strategy: tf.distribute.Strategy) -> None:
+def _check(stages: list[PlannedRun], strategy: tf.distribute.Strategy) -> None:
     """Raises UserError for what a later stage, too, would find wrong with data or devices."""
     for stage in stages:
         config, _ = open_data(stage.config, stage.given, strategy.num_replicas_in_sync)
@@ -124,7 +123,7 @@ def _check(stages: list[Stage], strategy: tf.distribute.Strategy) -> None:
         experiment.prepare(unfinished[0].config, unfinished[0].given)
 
 
-def _stages(model_dir: str, preset: str | None, given: Mapping[str, Any]) -> Iterator[Stage]:
+def _stages(model_dir: str, preset: str | None, given: Mapping[str, Any]) -> Iterator[PlannedRun]:
     """The stages with their settings, in order."""
     names = [name for name, entry in PRESETS.items() if entry.stages]
     if preset not in names:
@@ -133,11 +132,11 @@ def _stages(model_dir: str, preset: str | None, given: Mapping[str, Any]) -> Ite
             f'found {preset}.'
         )
     _refuse(given)
-    chosen = dict(zip(STAGES, (preset, *PRESETS[preset].stages), strict=True))
+    chosen = dict(zip(TITLES, (preset, *PRESETS[preset].stages), strict=True))
     _refuse_unread(chosen, given)
-    for name in STAGES:
+    for name in TITLES:
         flags = _flags_of(name, chosen, model_dir, given)
-        yield Stage(name, flags, resolve(flags, PRESETS))
+        yield PlannedRun(name, flags, resolve(flags, PRESETS))
 
 
 def _refuse_unread(presets: Mapping[str, str], given: Mapping[str, Any]) -> None:
@@ -173,8 +172,8 @@ def _flags_of(
     settings = PRESETS[presets[name]].flags
     mode = settings.get('train_mode', FIRST)
     alpha = {**settings, **given}.get('distill_alpha', DEFAULTS['distill_alpha'])
-    uses_labels = TRAINING[mode].learns_from_labels(alpha)
-    others = LABELS if TRAINING[mode].needs_labels else (*LABELS, *_OF_FINE_TUNING)
+    uses_labels = STAGES[mode].learns_from_labels(alpha)
+    others = LABELS if STAGES[mode].needs_labels else (*LABELS, *_OF_FINE_TUNING)
     taken = {
         key: value
         for key, value in given.items()
@@ -204,7 +203,7 @@ def _labels(given: Mapping[str, Any], preset: str) -> dict[str, Any]:
     return chosen or {key: flags[key] for key in LABELS if key in flags}
 
 
-def _check_same_settings(model_dir: str, stages: list[Stage]) -> None:
+def _check_same_settings(model_dir: str, stages: list[PlannedRun]) -> None:
     """Raises UserError if `model_dir` holds a pipeline with other settings; shows both."""
     recorded = read_pipeline(model_dir) or {}
     differing = [
@@ -222,20 +221,20 @@ def _check_same_settings(model_dir: str, stages: list[Stage]) -> None:
         )
 
 
-def _write_settings(model_dir: str, stages: list[Stage]) -> None:
+def _write_settings(model_dir: str, stages: list[PlannedRun]) -> None:
     settings = {stage.name: _settings(stage) for stage in stages}
     tf.io.gfile.makedirs(model_dir)
     text = json.dumps(settings, indent=1, sort_keys=True)
     write_text(os.path.join(model_dir, PIPELINE_FILE), f'{text}\n')
 
 
-def _settings(stage: Stage) -> dict[str, Any]:
+def _settings(stage: PlannedRun) -> dict[str, Any]:
     values = to_values(stage.config)
     free = {name for name, metadata in OPTIONS.items() if metadata['resume'] == 'free'}
     return {name: values[name] for name in values.keys() - free - set(PATHS)}
 
 
-def is_done(stage: Stage) -> bool:
+def is_done(stage: PlannedRun) -> bool:
     """Whether the stage was trained to its end, evaluated and exported."""
     recorded = read_flags(stage.folder, need=('train_examples',))
     if recorded is None:
@@ -250,9 +249,9 @@ def is_done(stage: Stage) -> bool:
     return result.get('global_step') == steps and has_module(stage.folder, steps)
 
 
-def _conclude(model_dir: str, stages: list[Stage]) -> None:
+def _conclude(model_dir: str, stages: list[PlannedRun]) -> None:
     """Shows the table and writes the report."""
-    runs = [report.Stage(s.name, STAGES[s.name], s.folder, s.command) for s in stages]
+    runs = [report.PipelineRun(s.name, TITLES[s.name], s.folder, s.command) for s in stages]
     print(f'\n{report.format_table(report.table(runs))}\n', flush=True)
     path = os.path.join(model_dir, REPORT_FILE)
     with writing(model_dir):

@@ -138,24 +138,24 @@ def test_every_method_returns_its_metrics_and_trains_what_it_says(name: str, met
     if name == 'distill':
         teacher = tf.random.stateless_normal([4, 10], [1, 2])
         config = LearningConfig(train_mode=name, teacher='made up')
-        objective = build(model, config, lambda images: teacher)
+        method = build(model, config, lambda images: teacher)
     else:
         config = LearningConfig(train_mode=name, method=method)
-        objective = build(model, config)
+        method = build(model, config)
     images = tf.random.stateless_uniform([len(config.entry.views), 4, 8, 8, 3], [0, 0])
     # One example has no label.
     batch = {'views': tuple(tf.unstack(images)), 'label': tf.constant([3, 1, -1, 0])}
     with tf.GradientTape() as tape:
-        targets, outputs = objective.targets(batch), objective.forward(batch['views'], True)
-        terms = objective.loss(outputs, targets, batch)
+        targets, outputs = method.targets(batch), method.forward(batch['views'], True)
+        terms = method.loss(outputs, targets, batch)
     step = outputs, targets, batch
-    assert sorted(terms) == sorted(['loss', *objective.metrics])
+    assert sorted(terms) == sorted(['loss', *method.metrics])
     for term in terms.values():
         assert (term.dtype, term.shape) == (tf.float32, [])
         assert np.isfinite(term)
-    gradients = tape.gradient(terms['loss'], objective.trainable_variables)
+    gradients = tape.gradient(terms['loss'], method.trainable_variables)
     assert all(gradient is not None for gradient in gradients)
-    objective.after_update(*step, tf.constant(0, tf.int64))
+    method.after_update(*step, tf.constant(0, tf.int64))
 
 
 @pytest.mark.smoke

@@ -598,9 +598,9 @@ def test_the_momentum_encoder_is_exported_beside_the_model(
     assert np.abs(online['final_avg_pool'] - momentum['final_avg_pool']).max() > 1e-3
     config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
     encoder = build_model(SimCLRModel(config, 8, None))
-    # Below the objective of a checkpoint it has the names a model has.
-    objective = tf.train.Checkpoint(memory=tf.train.Checkpoint(encoder=encoder))
-    restored = tf.train.Checkpoint(objective=objective).restore(str(model_dir / 'ckpt-4'))
+    # Below the method of a checkpoint it has the names a model has.
+    method = tf.train.Checkpoint(memory=tf.train.Checkpoint(encoder=encoder))
+    restored = tf.train.Checkpoint(objective=method).restore(str(model_dir / 'ckpt-4'))
     restored.assert_existing_objects_matched().expect_partial()
     for name, value in encoder(images).items():
         np.testing.assert_allclose(momentum[name], value, rtol=1e-4, atol=1e-5, err_msg=name)

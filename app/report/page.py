@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from app.report import figures, predictions, runs
 from app.report.figures import Curve
 from app.report.predictions import Neighborhood, Picture
-from app.report.runs import Run, Stage, percent
+from app.report.runs import PipelineRun, Run, percent
 from common.errors import UserError
 from data.sources import NO_LABEL, Source, open_source
 from tf2.files import write_text
@@ -23,7 +23,7 @@ STYLE = pathlib.Path(__file__).with_name('style.css')
 _LOSSLESS = 64  # pixels; a larger image is shown as JPEG, which is far smaller and looks the same
 
 
-def write_report(path: str, stages: Sequence[Stage]) -> None:
+def write_report(path: str, stages: Sequence[PipelineRun]) -> None:
     """Writes the page about `stages` to `path`, whole or not at all.
 
     Args:

@@ -16,12 +16,12 @@ from app.report.events import Events, read_events
 from app.run_folder import read_flags, read_result
 from common.errors import UserError
 from common.file_names import FLAGS_FILE, LABELS_FILE
-from common.stages import Stage as TrainingStage
+from common.stages import Stage
 from tf2.models.encoder import SimCLRModel, build_model, freeze
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class PipelineRun:
     """One training of the pipeline.
 
     Attributes:
@@ -78,14 +78,14 @@ class Run:
         events: what it wrote for TensorBoard.
     """
 
-    stage: Stage
+    stage: PipelineRun
     values: Mapping[str, Any]
     config: Config
     result: Mapping[str, Any]
     events: Events
 
     @property
-    def kind(self) -> TrainingStage:
+    def kind(self) -> Stage:
         """The stage of training that it is."""
         return self.config.learning.stage
 
@@ -95,7 +95,7 @@ class Run:
         return self.result.get(TOP_1)
 
 
-def read_run(stage: Stage) -> Run:
+def read_run(stage: PipelineRun) -> Run:
     """Reads a stage's folder, but no model.
 
     Raises:
@@ -112,7 +112,7 @@ def read_run(stage: Stage) -> Run:
     return Run(stage, values, config, result, read_events(stage.folder))
 
 
-def table(stages: Sequence[Stage]) -> list[Row]:
+def table(stages: Sequence[PipelineRun]) -> list[Row]:
     """One row a stage, from their folders only.
 
     Raises:

@@ -98,7 +98,7 @@ def test_every_stage_leaves_its_run_and_the_end_is_a_table_and_a_report(
     model_dir, shown = finished
     rows = table(shown)
     for row, (name, result) in zip(rows, results(model_dir).items(), strict=True):
-        assert row.startswith(pipeline.STAGES[name])
+        assert row.startswith(pipeline.TITLES[name])
         assert f'{result["eval/label_top_1_accuracy"]:.2%}' in row
         assert (model_dir / name / 'saved_model' / '3').is_dir()
     page = (model_dir / 'report.html').read_text()

@@ -46,7 +46,7 @@ COMMAND = 'python run.py --data_dir="a <b> & c"'
 class Written:
     """A report, and the figures that went into it."""
 
-    stages: Sequence[report.Stage]
+    stages: Sequence[report.PipelineRun]
     text: str
     curve_figures: Sequence[Figure]
     confusion_figures: Sequence[Figure]
@@ -64,7 +64,7 @@ def shallow() -> Iterator[None]:
 
 
 @pytest.fixture(scope='module')
-def stages(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> list[report.Stage]:
+def stages(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> list[report.PipelineRun]:
     """Pretraining, fine-tuning on 20 labels, and distillation without labels."""
     root = tmp_path_factory.mktemp('pipeline')
     pretrained, tuned, student = (root / name for name in ('pretrain', 'finetune', 'student'))
@@ -79,19 +79,19 @@ def stages(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> list[repo
             train_tiny(tuned, *tuning)
         train_tiny(student, *SMALL, '--train_mode=distill', f'--teacher={tuned}')
     return [
-        report.Stage('pretrain', 'Pretraining', str(pretrained), COMMAND),
-        report.Stage('finetune', 'Fine-tuning <few>', str(tuned), 'second command'),
-        report.Stage('student', 'Student', str(student), 'third command'),
+        report.PipelineRun('pretrain', 'Pretraining', str(pretrained), COMMAND),
+        report.PipelineRun('finetune', 'Fine-tuning <few>', str(tuned), 'second command'),
+        report.PipelineRun('student', 'Student', str(student), 'third command'),
     ]
 
 
 @pytest.fixture(scope='module')
-def rows(stages: list[report.Stage]) -> list[report.Row]:
+def rows(stages: list[report.PipelineRun]) -> list[report.Row]:
     return report.table(stages)
 
 
 @pytest.fixture(scope='module')
-def written(stages: list[report.Stage], tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(stages: list[report.PipelineRun], tmp_path_factory: pytest.TempPathFactory) -> Written:
     path = tmp_path_factory.mktemp('page') / 'new' / 'report.html'
     drawn: dict[str, list[Figure]] = {'curve_figure': [], 'confusion_figure': []}
     with pytest.MonkeyPatch.context() as patch:
@@ -108,11 +108,11 @@ def written(stages: list[report.Stage], tmp_path_factory: pytest.TempPathFactory
     return Written(stages, path.read_text(), *drawn.values())
 
 
-def result(stage: report.Stage) -> dict[str, float]:
+def result(stage: report.PipelineRun) -> dict[str, float]:
     return json.loads((pathlib.Path(stage.folder) / 'result.json').read_text())
 
 
-def source_of(stage: report.Stage) -> Source:
+def source_of(stage: report.PipelineRun) -> Source:
     return open_source(runs.read_run(stage).config.data)
 
 
@@ -149,7 +149,7 @@ def test_the_table_counts_parameters_and_labels(rows: list[report.Row]) -> None:
 
 
 def test_a_classifier_after_the_head_counts_the_layers_it_reads(
-    stages: list[report.Stage],
+    stages: list[report.PipelineRun],
 ) -> None:
     tuned = runs.read_run(stages[1])
     model = dataclasses.replace(tuned.config.model, ft_proj_selector=1)
@@ -167,17 +167,20 @@ def test_a_classifier_after_the_head_counts_the_layers_it_reads(
     ids=['fine-tuning', 'labels and teacher', 'teacher only'],
 )
 def test_without_a_list_of_labels_all_were_used(
-    stages: list[report.Stage], tmp_path: pathlib.Path, changes: dict[str, object], labels: int
+    stages: list[report.PipelineRun],
+    tmp_path: pathlib.Path,
+    changes: dict[str, object],
+    labels: int,
 ) -> None:
     values = json.loads((pathlib.Path(stages[0].folder) / 'flags.json').read_text())
     (tmp_path / 'flags.json').write_text(json.dumps({**values, **changes}))
-    (row,) = report.table([report.Stage('x', 'X', str(tmp_path), '')])
+    (row,) = report.table([report.PipelineRun('x', 'X', str(tmp_path), '')])
     assert (row.labels, row.top_1, row.seconds) == (labels, None, 0)
     assert '–' in report.format_table([row])
 
 
 def test_the_table_shows_the_final_accuracy(
-    stages: list[report.Stage], rows: list[report.Row], tmp_path: pathlib.Path
+    stages: list[report.PipelineRun], rows: list[report.Row], tmp_path: pathlib.Path
 ) -> None:
     assert [row.top_1 for row in rows] == [
         result(stage)['eval/label_top_1_accuracy'] for stage in stages
@@ -190,11 +193,13 @@ def test_the_table_shows_the_final_accuracy(
     outcome = {'eval/label_top_1_accuracy': 0.25, 'best/eval/label_top_1_accuracy': 0.75}
     outcome['global_step'] = 3
     (folder / 'result.json').write_text(json.dumps(outcome))
-    (row,) = report.table([report.Stage('x', 'X', str(folder), '')])
+    (row,) = report.table([report.PipelineRun('x', 'X', str(folder), '')])
     assert row.top_1 == 0.25
 
 
-def test_the_table_as_text_is_aligned(stages: list[report.Stage], rows: list[report.Row]) -> None:
+def test_the_table_as_text_is_aligned(
+    stages: list[report.PipelineRun], rows: list[report.Row]
+) -> None:
     heading, *lines = report.format_table(rows).splitlines()
     assert ' '.join(heading.split()) == 'Stage Top-1 Labels used Parameters Network Time'
     ends = {line.index(')', line.index('ResNet')) for line in lines[: len(rows)]}
@@ -226,7 +231,7 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 
 def test_a_folder_without_a_run_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r'found no flags\.json in .*, the folder of Pretraining'):
-        report.table([report.Stage('pretrain', 'Pretraining', str(tmp_path), '')])
+        report.table([report.PipelineRun('pretrain', 'Pretraining', str(tmp_path), '')])
 
 
 # --- events
@@ -360,7 +365,7 @@ def test_the_confusion_matrix_is_that_of_the_result(written: Written) -> None:
     assert f'{np.trace(shown)} of 32 are right' in written.text
 
 
-def test_an_evaluation_of_some_batches_is_shown_as_such(stages: list[report.Stage]) -> None:
+def test_an_evaluation_of_some_batches_is_shown_as_such(stages: list[report.PipelineRun]) -> None:
     last = runs.read_run(stages[-1])
     settings = dataclasses.replace(last.config.evaluation, eval_steps=1)
     short = dataclasses.replace(last, config=dataclasses.replace(last.config, evaluation=settings))
@@ -402,7 +407,7 @@ def test_nearest_rows_are_those_of_highest_cosine() -> None:
     assert np.isfinite(predictions.nearest(np.zeros([2, 5]), queries, 2)[1]).all()
 
 
-def test_neighbours_are_those_of_the_pretrained_encoder(stages: list[report.Stage]) -> None:
+def test_neighbours_are_those_of_the_pretrained_encoder(stages: list[report.PipelineRun]) -> None:
     first, source = runs.read_run(stages[0]), source_of(stages[0])
     module = predictions.load_module(first)
 
@@ -506,7 +511,7 @@ def test_sample_views_are_those_the_run_recorded(written: Written) -> None:
         np.testing.assert_array_equal(tf.io.decode_png(shown), tf.io.decode_png(strip, 3))
 
 
-def test_large_views_are_shown_smaller(stages: list[report.Stage]) -> None:
+def test_large_views_are_shown_smaller(stages: list[report.PipelineRun]) -> None:
     strip = np.concatenate([np.full([224, 224, 3], v, np.uint8) for v in (40, 200)], axis=1)
     recorded_run = runs.read_run(stages[0])
     recorded_events = dataclasses.replace(
@@ -550,7 +555,7 @@ def without_labels(source: Source) -> Source:
 
 @pytest.mark.parametrize('classes', [None, 10], ids=['no classes', 'classes, no labels'])
 def test_without_labels_the_page_says_what_is_missing(
-    stages: list[report.Stage],
+    stages: list[report.PipelineRun],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: pathlib.Path,
     classes: int | None,
@@ -566,12 +571,12 @@ def test_without_labels_the_page_says_what_is_missing(
 
 
 def test_a_stage_without_module_and_accuracy_has_a_page(
-    stages: list[report.Stage], tmp_path: pathlib.Path
+    stages: list[report.PipelineRun], tmp_path: pathlib.Path
 ) -> None:
     flags = (pathlib.Path(stages[0].folder) / 'flags.json').read_bytes()
     (tmp_path / 'flags.json').write_bytes(flags)
     report.write_report(
-        str(tmp_path / 'report.html'), [report.Stage('x', 'Bare', str(tmp_path), 'command')]
+        str(tmp_path / 'report.html'), [report.PipelineRun('x', 'Bare', str(tmp_path), 'command')]
     )
     text = (tmp_path / 'report.html').read_text()
     assert 'There is no confusion matrix' in text and 'Bare exported no network' in text
@@ -580,7 +585,7 @@ def test_a_stage_without_module_and_accuracy_has_a_page(
 
 
 def test_a_report_that_cannot_be_made_leaves_the_old_one(
-    stages: list[report.Stage], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+    stages: list[report.PipelineRun], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     def refuse(config: object) -> None:
         raise UserError('gone')

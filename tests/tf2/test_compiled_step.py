@@ -33,7 +33,7 @@ from tf2.trainer import Penalty, Trainer
 BATCH, CLASSES = 8, 3
 MODEL = ModelConfig(resnet_depth=18, width_multiplier=0.125, proj_out_dim=6)
 
-# One for each objective, and those that take another way through it.
+# One for each method, and those that take another way through it.
 STEPS = {
     'pretrain': LearningConfig(),
     'pretrain, memory': LearningConfig(memory_size=2 * BATCH, momentum_encoder_decay=0.5),
@@ -168,13 +168,13 @@ def trainer_of(
     if config.train_mode == 'distill':
         frozen = model_of()
         teacher = lambda images: frozen(images, training=False)['logits_sup']  # noqa: E731
-    objective = build(model, config, teacher)
-    objective.initialise()
+    method = build(model, config, teacher)
+    method.initialise()
     optimizer = builder.build(
         OptimizerConfig(weight_decay=1e-4), 0.1, decay.decayed_kernels([model.backbone])
     )
-    trainer = Trainer(objective, optimizer, Penalty(1e-4, [model.classifier.kernel]), TrainConfig())
-    return trainer, [*model.variables, *objective.variables]
+    trainer = Trainer(method, optimizer, Penalty(1e-4, [model.classifier.kernel]), TrainConfig())
+    return trainer, [*model.variables, *method.variables]
 
 
 def batch() -> dict[str, Any]:

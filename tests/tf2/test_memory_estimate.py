@@ -111,9 +111,9 @@ def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
     """A momentum encoder and its queue; what fine-tuning trains, from each block on."""
     config, network = resnet(18, 0.25), Network(resnet(18, 0.25), 32, 10)
     model = build_model(SimCLRModel(config, 32, 10))
-    objective = SimCLR(model, LearningConfig(memory_size=64))
-    held = Run(network, objective.config, 'lars', 32, 0).training()
-    own = numbers(objective.memory.encoder.variables)
+    method = SimCLR(model, LearningConfig(memory_size=64))
+    held = Run(network, method.config, 'lars', 32, 0).training()
+    own = numbers(method.memory.encoder.variables)
     assert held['momentum encoder'] == 4 * own
     assert held['memory'] == 4 * 64 * 128
     for block in range(-1, 5):
@@ -125,10 +125,10 @@ def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
 
 
 def test_replicas_share_batches_and_what_is_theirs_adds_up() -> None:
-    network, objective = Network(resnet(18), 32, 10), LearningConfig()
-    one = Run(network, objective, 'lars', 64, 32)
-    spread = Run(network, objective, 'lars', 64, 32, replicas=4)
-    shared = Run(network, objective, 'lars', 64, 32, replicas=4, sharing=4)
+    network, method = Network(resnet(18), 32, 10), LearningConfig()
+    one = Run(network, method, 'lars', 64, 32)
+    spread = Run(network, method, 'lars', 64, 32, replicas=4)
+    shared = Run(network, method, 'lars', 64, 32, replicas=4, sharing=4)
     assert spread.training()['activations'] * 4 == one.training()['activations']
     assert shared.training()['activations'] == one.training()['activations']
     assert shared.training()['weights'] == 4 * one.training()['weights']

@@ -74,34 +74,34 @@ def objective_of(kind: str, replicas: int, global_bn: bool) -> Method:
         SimCLRModel(config, 8, CLASSES, replicas=replicas, detach_classifier=detached)
     )
     assign_formula_weights(tf2_names(model))
-    objective = build(model, KINDS[kind], teacher if kind == 'distill' else None)
-    objective.initialise()
-    return objective
+    method = build(model, KINDS[kind], teacher if kind == 'distill' else None)
+    method.initialise()
+    return method
 
 
 def steps(kind: str, replicas: int, *, global_bn: bool = True) -> Figures:
     strategy = mirrored(replicas)
     with strategy.scope():
-        objective = objective_of(kind, replicas, global_bn)
+        method = objective_of(kind, replicas, global_bn)
         notes = Notes()
-        penalty = Penalty(1e-2, [objective.model.classifier.kernel])
-        trainer = Trainer(objective, notes, penalty, TrainConfig())
+        penalty = Penalty(1e-2, [method.model.classifier.kernel])
+        trainer = Trainer(method, notes, penalty, TrainConfig())
     batch = {'views': (IMAGES[0], IMAGES[1]), 'label': LABELS}
     dataset = tf.data.Dataset.from_tensor_slices(batch).batch(BATCH, drop_remainder=True)
     iterator = iter(strategy.experimental_distribute_dataset(dataset.repeat()))
     metrics, done, _ = trainer._run_steps(iterator, tf.constant(2))
     assert int(done) == 2
-    return figures_of(objective, metrics.numpy(), [note.numpy() for note in notes.gradients])
+    return figures_of(method, metrics.numpy(), [note.numpy() for note in notes.gradients])
 
 
-def figures_of(objective: Method, metrics: np.ndarray, gradients: list) -> Figures:
-    variables = objective.trainable_variables
+def figures_of(method: Method, metrics: np.ndarray, gradients: list) -> Figures:
+    variables = method.trainable_variables
     return Figures(
         [variable.name for variable in variables],
         metrics,
         gradients,
         [variable.numpy() for variable in variables],
-        [variable.numpy() for variable in objective.model.non_trainable_variables],
+        [variable.numpy() for variable in method.model.non_trainable_variables],
     )
 
 
@@ -189,20 +189,20 @@ def test_local_batch_normalisation_is_that_of_each_share(
     alone: dict[str, Figures], kind: str
 ) -> None:
     """It differs from the global one, and so results depend on the number of replicas."""
-    objective = objective_of(kind, 1, global_bn=False)
-    model, variables = objective.model, objective.trainable_variables
+    method = objective_of(kind, 1, global_bn=False)
+    model, variables = method.model, method.trainable_variables
     batch = {'views': tuple(map(tf.constant, IMAGES)), 'label': tf.constant(LABELS)}
-    sums = np.zeros([len(objective.metrics) + 2])
+    sums = np.zeros([len(method.metrics) + 2])
     for _ in range(2):
         with tf.GradientTape() as tape:
-            object.__setattr__(objective, 'model', Shares(model, 2))
-            terms = loss_of(objective, batch, training=True)
+            object.__setattr__(method, 'model', Shares(model, 2))
+            terms = loss_of(method, batch, training=True)
             decay = 1e-2 * tf.nn.l2_loss(model.classifier.kernel)
             loss = terms['loss'] + decay
-        object.__setattr__(objective, 'model', model)
+        object.__setattr__(method, 'model', model)
         gradients = tape.gradient(loss, variables)
         assign(variables, [v - 1e-3 * g for v, g in zip(variables, gradients, strict=True)])
-        sums += [float(loss), float(decay), *(float(terms[name]) for name in objective.metrics)]
-    expected = figures_of(objective, sums, [gradient.numpy() for gradient in gradients])
+        sums += [float(loss), float(decay), *(float(terms[name]) for name in method.metrics)]
+    expected = figures_of(method, sums, [gradient.numpy() for gradient in gradients])
     check_same(steps(kind, 2, global_bn=False), expected)
     assert abs(expected.metrics[0] - alone[kind].metrics[0]) > 1e-3

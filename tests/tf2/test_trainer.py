@@ -83,10 +83,10 @@ def numbers(first: int = 1) -> tf.data.Dataset:
     )
 
 
-def trainer_of(objective: Method, rate: float = 0.0, **options: Any) -> Trainer:
+def trainer_of(method: Method, rate: float = 0.0, **options: Any) -> Trainer:
     # Legacy Keras optimizers trace fastest.
     optimizer = tf.keras.optimizers.legacy.SGD(rate)
-    return Trainer(objective, optimizer, Penalty(), TrainConfig(train_batch_size=1, **options))
+    return Trainer(method, optimizer, Penalty(), TrainConfig(train_batch_size=1, **options))
 
 
 def fit(
@@ -150,47 +150,47 @@ def test_a_finished_run_takes_no_batch(slope_trainer: Trainer) -> None:
 @pytest.mark.smoke
 @pytest.mark.parametrize('compiled', [False, True])
 def test_every_step_updates_the_weight_and_is_followed_by_after_update(compiled: bool) -> None:
-    objective = Slope()
-    fit(trainer_of(objective, rate=0.25, jit_compile=compiled), 3)
-    assert objective.weight.numpy() == pytest.approx(1 - 0.25 * (1 + 2 + 3))
-    assert objective.updates.numpy() == 3
+    method = Slope()
+    fit(trainer_of(method, rate=0.25, jit_compile=compiled), 3)
+    assert method.weight.numpy() == pytest.approx(1 - 0.25 * (1 + 2 + 3))
+    assert method.updates.numpy() == 3
 
 
 @pytest.mark.parametrize('compiled', [False, True])
 def test_a_batch_is_prepared_within_the_step(compiled: bool) -> None:
-    objective, options = Slope(), {'train_batch_size': 1, 'jit_compile': compiled}
+    method, options = Slope(), {'train_batch_size': 1, 'jit_compile': compiled}
     optimizer = tf.keras.optimizers.legacy.SGD(0.25)
 
     def double(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {'views': (2 * batch['views'][0],)}
 
-    fit(Trainer(objective, optimizer, Penalty(), TrainConfig(**options), double), 3)
-    assert objective.weight.numpy() == pytest.approx(1 - 0.25 * 2 * (1 + 2 + 3))
+    fit(Trainer(method, optimizer, Penalty(), TrainConfig(**options), double), 3)
+    assert method.weight.numpy() == pytest.approx(1 - 0.25 * 2 * (1 + 2 + 3))
 
 
 def test_the_penalty_is_a_term_of_the_loss_of_its_own() -> None:
-    objective = Slope()
-    penalty = Penalty(0.5, [objective.weight])
+    method = Slope()
+    penalty = Penalty(0.5, [method.weight])
     optimizer = tf.keras.optimizers.legacy.SGD(1.0)
-    trainer = Trainer(objective, optimizer, penalty, TrainConfig(train_batch_size=1))
+    trainer = Trainer(method, optimizer, penalty, TrainConfig(train_batch_size=1))
     _, written = fit(trainer, 1)
     assert written[1]['weight_decay'] == pytest.approx(0.25)
     assert written[1]['total_loss'] == pytest.approx(1.25)
-    assert objective.weight.numpy() == pytest.approx(1 - (1 + 0.5))
+    assert method.weight.numpy() == pytest.approx(1 - (1 + 0.5))
 
 
 def test_replicas_share_a_batch_and_report_the_mean() -> None:
     strategy = mirrored(2)
     with strategy.scope():
-        objective = Slope()
-        trainer = trainer_of(objective, rate=1.0)
+        method = Slope()
+        trainer = trainer_of(method, rate=1.0)
     batch = tf.data.Dataset.from_tensors({'views': (tf.constant([1.0, 4.0]),)})
     iterator = iter(strategy.experimental_distribute_dataset(batch))
     sums, done, notes = trainer._run_steps(iterator, tf.constant(1))
     assert (int(done), notes.numpy().tolist()) == (1, [0.0, 1.0])
     np.testing.assert_allclose(sums, [2.5, 0.0, 2.5])
-    assert objective.weight.numpy() == pytest.approx(1 - 2.5)
-    assert objective.updates.numpy() == 1
+    assert method.weight.numpy() == pytest.approx(1 - 2.5)
+    assert method.updates.numpy() == 1
 
 
 def test_all_processes_do_as_many_steps_in_a_call(
@@ -219,16 +219,16 @@ def test_all_processes_do_as_many_steps_in_a_call(
 
 @pytest.mark.parametrize(('keep', 'left'), [(0, [2, 4, 6, 7]), (1, [7]), (3, [4, 6, 7])])
 def test_the_newest_checkpoints_are_kept(tmp_path: pathlib.Path, keep: int, left: list) -> None:
-    objective = Slope()
-    trainer = trainer_of(objective)
-    saved = Checkpoints(str(tmp_path), tf.Module(), objective, trainer._optimizer, keep)
+    method = Slope()
+    trainer = trainer_of(method)
+    saved = Checkpoints(str(tmp_path), tf.Module(), method, trainer._optimizer, keep)
     trainer.fit(numbers(), 7, checkpoints=saved, checkpoint_steps=2, write=lambda *_: None)
     assert sorted(int(path.stem[5:]) for path in tmp_path.glob('ckpt-*.index')) == left
     assert saved.latest == str(tmp_path / 'ckpt-7')
 
 
 def blown_up_at(step: int) -> Slope:
-    """An objective whose loss is infinite at one step and finite at the others."""
+    """An method whose loss is infinite at one step and finite at the others."""
     return Slope(lambda weight, number: weight * tf.where(number == step, np.inf, number))
 
 
@@ -311,9 +311,9 @@ def test_metrics_of_an_interrupted_run_are_those_of_an_undisturbed_one(
     tmp_path: pathlib.Path,
 ) -> None:
     def run(until: int, stop_at: int | None = None) -> dict[int, dict[str, float]]:
-        objective, written = Slope(), {}
-        trainer = trainer_of(objective, train_summary_steps=5, steps_per_loop=1)
-        arguments = (tf.Module(), objective, trainer._optimizer, 5)
+        method, written = Slope(), {}
+        trainer = trainer_of(method, train_summary_steps=5, steps_per_loop=1)
+        arguments = (tf.Module(), method, trainer._optimizer, 5)
         saved = Checkpoints(str(tmp_path), *arguments)
         saved.resume()
         stop = Signalled(trainer, stop_at) if stop_at else None
@@ -404,8 +404,8 @@ def test_images_per_second_are_those_of_training_alone(monkeypatch: pytest.Monke
 def test_metrics_do_not_depend_on_how_steps_are_grouped_into_calls() -> None:
     def total(per_call: int) -> float:
         # Sums of such numbers are rounded in float32.
-        objective = Slope(lambda weight, number: weight * (number + 1 / 3))
-        _, written = fit(trainer_of(objective, steps_per_loop=per_call), 9)
+        method = Slope(lambda weight, number: weight * (number + 1 / 3))
+        _, written = fit(trainer_of(method, steps_per_loop=per_call), 9)
         return written[9]['slope_loss']
 
     assert total(1) == total(2) == total(9)
@@ -458,9 +458,9 @@ def real_run(model_dir: pathlib.Path, seed: int, until: int) -> list[np.ndarray]
     rate = schedules.build(OptimizerConfig(warmup_epochs=1.0), LENGTH, 24)
     decayed = decay.decayed_kernels([model.backbone])
     optimizer = builder.build(OptimizerConfig(weight_decay=1e-4), rate, decayed)
-    objective = SimCLR(model, LearningConfig())
-    trainer = Trainer(objective, optimizer, Penalty(1e-4, [model.classifier.kernel]), LENGTH)
-    saved = Checkpoints(str(model_dir), model, objective, optimizer, 5)
+    method = SimCLR(model, LearningConfig())
+    trainer = Trainer(method, optimizer, Penalty(1e-4, [model.classifier.kernel]), LENGTH)
+    saved = Checkpoints(str(model_dir), model, method, optimizer, 5)
     saved.resume()
     batches = train_batches(
         source,

@@ -83,15 +83,15 @@ def build_trainer(golden: dict, objectives: dict) -> tuple[Trainer, SimCLRModel]
         )
     )
     assign_formula_weights(tf2_names(model))
-    objective = objectives[objective_config.train_mode](model, objective_config)
+    method = objectives[objective_config.train_mode](model, objective_config)
     decayed = decay.decayed_kernels([model.backbone, model.projection_head])
     rate = schedules.build(config, train, golden['num_examples'])
     optimizer = builder.build(config, rate, decayed)
     in_update = config.optimizer in builder.DECAY_IN_UPDATE
-    trained = {variable.ref() for variable in objective.trainable_variables}
+    trained = {variable.ref() for variable in method.trainable_variables}
     everything = [v for v in decay.kernels_and_biases([model]) if v.ref() in trained]
     penalty = Penalty(config.weight_decay, [model.classifier.kernel] if in_update else everything)
-    return Trainer(objective, optimizer, penalty, train), model
+    return Trainer(method, optimizer, penalty, train), model
 
 
 def unfused(

@@ -102,9 +102,9 @@ def test_objective_is_the_weighted_sum_of_both_terms(
     alpha: float, temperature: float, labels: list[int]
 ) -> None:
     teacher = Teaching()
-    objective = distillation(teacher, distill_alpha=alpha, distill_temperature=temperature)
-    terms = loss_of(objective, batch(labels), training=False)
-    student = objective.model(VIEWS)['logits_sup'].numpy()
+    method = distillation(teacher, distill_alpha=alpha, distill_temperature=temperature)
+    terms = loss_of(method, batch(labels), training=False)
+    student = method.model(VIEWS)['logits_sup'].numpy()
     soft = temperature**2 * slow_cross_entropy(teacher(TEACHER_VIEWS).numpy(), student, temperature)
     known = [(row, label) for row, label in zip(student, labels, strict=True) if label >= 0]
     # Its own examples only: mean over those with a label, 0 without any.
@@ -116,22 +116,22 @@ def test_objective_is_the_weighted_sum_of_both_terms(
         np.testing.assert_allclose(terms['supervised_loss'], hard, rtol=1e-4)
     same = np.argmax(student, 1) == np.argmax(teacher(TEACHER_VIEWS).numpy(), 1)
     np.testing.assert_allclose(terms['teacher_agreement'], np.mean(same))
-    assert set(objective.metrics) == terms.keys() - {'loss'}
+    assert set(method.metrics) == terms.keys() - {'loss'}
 
 
 def test_only_the_student_learns_and_only_its_weights_are_saved(tmp_path) -> None:
     teacher = Teaching()
-    objective = distillation(teacher, distill_alpha=0.5)
+    method = distillation(teacher, distill_alpha=0.5)
     optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9)
-    trainer = Trainer(objective, optimizer, Penalty(), TrainConfig())
-    before = [variable.numpy() for variable in (*objective.trainable_variables, teacher.kernel)]
+    trainer = Trainer(method, optimizer, Penalty(), TrainConfig())
+    before = [variable.numpy() for variable in (*method.trainable_variables, teacher.kernel)]
     trainer.replica_step(batch(SOME_LABELS))
-    after = [variable.numpy() for variable in (*objective.trainable_variables, teacher.kernel)]
+    after = [variable.numpy() for variable in (*method.trainable_variables, teacher.kernel)]
     changed = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
     assert changed[-1] is False and changed[-2] is True
-    names = {id(variable) for variable in objective.variables}
+    names = {id(variable) for variable in method.variables}
     assert id(teacher.kernel) not in names
-    path = Checkpoints(str(tmp_path), objective.model, objective, optimizer, 1).save(1)
+    path = Checkpoints(str(tmp_path), method.model, method, optimizer, 1).save(1)
     saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
     assert list(teacher.kernel.shape) not in saved.values()
 
@@ -143,16 +143,16 @@ def test_replicas_agree_with_one(replicas: int) -> None:
     labels = [0, 1, 2, 3, -1, -1]
 
     def terms_of(views: tf.Tensor, teachers: tf.Tensor, labels: tf.Tensor) -> dict:
-        return loss_of(objective, {'views': (views, teachers), 'label': labels}, training=False)
+        return loss_of(method, {'views': (views, teachers), 'label': labels}, training=False)
 
     strategy = mirrored(replicas)
     with strategy.scope():
-        objective = distillation(teacher, distill_alpha=0.3, distill_temperature=0.5)
+        method = distillation(teacher, distill_alpha=0.3, distill_temperature=0.5)
     whole_batch = (VIEWS.numpy(), TEACHER_VIEWS.numpy(), np.array(labels, np.int32))
     shares = [np.split(part, replicas) for part in whole_batch]
     found = run_on_replicas(strategy, terms_of, *shares)
-    objective = distillation(teacher, distill_alpha=0.3, distill_temperature=0.5)
-    whole = loss_of(objective, batch(labels), training=False)
+    method = distillation(teacher, distill_alpha=0.3, distill_temperature=0.5)
+    whole = loss_of(method, batch(labels), training=False)
     for name, value in whole.items():
         np.testing.assert_allclose(np.mean([part[name] for part in found]), value, rtol=1e-5)
 

@@ -46,13 +46,13 @@ def is_statistic(variable: tf.Variable) -> bool:
     return 'moving_' in variable.name
 
 
-def changed(objective: FineTuning) -> tuple[set[str], set[str]]:
+def changed(method: FineTuning) -> tuple[set[str], set[str]]:
     """Parts of which every weight, and every BN statistic, changed in a step; no others may."""
-    before = {part: [v.numpy() for v in vs] for part, vs in parts(objective.model).items()}
-    trainer = Trainer(objective, tf.keras.optimizers.SGD(0.1), Penalty(), TrainConfig())
+    before = {part: [v.numpy() for v in vs] for part, vs in parts(method.model).items()}
+    trainer = Trainer(method, tf.keras.optimizers.SGD(0.1), Penalty(), TrainConfig())
     trainer.replica_step(BATCH)
     moved: dict[bool, set[str]] = {True: set(), False: set()}
-    for part, variables in parts(objective.model).items():
+    for part, variables in parts(method.model).items():
         for kind in (True, False):
             differing = [
                 not np.array_equal(old, new)
@@ -78,16 +78,16 @@ def test_exactly_what_is_not_frozen_changes(selector: int, after_block: int) -> 
 
 
 def test_frozen_parts_use_their_statistics() -> None:
-    objective = fine_tuning(0, 4)
-    trained = objective.model(BATCH['views'][0], training=True)
-    inferred = objective.model(BATCH['views'][0], training=False)
+    method = fine_tuning(0, 4)
+    trained = method.model(BATCH['views'][0], training=True)
+    inferred = method.model(BATCH['views'][0], training=False)
     np.testing.assert_array_equal(trained['final_avg_pool'], inferred['final_avg_pool'])
 
 
 def test_loss_is_the_mean_over_labelled_examples() -> None:
-    objective = fine_tuning(0, 4)
-    terms = loss_of(objective, BATCH, training=False)
-    logits = objective.model(BATCH['views'][0])['logits_sup'].numpy().astype(np.float64)
+    method = fine_tuning(0, 4)
+    terms = loss_of(method, BATCH, training=False)
+    logits = method.model(BATCH['views'][0])['logits_sup'].numpy().astype(np.float64)
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = BATCH['label'].numpy()[:5]
     np.testing.assert_allclose(

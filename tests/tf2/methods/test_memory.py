@@ -42,9 +42,9 @@ def objective_of(replicas: int = 1, precision: str = 'float32', **options: objec
     for variable in model.variables:
         if 'gamma' in variable.name:
             variable.assign(tf.ones_like(variable))
-    objective = SimCLR(model, LearningConfig(**{'memory_size': SIZE, **options}))
-    objective.initialise()
-    return objective
+    method = SimCLR(model, LearningConfig(**{'memory_size': SIZE, **options}))
+    method.initialise()
+    return method
 
 
 def batches(steps: int) -> dict[str, object]:
@@ -105,15 +105,15 @@ def test_the_queue_is_the_same_on_all_replicas(replicas: int) -> None:
 
 
 def test_it_starts_equal_to_the_model() -> None:
-    objective = objective_of()
-    model, encoder = objective.model, objective.memory.encoder
+    method = objective_of()
+    model, encoder = method.model, method.memory.encoder
     for variable in model.variables:
         variable.assign_add(tf.random.stateless_uniform(variable.shape, [1, 2]))
     assert encoder.classifier is None
     images = first_batch()['views'][0]
     differing = encoder(images)['proj_head_output'] - model(images)['proj_head_output']
     assert np.abs(differing).max() > 0
-    objective.initialise()
+    method.initialise()
     for training in (False, True):
         expected = model(images, training=training)['proj_head_output']
         found = encoder(images, training=training)['proj_head_output']
@@ -123,15 +123,15 @@ def test_it_starts_equal_to_the_model() -> None:
 @pytest.mark.smoke
 @pytest.mark.parametrize('decay', [0.0, 0.9, 0.999])
 def test_its_weights_are_moving_averages(decay: float) -> None:
-    objective = objective_of(momentum_encoder_decay=decay)
-    encoder, model = objective.memory.encoder, objective.model
+    method = objective_of(momentum_encoder_decay=decay)
+    encoder, model = method.memory.encoder, method.model
     parts = [(model.backbone, encoder.backbone), (model.projection_head, encoder.projection_head)]
     expected = [values(own.trainable_variables) for _, own in parts]
     statistics = values(encoder.non_trainable_variables)
     for step in range(3):
         for variable in model.variables:
             variable.assign_add(tf.random.stateless_normal(variable.shape, [step, 3]))
-        objective.memory.follow(model)
+        method.memory.follow(model)
         for (part, _), means in zip(parts, expected, strict=True):
             for index, weight in enumerate(values(part.trainable_variables)):
                 means[index] = decay * means[index].astype(np.float64) + (1 - decay) * weight
@@ -145,22 +145,22 @@ def test_its_weights_are_moving_averages(decay: float) -> None:
 
 @pytest.mark.parametrize('hidden_norm', [True, False])
 def test_a_step_remembers_the_projections_of_its_second_views(hidden_norm: bool) -> None:
-    objective = objective_of(hidden_norm=hidden_norm)
+    method = objective_of(hidden_norm=hidden_norm)
     batch = first_batch()
-    statistics = values(objective.model.non_trainable_variables)
-    keys = objective.memory.encoder(batch['views'][1], training=True)['proj_head_output']
-    before = values(objective.memory.encoder.non_trainable_variables)
+    statistics = values(method.model.non_trainable_variables)
+    keys = method.memory.encoder(batch['views'][1], training=True)['proj_head_output']
+    before = values(method.memory.encoder.non_trainable_variables)
     np.testing.assert_array_equal(  # only the momentum encoder's own move
-        np.concatenate(values(objective.model.non_trainable_variables)), np.concatenate(statistics)
+        np.concatenate(values(method.model.non_trainable_variables)), np.concatenate(statistics)
     )
-    targets = objective.targets(batch)
-    objective.loss(objective.forward(batch['views'], True), targets, batch)
-    assert int(objective.memory.queue.enqueued) == 0  # the loss changes nothing
-    objective.after_update(None, targets, batch, tf.constant(0))
+    targets = method.targets(batch)
+    method.loss(method.forward(batch['views'], True), targets, batch)
+    assert int(method.memory.queue.enqueued) == 0  # the loss changes nothing
+    method.after_update(None, targets, batch, tf.constant(0))
     expected = keys / np.linalg.norm(keys, axis=1, keepdims=True) if hidden_norm else keys
-    np.testing.assert_allclose(objective.memory.queue.rows[:BATCH], expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(objective.memory.queue.rows[BATCH:], np.zeros([SIZE - BATCH, 6]))
-    after = values(objective.memory.encoder.non_trainable_variables)
+    np.testing.assert_allclose(method.memory.queue.rows[:BATCH], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(method.memory.queue.rows[BATCH:], np.zeros([SIZE - BATCH, 6]))
+    after = values(method.memory.encoder.non_trainable_variables)
     assert any((old != new).any() for old, new in zip(before, after, strict=True))
 
 
@@ -177,23 +177,23 @@ def test_the_loss_counts_earlier_batches_and_not_its_own() -> None:
 
 
 def test_nothing_of_the_memory_is_trained() -> None:
-    objective = objective_of()
-    trained = {id(variable) for variable in objective.trainable_variables}
-    assert not trained & {id(variable) for variable in objective.memory.encoder.variables}
+    method = objective_of()
+    trained = {id(variable) for variable in method.trainable_variables}
+    assert not trained & {id(variable) for variable in method.memory.encoder.variables}
     with tf.GradientTape(persistent=True) as tape:
-        terms = loss_of(objective, first_batch())
-    assert sorted(terms) == sorted(['loss', *objective.metrics])
-    memory = [*objective.memory.encoder.trainable_variables, objective.memory.queue.rows]
+        terms = loss_of(method, first_batch())
+    assert sorted(terms) == sorted(['loss', *method.metrics])
+    memory = [*method.memory.encoder.trainable_variables, method.memory.queue.rows]
     tape.watch(memory)
     assert all(gradient is None for gradient in tape.gradient(terms['loss'], memory))
-    assert None not in tape.gradient(terms['loss'], objective.trainable_variables)
+    assert None not in tape.gradient(terms['loss'], method.trainable_variables)
     optimizer = tf.keras.optimizers.SGD(0.1, momentum=0.9, jit_compile=False)
-    Trainer(objective, optimizer, Penalty(), TrainConfig())
-    assert len(optimizer.momentums) == len(objective.trainable_variables)
+    Trainer(method, optimizer, Penalty(), TrainConfig())
+    assert len(optimizer.momentums) == len(method.trainable_variables)
 
 
-def saved_keys(objective: SimCLR, folder: pathlib.Path) -> set[str]:
-    checkpoint = tf.train.Checkpoint(model=objective.model, objective=objective)
+def saved_keys(method: SimCLR, folder: pathlib.Path) -> set[str]:
+    checkpoint = tf.train.Checkpoint(model=method.model, objective=method)
     return {name for name, _ in tf.train.list_variables(checkpoint.write(str(folder / 'ckpt')))}
 
 
@@ -223,14 +223,14 @@ def trained(steps: int, replicas: int = 1, precision: str = 'float32', **options
     """Loss, queue and momentum encoder after as many steps, from the same start."""
     strategy = mirrored(replicas)
     with strategy.scope():
-        objective = objective_of(replicas, precision, momentum_encoder_decay=0.5)
+        method = objective_of(replicas, precision, momentum_encoder_decay=0.5)
         optimizer = tf.keras.optimizers.legacy.SGD(0.001)
-        trainer = Trainer(objective, optimizer, Penalty(), TrainConfig(**options))
+        trainer = Trainer(method, optimizer, Penalty(), TrainConfig(**options))
     dataset = tf.data.Dataset.from_tensor_slices(batches(steps)).batch(BATCH, drop_remainder=True)
     iterator = iter(strategy.experimental_distribute_dataset(dataset))
     metrics, done, _ = trainer._run_steps(iterator, tf.constant(steps))
     assert int(done) == steps
-    queue = objective.memory.queue
+    queue = method.memory.queue
     copies = [value.numpy() for value in strategy.experimental_local_results(queue.rows)]
     for copy in copies:
         np.testing.assert_array_equal(copy, copies[0])
@@ -238,7 +238,7 @@ def trained(steps: int, replicas: int = 1, precision: str = 'float32', **options
         'loss': metrics[trainer.metrics.index('contrast_loss')].numpy(),
         'queue': copies[0],
         'enqueued': queue.enqueued.numpy(),
-        'encoder': values(objective.memory.encoder.variables),
+        'encoder': values(method.memory.encoder.variables),
         'start': values(objective_of(replicas, precision).memory.encoder.variables),
     }
 

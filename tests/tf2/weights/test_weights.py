@@ -67,14 +67,14 @@ def run_folder(
     model: SimCLRModel,
     *,
     flags: bool = True,
-    objective: tf.Module | None = None,
+    method: tf.Module | None = None,
 ) -> str:
     """A model_dir as training leaves it."""
     optimizer = tf.keras.optimizers.SGD(momentum=0.9)
     optimizer.build(model.trainable_variables)
-    objective = objective or tf.Module()
-    objective.model = model
-    checkpoint = tf.train.Checkpoint(model=model, objective=objective, optimizer=optimizer)
+    method = method or tf.Module()
+    method.model = model
+    checkpoint = tf.train.Checkpoint(model=model, objective=method, optimizer=optimizer)
     manager = tf.train.CheckpointManager(checkpoint, str(folder), 2, checkpoint_name='ckpt')
     manager.save(3)
     manager.save(12)
@@ -218,10 +218,10 @@ def test_model_dir(flags: bool, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize('flags', [True, False], ids=['recorded', 'inferred'])
 def test_model_dir_with_a_memory(flags: bool, tmp_path: pathlib.Path) -> None:
     model = tiny()
-    objective = SimCLR(model, LearningConfig(memory_size=4))
-    for variable in objective.memory.encoder.variables:
+    method = SimCLR(model, LearningConfig(memory_size=4))
+    for variable in method.memory.encoder.variables:
         variable.assign(tf.fill(variable.shape, 3.0))
-    weights = open_weights(run_folder(tmp_path, model, flags=flags, objective=objective))
+    weights = open_weights(run_folder(tmp_path, model, flags=flags, objective=method))
     assert weights.architecture['resnet_depth'] == 18 and weights.num_classes == 10
     loaded = blank()
     report = weights.load_into(loaded)
