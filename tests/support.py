@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tf2.methods.base import Batch, Method, Terms
 from tf2.models import resnet
+from tf2.weights.layout import layers_of
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -51,7 +52,9 @@ def shallow_resnet_18() -> Iterator[None]:
     """Leaves one block in each group of ResNet-18: the same layers, and half the time to trace."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
+        layers_of.cache_clear()  # which layers a ResNet has is found out once
         yield
+    layers_of.cache_clear()
 
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:

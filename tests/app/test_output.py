@@ -137,7 +137,8 @@ def test_temporary_files_go_at_the_end(error: BaseException | None, place: pathl
 def test_what_a_killed_process_left_goes_and_nothing_else(place: pathlib.Path) -> None:
     """Folders of a process that runs, of others by a like name, and links stay."""
     program = (
-        'import scratch, tempfile, time\n'
+        'import tempfile, time\n'
+        'from app import scratch\n'
         'with scratch.own_folder() as folder:\n'
         '    tempfile.mkstemp()\n    print(folder, flush=True)\n    time.sleep(600)\n'
     )
