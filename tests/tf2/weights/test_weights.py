@@ -221,7 +221,7 @@ def test_model_dir_with_a_memory(flags: bool, tmp_path: pathlib.Path) -> None:
     method = SimCLR(model, LearningConfig(memory_size=4))
     for variable in method.memory.encoder.variables:
         variable.assign(tf.fill(variable.shape, 3.0))
-    weights = open_weights(run_folder(tmp_path, model, flags=flags, objective=method))
+    weights = open_weights(run_folder(tmp_path, model, flags=flags, method=method))
     assert weights.architecture['resnet_depth'] == 18 and weights.num_classes == 10
     loaded = blank()
     report = weights.load_into(loaded)
