@@ -358,10 +358,14 @@ def _write_sample_views(experiment: Experiment, step: int) -> None:
 
 
 def side_by_side(views: Sequence[tf.Tensor]) -> tf.Tensor:
-    """[n, s, s, 3] of each view → [n, largest s, sum of s, 3], the smaller ones at the top."""
-    height = max(view.shape[1] for view in views)
-    padded = [tf.pad(v, [[0, 0], [0, height - v.shape[1]], [0, 0], [0, 0]]) for v in views]
-    return tf.concat(padded, axis=2)
+    """Views [n, s, s, 3] → [n, largest s, number of views · largest s, 3].
+
+    Each view has a square of its own, which the report cuts out again: a smaller one lies at its
+    top left, the rest is black.
+    """
+    size = max(view.shape[1] for view in views)
+    squares = [tf.image.pad_to_bounding_box(view, 0, 0, size, size) for view in views]
+    return tf.concat(squares, axis=2)
 
 
 def export_checkpoint(config: Config, given: Mapping[str, Any], stop: Stop) -> None:

@@ -158,19 +158,19 @@ def _picture(pixels: tf.Tensor, alt: str) -> str:
 def _views(run: Run) -> str:
     if not run.events.views:
         return ''
-    shown, pairs, small = [], False, False
+    shown, count, small = [], 1, False
     for number, encoded in enumerate(run.events.views, 1):
         image = tf.image.convert_image_dtype(tf.io.decode_png(encoded, 3), tf.float32)
         height, width = image.shape[:2]
-        pairs, small = width >= 2 * height, height <= _LOSSLESS
+        count, small = max(1, width // height), height <= _LOSSLESS
         # Each view is to be of a thumbnail's size, not the strip of all.
-        views = tf.stack(tf.split(image, max(1, width // height), axis=1))
+        views = tf.stack(tf.split(image, count, axis=1))
         strip = tf.concat(list(predictions.thumbnails(views.numpy())), axis=1)
         shown.append(_picture(strip, f'Training image {number} as the network sees it'))
-    what = (
-        'two random views of each image, side by side' if pairs else 'one random view of each image'
-    )
-    kind = f'views{"" if pairs else " single"}{" small" if small else ""}'
+    what = 'one random view of each image'
+    if count > 1:
+        what = f'{"two" if count == 2 else count} random views of each image, side by side'
+    kind = f'views{"" if count > 1 else " single"}{" small" if small else ""}'
     caption = f'What {run.stage.title} trains on: {what}.'
     return (
         f'<figure><div class="{kind}">{"".join(shown)}</div>'

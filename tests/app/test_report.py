@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import re
+import types
 import xml.etree.ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -23,6 +24,7 @@ import run
 from app import report, train
 from app.report import events, figures, page, predictions, runs
 from common.errors import UserError
+from common.stages import STAGES
 from data.batches import eval_batches
 from data.sources import NO_LABEL, Source, open_source
 from tests.support import no_checker, shallow_resnet_18
@@ -523,6 +525,21 @@ def test_large_views_are_shown_smaller(stages: list[report.PipelineRun]) -> None
     assert pixels.shape == (96, 192, 3)
     assert abs(pixels[:, :90] - 40).max() <= 2 and abs(pixels[:, 102:] - 200).max() <= 2
     assert 'small' not in text and 'two random views' in text
+
+
+def test_views_of_several_sizes_are_shown_each_as_a_whole() -> None:
+    sizes, values = (32, 32, 16, 16, 16), (0.2, 0.4, 0.6, 0.8, 1.0)
+    views = [tf.fill([1, size, size, 3], value) for size, value in zip(sizes, values)]
+    strip = tf.image.convert_image_dtype(train.side_by_side(views)[0], tf.uint8)
+    events = types.SimpleNamespace(views=[tf.io.encode_png(strip).numpy()])
+    text = page._views(types.SimpleNamespace(events=events, stage=STAGES['pretrain']))
+    (shown,) = images(text, 'png')
+    squares = np.split(tf.io.decode_png(shown).numpy(), 5, axis=1)
+    for square, size, value in zip(squares, sizes, values, strict=True):
+        expected = np.zeros([32, 32, 3])
+        expected[:size, :size] = 255 * value
+        np.testing.assert_allclose(square, expected, atol=1)
+    assert '5 random views' in text and 'single' not in text
 
 
 def test_the_page_needs_nothing_but_itself(written: Written) -> None:
