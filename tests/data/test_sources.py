@@ -466,6 +466,24 @@ def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch, which
     assert 'Permission denied' in message
 
 
+def test_a_remote_folder_costs_no_question_per_image(monkeypatch):
+    """On a remote file system each question is a request; ram:// stands for one."""
+    root = 'ram://flat'
+    tf.io.gfile.makedirs(f'{root}/train')
+    for number in range(50):
+        with tf.io.gfile.GFile(f'{root}/train/{number}.png', 'wb') as file:
+            file.write(tf.io.encode_png(pixels(2, 2, 3)).numpy())
+    asked, isdir = [], tf.io.gfile.isdir
+
+    def note(path):
+        asked.append(path)
+        return isdir(path)
+
+    monkeypatch.setattr(tf.io.gfile, 'isdir', note)
+    assert open_folder(root).num_examples('train') == 50
+    assert set(asked) <= {root, f'{root}/train'} and len(asked) <= 4
+
+
 ODD_NAMES = {
     b'caf\xe9': 'caf\\xe9',  # Latin-1
     'café'.encode(): 'café',
