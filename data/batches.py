@@ -91,12 +91,7 @@ def train_batches(
         UserError: if there is no such split, it has fewer examples than a batch, the batch cannot
             be shared out evenly, or nothing answers at `config.tf_data_service`.
     """
-    count = _count(source, split)
-    if count < batch_size:
-        raise UserError(
-            f'Split {split!r} of data set {source.name} has {count} examples, fewer than one '
-            f'batch of {batch_size}; lower --train_batch_size or choose a larger split.'
-        )
+    _check_fills_a_batch(source, split, batch_size)
     rows = _rows(worker, batch_size, '--train_batch_size')
     if config.tf_data_service:
         check_answers(config.tf_data_service)
@@ -109,12 +104,23 @@ def train_batches(
     else:
         dataset = dataset.batch(len(rows), drop_remainder=True)
     if config.tf_data_service:
-        # The numbers of the epochs are handed out, so no two of the service's workers make one.
-        mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
-        dataset = dataset.apply(
-            tf.data.experimental.service.distribute(mode, config.tf_data_service)
-        )
+        dataset = _made_by_service(dataset, config.tf_data_service)
     return dataset.prefetch(_PREFETCHED_BATCHES)
+
+
+def _check_fills_a_batch(source: Source, split: str, batch_size: int) -> None:
+    count = _count(source, split)
+    if count < batch_size:
+        raise UserError(
+            f'Split {split!r} of data set {source.name} has {count} examples, fewer than one '
+            f'batch of {batch_size}; lower --train_batch_size or choose a larger split.'
+        )
+
+
+def _made_by_service(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
+    # The service hands out the epochs' numbers, so no two of its workers make the same epoch.
+    mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
+    return dataset.apply(tf.data.experimental.service.distribute(mode, address))
 
 
 def _finish_in_groups(

@@ -98,51 +98,54 @@ def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: Data
     label, hint = find_label(
         name, builder.info, config.label_key, functools.partial(_sample, builder)
     )
+    if label:
+        _check_names(builder, label)
+    # Whatever reads a split calls it first: it has the split's files examined.
+    parts = functools.partial(_parts, name, builder)
 
-    if label and label.names and len(label.names) != label.num_classes:
+    def examples(split: str) -> tf.data.Dataset:
+        parts(split)
+        return _examples(builder, split, image_key, label)
+
+    def labels(split: str) -> Iterator[np.ndarray]:
+        parts(split)
+        return _labels(builder, split, label)
+
+    def share(split: str, worker: Worker) -> tf.data.Dataset | None:
+        read = functools.partial(_examples, builder, image_key=image_key, label=label)
+        return _share(builder, split, parts(split), worker, read)
+
+    return Source(
+        name=name,
+        num_classes=label.num_classes if label else None,
+        class_names=label.names if label else None,
+        num_examples=lambda split: _count(parts(split)),
+        examples=examples,
+        decode=_decoder(builder.info.features[image_key]),
+        share=share,
+        labels=labels if label else None,
+        label_bytes=lambda split: _bytes(builder, parts(split)),
+        identify=lambda split, positions: _identify(builder, split, parts(split), positions),
+        label_hint=hint,
+        image_range=_image_range(name, builder, image_key, config),
+        corrupt_file=functools.partial(_corrupt_file, builder),
+        bytes_per_example=lambda split: _bytes_per_example(builder, parts(split)),
+    )
+
+
+def _check_names(builder: tfds.core.DatasetBuilder, label: Label) -> None:
+    if label.names and len(label.names) != label.num_classes:
         raise UserError(
             f'{builder.data_path}/{label.key}.labels.txt must hold the names of '
             f'{label.num_classes} classes, as features.json says; found {len(label.names)}. '
             'Restore the file, or prepare the data set again.'
         )
 
-    def examples(split: Any) -> tf.data.Dataset:
-        return _examples(builder, split, image_key, label)
 
-    def whole(split: str) -> tf.data.Dataset:
-        _parts(name, builder, split)
-        return examples(split)
-
-    def labels(split: str) -> Iterator[np.ndarray]:
-        _parts(name, builder, split)
-        read = _read(builder, split, [label.key])
-        numbers = read.map(lambda example: label.number(example[label.key]))
-        return numbers.batch(_NUMBERS_AT_ONCE).as_numpy_iterator()
-
-    def share(split: str, worker: Worker) -> tf.data.Dataset | None:
-        parts = _parts(name, builder, split)
-        if len(builder.info.splits[split].file_instructions) < worker.count:
-            return None
-        return _share(builder, split, parts, worker, examples)
-
-    return Source(
-        name=name,
-        num_classes=label.num_classes if label else None,
-        class_names=label.names if label else None,
-        num_examples=lambda split: _count(_parts(name, builder, split)),
-        examples=whole,
-        decode=_decoder(builder.info.features[image_key]),
-        share=share,
-        labels=labels if label else None,
-        label_bytes=lambda split: _bytes(builder, _parts(name, builder, split)),
-        identify=lambda split, positions: _identify(
-            builder, split, _parts(name, builder, split), positions
-        ),
-        label_hint=hint,
-        image_range=_image_range(name, builder, image_key, config),
-        corrupt_file=functools.partial(_corrupt_file, builder),
-        bytes_per_example=lambda split: _bytes_per_example(builder, _parts(name, builder, split)),
-    )
+def _labels(builder: tfds.core.DatasetBuilder, split: str, label: Label) -> Iterator[np.ndarray]:
+    read = _read(builder, split, [label.key])
+    numbers = read.map(lambda example: label.number(example[label.key]))
+    return numbers.batch(_NUMBERS_AT_ONCE).as_numpy_iterator()
 
 
 def _corrupt_file(builder: tfds.core.DatasetBuilder, place: int) -> str | None:
@@ -309,8 +312,13 @@ def _share(
     parts: Sequence[tuple[str, range]],
     worker: Worker,
     examples: Callable[[Any], tf.data.Dataset],
-) -> tf.data.Dataset:
-    """(position in the split, example) of the part of the files that is the worker's."""
+) -> tf.data.Dataset | None:
+    """(position in the split, example) of the part of the files that is the worker's.
+
+    None if there are fewer files than workers.
+    """
+    if len(builder.info.splits[split].file_instructions) < worker.count:
+        return None
     own = worker.part(_count(parts))
     instruction = _cut(parts, own)
     # Several files are read in turns, so the order of reading is not the one within the files.
