@@ -241,7 +241,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
     check_schemes(given)
     check_places(config)
     check_on_host(config)
-    with _without_collections():
+    with _gc_disabled_during_import():
         # Imported here: TensorFlow takes seconds, and most errors of usage are to show at once.
         from app import experiment
 
@@ -255,7 +255,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
 
 
 @contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
+def _gc_disabled_during_import() -> Iterator[None]:
     """For the import of TensorFlow: no search for garbage, then and later, in what it makes.
 
     There is hardly any, and searching all of it now and then takes more than a second.

@@ -30,8 +30,8 @@ METRICS = 'metrics'
 SECONDS_PER_CALL = 1.0  # so often the loop returns to Python, where `steps_per_loop` is not given
 MAX_STEPS_PER_CALL = 100
 
-Notes: TypeAlias = tf.Tensor | Sequence[float]
-NO_NOTES = (0.0, 1.0)
+ControlSignals: TypeAlias = tf.Tensor | Sequence[float]
+NO_SIGNALS = (0.0, 1.0)
 Explain: TypeAlias = Callable[[Exception], str | None]
 
 
@@ -94,16 +94,16 @@ class Trainer:
 
     # AutoGraph has nothing to convert here, and takes seconds to find that out.
     @tf.autograph.experimental.do_not_convert
-    def replica_step(self, batch: Batch, notes: Notes = NO_NOTES) -> tf.Tensor:
+    def replica_step(self, batch: Batch, signals: ControlSignals = NO_SIGNALS) -> tf.Tensor:
         """One update, as each replica runs it on its share of the batch.
 
         Args:
             batch: this replica's share.
-            notes: [2] float32 of this process: above 0 where a signal asks it to stop, and how
+            signals: [2] float32 of this process: above 0 where a signal asks it to stop, and how
                 many updates it would take in a call.
 
         Returns:
-            `metrics` of this replica's share, then `notes`: [len(metrics) + 2] float32.
+            `metrics` of this replica's share, then `signals`: [len(metrics) + 2] float32.
         """
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
@@ -127,11 +127,11 @@ class Trainer:
         gradients = method.adjust_gradients(gradients, step)
         builder.apply(self._optimizer, gradients, variables)
         method.after_update(outputs, targets, batch, step)
-        return tf.concat([tf.stack([terms[name] for name in self.metrics]), notes], 0)
+        return tf.concat([tf.stack([terms[name] for name in self.metrics]), signals], 0)
 
     @tf.function
     def _run_steps(
-        self, iterator: Iterable[Batch], steps: tf.Tensor, notes: Notes = NO_NOTES
+        self, iterator: Iterable[Batch], steps: tf.Tensor, signals: ControlSignals = NO_SIGNALS
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Runs up to `steps` updates.
 
@@ -141,13 +141,13 @@ class Trainer:
 
         Returns:
             Sums of `metrics` over the updates, means over replicas, float64; the number of updates;
-            means of `notes` over updates and replicas, float64, equal on all processes.
+            means of `signals` over updates and replicas, float64, equal on all processes.
         """
         # In float64 sums of float32 don't depend on how the updates are grouped into calls.
         sums = tf.zeros([len(self.metrics) + 2], tf.float64)
         done = tf.constant(0)
         while done < steps and tf.math.is_finite(sums[0]) and sums[-2] == 0:
-            shares = self._strategy.run(self._replica_step, (next(iterator), notes))
+            shares = self._strategy.run(self._replica_step, (next(iterator), signals))
             means = self._strategy.reduce(tf.distribute.ReduceOp.MEAN, shares, axis=None)
             sums += tf.cast(means, tf.float64)
             done += 1
@@ -244,9 +244,9 @@ class Trainer:
         """Runs up to `steps` updates; means of the metrics over them, and whether to stop."""
         first = self.step
         started = time.monotonic()
-        notes = tf.constant([float(stop.number is not None), self._wanted_steps])
+        signals = tf.constant([float(stop.number is not None), self._wanted_steps])
         with self._failing(checkpoints, explain):
-            results = self._run_steps(iterator, tf.constant(steps), notes)
+            results = self._run_steps(iterator, tf.constant(steps), signals)
             sums, done, (stopping, wanted) = (result.numpy().tolist() for result in results)
         if not math.isfinite(sums[0]):
             raise _diverged('loss is', first + done, checkpoints)
@@ -256,7 +256,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _failing(self, checkpoints: Checkpoints, explain: Explain) -> Iterator[None]:
-        """Says in one line what came between, if that is nothing this program does."""
+        """Turns what `explain` can explain into a UserError."""
         try:
             yield
         except (tf.errors.OpError, UnicodeDecodeError) as error:

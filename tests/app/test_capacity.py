@@ -62,7 +62,7 @@ def test_it_is_said_before_tensorflow_is_asked(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(capacity, 'has_accelerators', lambda: False)
-    monkeypatch.setattr(run, '_without_collections', None)  # around the import of TensorFlow
+    monkeypatch.setattr(run, '_gc_disabled_during_import', None)  # around the import of TensorFlow
     flags = [f'--{name}={value}' for name, value in given.items()]
     assert run.main(['run.py', '--model_dir=m', *flags]) == 2
     assert 'it needs about' in capsys.readouterr().err

@@ -102,7 +102,7 @@ def _loss_and_gradients(
     """Of local views [n, d] against all [N, d].
 
     Returns:
-        Loss and metrics; gradients of n times the loss by each of the four arguments in front.
+        Loss and metrics; gradients of n times the loss with respect to the first four arguments.
     """
     columns = 2 * _rows(all_a) + (memory.rows.shape[0] if memory else 0)
 
@@ -134,8 +134,8 @@ class _Compared(typing.NamedTuple):
             the gradient of `log_sum`.
         hits: [k], 1 where the partner is the nearest of the other views, else 0.
         entropy: [k], of the softmax over the other views.
-        partners: [N, d], gradient of the sum of `log_sum` by the other views.
-        alike: [N, d], the same by the views of its own kind.
+        partners: [N, d], gradient of the sum of `log_sum` with respect to the other views.
+        alike: [N, d], its gradient with respect to same-view embeddings.
     """
 
     log_sum: tf.Tensor
