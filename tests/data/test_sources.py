@@ -19,7 +19,6 @@ from data.images import to_rgb, to_unit_range
 from data.labels import read_labels
 from data.names import SOURCES
 from data.sources import bundled as bundled_module
-from data.sources import image_folder as image_folder_module
 from data.sources import open_source
 from data.sources import tfds as tfds_module
 from data.sources.features import find_image
@@ -625,18 +624,3 @@ def test_bundled_says_where_its_files_should_be(tmp_path, monkeypatch):
 
 def test_registry_names_its_own_sources():
     assert set(SOURCES) == {'bundled', 'image_folder'}
-
-
-def test_images_of_a_remote_folder_are_not_asked_for_one_by_one(monkeypatch):
-    names = [f'{number}.png' for number in range(1000)] + ['cats/', 'dogs', 'notes.txt', '.git']
-    asked = []
-
-    def isdir(path: str) -> bool:
-        asked.append(path)
-        return path.endswith('dogs')
-
-    monkeypatch.setattr(tf.io.gfile, 'listdir', lambda folder: names)
-    monkeypatch.setattr(tf.io.gfile, 'isdir', isdir)
-    folders, images = image_folder_module._list('gs://bucket/train')
-    assert folders == ['cats', 'dogs'] and len(images) == 1000
-    assert len(asked) == 3  # dogs, notes.txt, .git
