@@ -112,7 +112,12 @@ def view_seed(key: tf.Tensor, index: tf.Tensor, draw: int) -> tf.Tensor:
 
     Returns:
         [2] int32; different for every (index, draw) up to 2^30 examples, whatever the key.
+
+    Raises:
+        ValueError: if `draw` is out of range.
     """
+    if not 0 <= draw < MOST_DRAWS:
+        raise ValueError(f'Expected a draw from 0 to {MOST_DRAWS - 1}; found {draw}.')
     pair, place = divmod(draw, 2)
     # No two pairs change the same bits of the key, so none has another's seeds.
     return tf.stack([key ^ (pair << _PAIR_BITS), tf.cast(2 * index + place, tf.int32)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import pathlib
+from collections.abc import Iterator
 
 from common.legacy_keras import choose_keras_2
 
@@ -39,6 +40,7 @@ tf.config.set_logical_device_configuration(
 )
 
 from app import capacity
+from tests.support import shallow_resnet_18
 from tf2 import precision
 
 precision.CPU_INFO = pathlib.Path('no such file')
@@ -54,3 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = pathlib.Path(__file__).parent
     ranks = {folder / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))  # else as they were
+
+
+@pytest.fixture(scope='module')
+def shallow() -> Iterator[None]:
+    """A ResNet-18 of one block in each group, for the tests of a file."""
+    with shallow_resnet_18():
+        yield

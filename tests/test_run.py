@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.interruption import Interrupted
 from common.stages import STAGES
 from hub_export import publish
-from tests.support import mirrored, no_checker, shallow_resnet_18
+from tests.support import mirrored, no_checker
 from tf2 import distribution, precision
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
@@ -336,12 +336,6 @@ def events(folder: pathlib.Path) -> Iterator[tuple[int, str]]:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
             yield from ((event.step, value.tag) for value in event.summary.value)
-
-
-@pytest.fixture(scope='module')
-def shallow() -> Iterator[None]:
-    with shallow_resnet_18():
-        yield
 
 
 @pytest.fixture(scope='module')

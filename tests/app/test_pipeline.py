@@ -9,7 +9,6 @@ import pathlib
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 
 import pytest
 import tensorflow as tf
@@ -18,7 +17,7 @@ import run
 from app import pipeline, train
 from common.interruption import Interrupted
 from hub_export import publish
-from tests.support import no_checker, shallow_resnet_18
+from tests.support import no_checker
 from tf2.checkpoints import Checkpoints
 
 SMALL = (
@@ -65,12 +64,6 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(train.hub_export, 'export_module', export)
     monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
-
-
-@pytest.fixture(scope='module')
-def shallow() -> Iterator[None]:
-    with shallow_resnet_18():
-        yield
 
 
 @pytest.fixture(scope='module')

@@ -27,7 +27,7 @@ from common.errors import UserError
 from common.stages import STAGES
 from data.batches import eval_batches
 from data.sources import NO_LABEL, Source, open_source
-from tests.support import no_checker, shallow_resnet_18
+from tests.support import no_checker
 
 SPLITS = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:32]')
 TINY = (
@@ -57,12 +57,6 @@ class Written:
 def train_tiny(folder: pathlib.Path, *flags: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         assert run.main(['run.py', *TINY, f'--model_dir={folder}', *flags]) == 0
-
-
-@pytest.fixture(scope='module')
-def shallow() -> Iterator[None]:
-    with shallow_resnet_18():
-        yield
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,6 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
 
 import pytest
 import tensorflow as tf
@@ -20,7 +19,7 @@ from app.config.schema import DEFAULTS, OPTIONS, to_values
 from app.presets import PRESETS
 from app.resuming import Course
 from common.errors import UserError
-from tests.support import GOLDEN, shallow_resnet_18
+from tests.support import GOLDEN
 from tf2 import schedules
 from tf2.checkpoints import recorded_in
 from tf2.config import OptimizerConfig, TrainConfig
@@ -60,12 +59,6 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting and sample views take seconds."""
     monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
     monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
-
-
-@pytest.fixture(scope='module')
-def shallow() -> Iterator[None]:
-    with shallow_resnet_18():
-        yield
 
 
 @pytest.fixture(scope='module')

@@ -64,6 +64,12 @@ def test_no_two_draws_of_any_examples_coincide(key, drawn):
     assert len(set(seeds)) == len(drawn)
 
 
+@pytest.mark.parametrize('draw', [-1, MOST_DRAWS])
+def test_draws_out_of_range_are_refused(draw):
+    with pytest.raises(ValueError, match=f'Expected a draw from 0 to .*; found {draw}'):
+        view_seed(tf.constant(5), tf.constant(0, tf.int64), draw)
+
+
 def test_the_first_two_draws_have_the_seeds_they_always_had():
     for index, draw in itertools.product((0, 1, 7), (0, 1)):
         seed = view_seed(tf.constant(5), tf.constant(index, tf.int64), draw)
