@@ -10,6 +10,7 @@ import tensorflow as tf
 from app.config.schema import Config
 from common.views import EVALUATION, View, teacher_view
 from tf2 import precision, schedules
+from tf2.methods import make_head
 from tf2.methods.base import Batch, Method, build
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import builder, decay
@@ -67,7 +68,7 @@ def network(config: Config, num_classes: int | None) -> SimCLRModel:
             precision=dtype,
             filter_products=precision.gains_from_products(dtype, strategy),
             detach_classifier=not config.learning.stage.classifies,
-            make_head=config.learning.entry.load().projection_head,
+            make_head=make_head(config.learning.method),
         )
     )
 

@@ -160,6 +160,8 @@ def _smaller_values(
 ) -> Iterator[tuple[str, int]]:
     for name, (least, multiple) in _SMALLER.items():
         step = multiple(config, replicas)
+        if name == 'num_proj_layers':  # the classifier may read one of them
+            least = max(least, config.model.ft_proj_selector)
         low, high = -(-least // step), to_values(config)[name] // step
         if low >= high or not fits(with_values(config, **{name: low * step})):
             continue

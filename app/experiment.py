@@ -13,7 +13,7 @@ import tensorflow as tf
 from app import capacity, resuming
 from app.classes import match_classes, number_of_classes
 from app.config.compatibility import check_same_architecture
-from app.config.resolution import from_values
+from app.config.resolution import check_counts, from_values
 from app.config.schema import TRAIN_EXAMPLES, Config, to_values, with_values
 from app.data_checks import RunData, open_data
 from app.preflight import with_model_dir
@@ -123,6 +123,7 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     if not evaluates:
         begun = _as_recorded(config, given, course.recorded)
         config, weights = begun or with_weights(config, given)
+        check_counts(config)
     if config.data.tf_data_service and not evaluates:
         check_answers(config.data.tf_data_service)
     if evaluates:
@@ -199,6 +200,7 @@ def _as_recorded(
         return None
     asked = {**to_values(config), 'checkpoint': checkpoint}
     names = {'image_size', *(field.name for field in dataclasses.fields(ModelConfig))}
+    names |= {'method'} if config.learning.stage.classifies else set()
     kept = {name: recorded[name] for name in names & recorded.keys() - given.keys()}
     return from_values({**asked, **kept}), None
 
@@ -206,8 +208,8 @@ def _as_recorded(
 def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weights | None]:
     """Opens `--checkpoint`, if there is one; what it tells fills in what was not given.
 
-    That is the architecture, and the image size. A preset's image size counts as given: it belongs
-    to the preset's data.
+    That is the architecture, the method whose head the network has, and the image size. A preset's
+    image size counts as given: it belongs to the preset's data.
 
     Raises:
         UserError: if there is none where it should be, or it contradicts what was given.
@@ -224,7 +226,10 @@ def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weig
     if config.learning.stage.has_teacher and not chosen:
         # A student that goes on from a fine-tuned network keeps the layer its classifier reads.
         model = dataclasses.replace(model, ft_proj_selector=weights.selector)
-    return dataclasses.replace(config, data=data, model=model), weights
+    learning = config.learning
+    if learning.stage.classifies or not config.run.does.trains:
+        learning = dataclasses.replace(learning, method=weights.method)
+    return dataclasses.replace(config, data=data, model=model, learning=learning), weights
 
 
 def _with_recorded_range(config: Config) -> Config:

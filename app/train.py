@@ -43,7 +43,7 @@ from data.failures import explain, told
 from data.worker import Worker
 from tf2 import checkpoints, distribution, records, schedules
 from tf2.files import PATTERN, checkpoints_in, clear_leftovers, write_text, writing
-from tf2.models.encoder import SimCLRModel, build_model
+from tf2.models.encoder import SimCLRModel
 from tf2.trainer import EXAMPLES_SEEN, FIRST_LOSS, Trainer
 from tf2.weights import Report
 
@@ -391,7 +391,7 @@ def export_checkpoint(config: Config, given: Mapping[str, Any], stop: Stop) -> N
     settings = config.model
     if 'ft_proj_selector' not in given and weights.selector is not None:
         settings = dataclasses.replace(settings, ft_proj_selector=weights.selector)
-    model = build_model(SimCLRModel(settings, config.data.image_size, weights.num_classes))
+    model = weights.build(settings, config.data.image_size)
     report = weights.load_into(model, head_layers=-1)
     _show(report, config.run.verbosity)
     lacking = len(model.variables) - len(report.loaded)
@@ -442,6 +442,7 @@ def _export(
             step,
             image_size=config.data.image_size,
             class_names=names,
+            method=config.learning.method,
             decode=functools.partial(decode_for_evaluation, config=config.data),
             weight_decay=config.optimizer.weight_decay,
             keep=config.output.keep_hub_module_max,

@@ -20,6 +20,9 @@ class MethodEntry:
         summary: a line for `--help`, with its source.
         reads: the settings that not every method reads and this one does.
         defaults: setting -> value, where this method has a default of its own.
+        head_layers: number of layers of its projection head, as 'module:function' of a
+            `tf2.config.ModelConfig`, where no TensorFlow is imported; None where the head is the
+            one of `Method.projection_head`.
     """
 
     implementation: str
@@ -27,6 +30,7 @@ class MethodEntry:
     summary: str
     reads: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head_layers: str | None = None
 
     def load(self) -> type:
         """The class; imports TensorFlow."""

@@ -21,6 +21,7 @@ from common.errors import UserError
 from hub_export import check
 from hub_export.module import Decode, build_module, plain_copy
 from hub_export.record import ModuleRecord, has_record, write_record
+from tf2.config import LearningConfig
 from tf2.files import names_in, plain_path, remove_if_there
 from tf2.models.encoder import SimCLRModel
 
@@ -41,6 +42,7 @@ def export_module(
     weight_decay: float,
     keep: int,
     class_names: Sequence[str] | None = None,
+    method: str = LearningConfig.method,
 ) -> str:
     """Exports `model` to the folder `<root>/<step>`.
 
@@ -58,6 +60,7 @@ def export_module(
         weight_decay: factor of the module's L2 term; 0 leaves it without one.
         keep: number of modules to keep, this one and the newest others; 0 keeps all.
         class_names: of the classes of its classifier; None where nothing tells.
+        method: of its pretraining, whose projection head it has.
 
     Returns:
         The path of the module. An older one of the same step is replaced.
@@ -72,7 +75,7 @@ def export_module(
     tf.io.gfile.makedirs(root)
     _clear_leftovers(root)
     path, partial = f'{root}/{step}', _aside(root, step, 'partial')
-    record = ModuleRecord(model.config, image_size, model.num_classes, step, class_names)
+    record = ModuleRecord(model.config, image_size, model.num_classes, step, class_names, method)
     try:
         with tempfile.TemporaryDirectory() as scratch, _checker() as check_module:
             reference = f'{scratch}/reference.npz'

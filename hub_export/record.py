@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from tf2 import records
-from tf2.config import ModelConfig
+from tf2.config import LearningConfig, ModelConfig
 
 FOLDER = 'assets.extra'  # the folder of a SavedModel that TensorFlow leaves to its users
 FILE = 'simclr.json'
@@ -27,6 +27,7 @@ class ModuleRecord:
         num_classes: of its linear classifier; None where it has none.
         step: number of updates its weights have had.
         class_names: of the classes of its classifier; None where nothing tells.
+        method: of its pretraining, whose projection head it has.
     """
 
     model: ModelConfig
@@ -34,6 +35,7 @@ class ModuleRecord:
     num_classes: int | None
     step: int
     class_names: Sequence[str] | None = None
+    method: str = LearningConfig.method
 
 
 def write_record(path: str, record: ModuleRecord) -> None:
@@ -65,4 +67,5 @@ def read_record(path: str) -> ModuleRecord:
         raise UserError(f'Expected a module exported by this program at {path}; found no {file}.')
     model = records.model_config(file, values['model'], advice)
     others = {name: values[name] for name in ('image_size', 'num_classes', 'step')}
-    return ModuleRecord(model, **others, class_names=values.get('class_names'))
+    younger = {name: values[name] for name in ('class_names', 'method') if name in values}
+    return ModuleRecord(model, **others, **younger)

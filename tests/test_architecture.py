@@ -67,6 +67,7 @@ ALLOWED = {
     'tf2.models': ('tf2.models', 'tf2.config', 'common'),
     'tf2.weights': (
         'tf2.weights',
+        'tf2.methods.make_head',
         'tf2.models',
         'tf2.config',
         'tf2.files',

@@ -22,7 +22,7 @@ from data.sources import Source, open_source
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
 from tf2.evaluators import EVALUATORS
 from tf2.evaluators.base import Inputs
-from tf2.methods import METHODS
+from tf2.methods import METHODS, make_head
 from tf2.methods.base import build
 from tf2.models import BACKBONES
 from tf2.models.encoder import SimCLRModel, build_model
@@ -123,7 +123,7 @@ def test_every_backbone_has_width_blocks_and_endpoints(name: str, size: int) -> 
     assert endpoints['final_avg_pool'].shape == [2, backbone.width]
     assert endpoints['final_avg_pool'].dtype == tf.float32
     in_blocks = [v.ref() for block in backbone.blocks for layer in block for v in layer.variables]
-    assert len(backbone.blocks) > 1
+    assert len(backbone.blocks) == 1 + config.blocks > 1
     assert set(in_blocks) == {variable.ref() for variable in backbone.variables}
 
 
@@ -134,7 +134,10 @@ def test_every_backbone_has_width_blocks_and_endpoints(name: str, size: int) -> 
 )
 def test_every_method_returns_its_metrics_and_trains_what_it_says(name: str, method: str) -> None:
     model_config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
-    model = build_model(SimCLRModel(model_config, 8, 10, detach_classifier=name == 'pretrain'))
+    detached, head = name == 'pretrain', make_head(method)
+    model = build_model(
+        SimCLRModel(model_config, 8, 10, make_head=head, detach_classifier=detached)
+    )
     if name == 'distill':
         teacher = tf.random.stateless_normal([4, 10], [1, 2])
         config = LearningConfig(train_mode=name, teacher='made up')
@@ -156,6 +159,16 @@ def test_every_method_returns_its_metrics_and_trains_what_it_says(name: str, met
     gradients = tape.gradient(terms['loss'], method.trainable_variables)
     assert all(gradient is not None for gradient in gradients)
     method.after_update(*step, tf.constant(0, tf.int64))
+
+
+@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('mode', ['none', 'linear', 'nonlinear'])
+def test_every_method_tells_how_many_layers_its_head_has(name: str, mode: str) -> None:
+    for layers in (1, 2, 4):
+        config = ModelConfig(proj_head_mode=mode, num_proj_layers=layers, proj_out_dim=8)
+        head = make_head(name)(config, 16, NORM)
+        told = LearningConfig(method=name).count_head_layers(config)
+        assert len(head.blocks) == len(head(tf.zeros([2, 16]))) - 1 == told
 
 
 @pytest.mark.smoke

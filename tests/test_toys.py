@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import run
+from app.report import runs
 from hub_export import publish, read_record
 from tests.support import no_checker
 from tests.toys import ToyBackbone
@@ -40,7 +41,9 @@ HEAD = ('--num_proj_layers=2', '--proj_out_dim=4')
 @pytest.fixture(scope='module', autouse=True)
 def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, 'toy', BackboneEntry('tests.toys:ToyBackbone'))
+        patch.setitem(
+            BACKBONES, 'toy', BackboneEntry('tests.toys:ToyBackbone', 'tests.toys:count_blocks')
+        )
         patch.setattr(publish, '_checker', no_checker)
         yield
 
@@ -178,9 +181,24 @@ def test_it_teaches_and_is_exported(
     assert re.search(r"Exported: hub.load\('.*/new/saved_model/3'\)", main(*flags))
 
 
+@pytest.mark.parametrize(('after_block', 'linear'), [(-1, False), (1, False), (2, True), (4, True)])
+def test_a_report_says_where_only_the_classifier_was_trained(
+    after_block: int,
+    linear: bool,
+    pretrained: tuple[pathlib.Path, str],
+    tmp_path: pathlib.Path,
+) -> None:
+    recorded = json.loads((pretrained[0] / 'flags.json').read_text())
+    changes = {'train_mode': 'finetune', 'fine_tune_after_block': after_block}
+    (tmp_path / 'flags.json').write_text(json.dumps({**recorded, **changes}))
+    (row,) = runs.table([runs.PipelineRun('finetune', 'Fine-tuning', str(tmp_path), '')])
+    assert row.note == 'only the linear classifier was trained' * linear
+
+
 @pytest.mark.parametrize(
     ('flags', 'words'),
     [
+        (('--fine_tune_after_block=5',), 'found 5. toy has 2 blocks: with 2 the classifier alone'),
         (('--backbone=resnet',), 'holds backbone toy; the flags ask for backbone resnet'),
         (('--ft_proj_selector=3',), 'projection head; found 2'),
     ],

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf2.config import LearningConfig, ModelConfig
 from tf2.methods.base import Batch, Method, Nest, Terms
 from tf2.models.encoder import SimCLRModel
+from tf2.models.heads import DenseBN
 from tf2.models.layers import ConvBN, Layer, Norm
 
 
@@ -29,6 +30,36 @@ class ToyBackbone(Layer):
         return {'last_map': features, 'final_avg_pool': pooled}
 
 
+def count_blocks(config: ModelConfig) -> int:
+    """Blocks of `ToyBackbone` after its stem."""
+    return 2
+
+
+class ToyHead(Layer):
+    """A head of two layers more than the settings ask for, of widths of its own.
+
+    The first layer has a bias and nothing else.
+    """
+
+    def __init__(self, config: ModelConfig, in_dim: int, norm: Norm) -> None:
+        super().__init__(dtype=norm.dtype)
+        widths = [6 + layer for layer in range(count_layers(config))]
+        self.width = widths[-1]
+        self.blocks = [tf.keras.layers.Dense(widths[0], dtype=norm.dtype)]
+        self.blocks += [DenseBN(width, width == self.width, norm) for width in widths[1:]]
+
+    def call(self, features: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
+        outputs = [features, self.blocks[0](features)]
+        for block in self.blocks[1:]:
+            outputs.append(block(outputs[-1], training=training))
+        return [tf.cast(output, tf.float32) for output in outputs]
+
+
+def count_layers(config: ModelConfig) -> int:
+    """Layers of `ToyHead`."""
+    return config.num_proj_layers + 2
+
+
 class ToyMethod(Method):
     """Pulls a small view's prediction towards the projection of a large one."""
 
@@ -39,6 +70,10 @@ class ToyMethod(Method):
         self.model, self.temperature = model, config.temperature
         self.predictor = tf.keras.layers.Dense(model.projection_head.width)
         self.predictor.build([None, model.projection_head.width])
+
+    @classmethod
+    def projection_head(cls, config: ModelConfig, width: int, norm: Norm) -> ToyHead:
+        return ToyHead(config, width, norm)
 
     def trained(self) -> Sequence[tf.Module]:
         return (self.model, self.predictor)

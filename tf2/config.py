@@ -97,11 +97,6 @@ class ModelConfig:
         check_options(self)
         if self.backbone_entry.check is not None:
             load(self.backbone_entry.check)(self)
-        if self.ft_proj_selector > self.head_layers:
-            raise UserError(
-                f'--ft_proj_selector must be at most the number of projection layers, '
-                f'{self.head_layers}; found {self.ft_proj_selector}.'
-            )
 
     @property
     def backbone_entry(self) -> BackboneEntry:
@@ -114,8 +109,13 @@ class ModelConfig:
         return (self.backbone_entry.title or self.backbone).format(**vars(self))
 
     @property
+    def blocks(self) -> int:
+        """Number of the encoder's blocks after the stem."""
+        return load(self.backbone_entry.blocks)(self)
+
+    @property
     def head_layers(self) -> int:
-        """Number of layers of the projection head."""
+        """Number of layers of a projection head that is no method's own."""
         return {'none': 0, 'linear': 1, 'nonlinear': self.num_proj_layers}[self.proj_head_mode]
 
 
@@ -144,10 +144,9 @@ class LearningConfig:
     )
     fine_tune_after_block: int = option(
         -1,
-        'Fine-tuning and distillation: train from this block group on; -1 trains everything, 4 the '
-        'classifier only.',
+        'Fine-tuning and distillation: train from this block of the encoder on; -1 trains '
+        'everything, the number of blocks (4 in ResNets) the classifier only.',
         at_least=-1,
-        at_most=4,
         resume='fixed',
     )
     zero_init_logits_layer: bool = option(
@@ -235,6 +234,11 @@ class LearningConfig:
     def entry(self) -> MethodEntry:
         """The method by which it learns."""
         return entry_of(self.train_mode, self.method)
+
+    def count_head_layers(self, model: ModelConfig) -> int:
+        """Number of layers of the projection head, which is the one of `method` in every stage."""
+        count = METHODS[self.method].head_layers
+        return load(count)(model) if count else model.head_layers
 
     @property
     def learns_from_labels(self) -> bool:

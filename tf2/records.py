@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import UserError, one_line
 from common.file_names import CHECKPOINT_LIST
 from common.settings import check_option, option_type
-from tf2.config import ModelConfig
+from tf2.config import LearningConfig, ModelConfig
 
 _WORDS = {
     bool: 'true or false',
@@ -73,6 +73,7 @@ def at_least(bound: int) -> Callable[[Any], None]:
 RESULT = Value(
     dict, items=Value(float, nullable=True), keys={'global_step': Value(int, required=True)}
 )
+METHOD = of_options(LearningConfig)['method']
 CLASS_NAMES = Value(list, nullable=True, items=Value(str))
 MODULE = Value(
     dict,
@@ -82,6 +83,7 @@ MODULE = Value(
         'num_classes': Value(int, nullable=True, required=True, check=at_least(1)),
         'step': Value(int, required=True, check=at_least(0)),
         'class_names': CLASS_NAMES,
+        'method': METHOD,
     },
 )
 

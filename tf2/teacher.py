@@ -10,9 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from common.errors import UserError, one_line
-from tf2.config import ModelConfig
 from tf2.files import plain_path
-from tf2.models.encoder import SimCLRModel, build_model
 from tf2.weights import Weights, open_weights
 from tf2.weights.checkpoint_file import URL_SCHEMES, fetched
 from tf2.weights.record import MODULE_RECORD
@@ -94,10 +92,7 @@ def _from_weights(path: str, weights: Weights, precision: str) -> Teacher:
             'that.'
         )
     selector = weights.selector or 0
-    config = ModelConfig(**{**weights.architecture, 'ft_proj_selector': selector})
-    model = build_model(
-        SimCLRModel(config, weights.image_size, weights.num_classes, precision=precision)
-    )
+    model = weights.build(precision=precision)
     report = weights.load_into(model, head_layers=selector)
     if any(reason.startswith('classifier') for reason in (*report.left_out, *report.missing)):
         raise UserError(

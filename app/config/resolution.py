@@ -25,6 +25,8 @@ from tf2.config import LearningConfig
 from tf2.methods import METHODS, entry_of
 from tf2.models import BACKBONES
 
+# What presets and the published program say for the classifier alone, whatever the encoder.
+_CLASSIFIER_ONLY = 4
 # They change which images a pretraining would see, or which weights it would train.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
 
@@ -43,7 +45,31 @@ def from_values(values: Mapping[str, Any]) -> Config:
     _check_stage(config)
     _check_negatives(config)
     _check_allowed(config)
+    if config.learning.checkpoint is None:  # which tells the network
+        check_counts(config)
     return config
+
+
+def check_counts(config: Config) -> None:
+    """Raises UserError for a layer of the head, or a block of the encoder, that isn't there.
+
+    Args:
+        config: all settings; the network is that of `--checkpoint` if there is one.
+    """
+    learning, model = config.learning, config.model
+    layers = learning.count_head_layers(model)
+    if model.ft_proj_selector > layers:
+        raise UserError(
+            f'--ft_proj_selector must be at most the number of projection layers, {layers}; '
+            f'found {model.ft_proj_selector}.'
+        )
+    limit = max(model.blocks, _CLASSIFIER_ONLY)
+    if learning.fine_tune_after_block > limit:
+        raise UserError(
+            f'--fine_tune_after_block must be at most {limit}; found '
+            f'{learning.fine_tune_after_block}. {model.title} has {model.blocks} blocks: with '
+            f'{model.blocks} the classifier alone is trained.'
+        )
 
 
 def _check_stage(config: Config) -> None:

@@ -15,9 +15,7 @@ from app.run_folder import newest_module
 from data.batches import eval_batches
 from data.labels import in_order
 from data.sources.source import NO_LABEL, Source
-from tf2.config import ModelConfig
 from tf2.features import FeaturePass, Features, concatenated
-from tf2.models.encoder import SimCLRModel, build_model
 from tf2.weights import open_weights
 
 QUERIES = 8  # test images of which neighbours are shown
@@ -75,8 +73,7 @@ def load_module(run: Run) -> Callable[[Any], Any] | None:
     if path is None:
         return None
     weights = open_weights(path)
-    config = ModelConfig(**{**weights.architecture, 'ft_proj_selector': weights.selector or 0})
-    model = build_model(SimCLRModel(config, weights.image_size, weights.num_classes))
+    model = weights.build()
     weights.load_into(model, head_layers=-1)
     return tf.function(lambda images: model(images, training=False))
 

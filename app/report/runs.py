@@ -17,6 +17,7 @@ from app.run_folder import read_flags, read_result
 from common.errors import UserError
 from common.file_names import FLAGS_FILE, LABELS_FILE
 from common.stages import Stage
+from tf2.methods import make_head
 from tf2.models.encoder import SimCLRModel, build_model, freeze
 
 
@@ -161,9 +162,12 @@ def count_parameters(run: Run) -> int:
     that the classifier reads, and the classifier. Freezing some of them changes nothing here.
     """
     classes = run.values['num_classes'] if run.kind.classifies else None
+    config, head = run.config, make_head(run.config.learning.method)
     # A graph has variables without values: nothing is drawn or kept, however large the network.
     with tf.Graph().as_default():
-        model = build_model(SimCLRModel(run.config.model, run.config.data.image_size, classes))
+        model = build_model(
+            SimCLRModel(config.model, config.data.image_size, classes, make_head=head)
+        )
         if run.kind.classifies:
             freeze(model, -1)
         return sum(variable.shape.num_elements() for variable in model.trainable_variables)
@@ -176,7 +180,8 @@ def _note(run: Run) -> str:
     )
     if not run.kind.classifies and run.top_1 is not None:
         parts.append('top-1 of a linear classifier trained alongside on all labels')
-    if run.kind.needs_labels and run.config.learning.fine_tune_after_block == 4:
+    frozen, blocks = run.config.learning.fine_tune_after_block, run.config.model.blocks
+    if run.kind.needs_labels and frozen >= blocks:
         parts.append('only the linear classifier was trained')
     if neighbors is not None:
         parts.append(f'nearest neighbours {percent(neighbors)}')

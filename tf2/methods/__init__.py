@@ -5,7 +5,8 @@ Importing this package doesn't import TensorFlow: `--help` and the checks of fla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from common.methods import MethodEntry
 from common.views import CONTRAST, SUPERVISED
@@ -68,6 +69,14 @@ def entry_of(stage: str, method: str) -> MethodEntry:
         method: `--method`, which says how the stages without a method of their own learn.
     """
     return STAGE_METHODS.get(stage) or METHODS[method]
+
+
+def make_head(method: str) -> Callable[..., Any]:
+    """What makes the projection head of networks that `method` pretrains; imports TensorFlow.
+
+    The stages after pretraining keep that head.
+    """
+    return METHODS[method].load().projection_head
 
 
 def entries() -> Iterator[MethodEntry]:

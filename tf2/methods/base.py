@@ -45,6 +45,9 @@ class Method(tf.Module, abc.ABC):
     def projection_head(cls, config: ModelConfig, width: int, norm: Norm) -> ProjectionHead:
         """The head that the loss compares embeddings by; `ft_proj_selector` counts its layers.
 
+        Networks have the head of the method that pretrains them, in later stages and in modules
+        too. For a head of its own the method's entry tells the number of layers.
+
         Args:
             config: settings of the head.
             width: of the representation.

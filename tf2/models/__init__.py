@@ -5,7 +5,8 @@ A backbone is a Keras model or layer, made by `Backbone(config, norm, image_size
 
 - `width`: int, channels of the representation;
 - `blocks`: a sequence, from input to output, of sequences of layers that hold all its variables.
-  Block 0 is the stem; `--fine_tune_after_block` counts the others from 0;
+  Block 0 is the stem; `--fine_tune_after_block` counts the others from 0, and their number or more
+  leaves nothing of the backbone to train;
 - `__call__(images, training=False)`: images [b, h, w, 3] float32 in [0, 1] -> endpoints by name,
   with the representation 'final_avg_pool' [b, width] float32 among them.
 
@@ -25,6 +26,8 @@ class BackboneEntry:
 
     Attributes:
         implementation: its class, as 'module:Class'.
+        blocks: number of its blocks after the stem, as 'module:function' of a `ModelConfig`, where
+            no TensorFlow is imported.
         title: for people, with settings of `ModelConfig` in braces; default: its name.
         reads: the settings of `ModelConfig` that not every backbone reads and this one does.
         check: 'module:function' that takes a `ModelConfig` and raises UserError for settings that
@@ -36,6 +39,7 @@ class BackboneEntry:
     """
 
     implementation: str
+    blocks: str
     title: str | None = None
     reads: tuple[str, ...] = ()
     check: str | None = None
@@ -51,6 +55,7 @@ class BackboneEntry:
 BACKBONES: dict[str, BackboneEntry] = {
     'resnet': BackboneEntry(
         'tf2.models.resnet:ResNet',
+        blocks='tf2.models.resnet_sizes:count_groups',
         title='ResNet-{resnet_depth} (width {width_multiplier:g})',
         reads=('resnet_depth', 'width_multiplier', 'sk_ratio', 'se_ratio'),
         check='tf2.models.resnet_sizes:check_settings',

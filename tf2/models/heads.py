@@ -11,7 +11,8 @@ from tf2.config import ModelConfig
 from tf2.models.layers import BatchNorm, Layer, Norm
 
 # A projection head from the settings, the width of the representation, and the normalisation. It
-# has what `ProjectionHead` has: `width`, `blocks` that hold all its variables, and `__call__`.
+# has what `ProjectionHead` has: `width`, `__call__`, and `blocks`, each with variables, that
+# together hold all of them.
 MakeHead: TypeAlias = Callable[[ModelConfig, int, Norm], Layer]
 
 

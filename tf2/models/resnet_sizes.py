@@ -34,6 +34,11 @@ def feature_width(depth: int, width_multiplier: float) -> int:
     return (4 if has_bottlenecks(depth) else 1) * int(GROUP_FILTERS[-1] * width_multiplier)
 
 
+def count_groups(config: ModelConfig) -> int:
+    """Number of groups of blocks; the same at every depth."""
+    return len(BLOCKS_PER_GROUP[config.resnet_depth])
+
+
 def check_settings(config: ModelConfig) -> None:
     """Raises UserError for settings of no ResNet."""
     if config.sk_ratio > 0 and not has_bottlenecks(config.resnet_depth):

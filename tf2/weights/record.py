@@ -8,7 +8,7 @@ from typing import Any
 
 from common.file_names import FLAGS_FILE
 from tf2 import records
-from tf2.config import ModelConfig
+from tf2.config import LearningConfig, ModelConfig
 from tf2.models import BACKBONES, BackboneEntry
 
 RECORD_KEY = 'record/.ATTRIBUTES/py_state'  # what a checkpoint says in words
@@ -30,6 +30,7 @@ _FLAGS = records.Value(
         **records.of_options(ModelConfig),
         'image_size': records.Value(int, required=True, check=records.at_least(1)),
         'class_names': records.CLASS_NAMES,
+        'method': records.METHOD,
     },
 )
 _ADVICE = 'Restore it, or remove it so that the architecture is inferred.'
@@ -46,6 +47,7 @@ class Record:
         image_size: pixels they were trained at.
         step: number of updates they have had; None if it doesn't say.
         module: whether it is the record of an exported module.
+        method: of the pretraining, whose head the network has.
         class_names: of the classes of the classifier; None if it doesn't say.
     """
 
@@ -55,6 +57,7 @@ class Record:
     image_size: int
     step: int | None
     module: bool
+    method: str
     class_names: tuple[str, ...] | None = None
 
     @property
@@ -93,5 +96,6 @@ def _read(file: str, *, module: bool) -> Record | None:
         image_size=values['image_size'],
         step=values.get('step') if module else None,
         module=module,
+        method=values.get('method', LearningConfig.method),
         class_names=tuple(values.get('class_names') or ()) or None,
     )

@@ -16,11 +16,26 @@ PUBLISHED_SK_RATIO = 0.0625  # SimCLRv2, section 3 (arXiv:2006.10029)
 
 
 def infer(path: str, contents: Contents) -> dict[str, Any]:
-    """The fields of `ModelConfig` that shapes tell.
+    """The fields of `ModelConfig` that shapes tell, of encoder and projection head.
+
+    A head that was cut before its last layer counts as one layer longer than what is left of it,
+    and doesn't tell `proj_out_dim`.
+
+    Args:
+        path: for messages.
+        contents: what is in the checkpoint.
+
+    Raises:
+        UserError: if the channel counts are those of no encoder here.
+    """
+    return {**infer_encoder(path, contents), **_head(contents)}
+
+
+def infer_encoder(path: str, contents: Contents) -> dict[str, Any]:
+    """Those of the encoder alone, whatever the projection head.
 
     Ratios are told up to rounding: of those that give the same shapes it's the published one or
-    else the shortest number. A head that was cut before its last layer counts as one layer longer
-    than what is left of it, and doesn't tell `proj_out_dim`.
+    else the shortest number.
 
     Args:
         path: for messages.
@@ -45,7 +60,7 @@ def infer(path: str, contents: Contents) -> dict[str, Any]:
             f'--checkpoint={path} should hold an encoder whose channels double from group to '
             f'group; found {filters} channels, of which no {odd[0]} tells. Choose another one.'
         )
-    return {**found, **_head(contents)}
+    return found
 
 
 def is_for_small_images(contents: Contents) -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 
 from common.errors import UserError
 from common.limits import SMALL_IMAGE
-from tf2.config import ModelConfig
+from tf2.config import LearningConfig, ModelConfig
+from tf2.methods import make_head
 from tf2.models import BACKBONES
-from tf2.models.encoder import SimCLRModel
+from tf2.models.encoder import SimCLRModel, build_model
 from tf2.weights.checkpoint_file import CheckpointFile, locate
 from tf2.weights.formats import OURS, Contents, contents_of, own_keys, recorded_contents
 from tf2.weights.load_report import Report
@@ -23,6 +24,7 @@ from tf2.weights.shape_inference import (
     head_is_whole,
     head_layer_count,
     infer,
+    infer_encoder,
     is_for_small_images,
     same_width,
     se_widths,
@@ -45,6 +47,7 @@ class Weights:
         prefix: of the checkpoint files.
         architecture: the fields of `ModelConfig` that are recorded or that shapes tell.
         recorded: whether they are recorded.
+        method: of the pretraining, whose projection head the network has: as recorded, else SimCLR.
         small_images: whether the encoder's stem is the one for images of `SMALL_IMAGE` or less;
             None where there is one stem for all.
         image_size: pixels to use the encoder at: as recorded, else 32 or 224 by its stem.
@@ -61,6 +64,7 @@ class Weights:
     prefix: str
     architecture: Mapping[str, Any]
     recorded: bool
+    method: str
     small_images: bool | None
     image_size: int
     num_classes: int | None
@@ -69,6 +73,33 @@ class Weights:
     step: int
     class_names: tuple[str, ...] | None
     contents: Contents = dataclasses.field(repr=False)
+
+    def build(
+        self,
+        config: ModelConfig | None = None,
+        image_size: int | None = None,
+        *,
+        precision: str = 'float32',
+    ) -> SimCLRModel:
+        """A model that these weights fit, with the head of their method; its own are fresh.
+
+        Args:
+            config: of this architecture; by default the classifier reads the layer that is
+                recorded, else the encoder's output.
+            image_size: pixels to build it for; default: `image_size`.
+            precision: of convolutions and dense layers.
+        """
+        if config is None:
+            config = ModelConfig(**self.architecture, ft_proj_selector=self.selector or 0)
+        return build_model(
+            SimCLRModel(
+                config,
+                image_size or self.image_size,
+                self.num_classes,
+                make_head=make_head(self.method),
+                precision=precision,
+            )
+        )
 
     def load_into(
         self, model: SimCLRModel, *, head_layers: int = 0, no_classifier: str | None = None
@@ -127,7 +158,7 @@ def open_weights(path: str) -> Weights:
     if record:
         contents, known = recorded_contents(own, file.shapes), _from_record(record)
         if record.backbone.published:
-            inferred = infer(path, contents_of(path, file.shapes, own))
+            inferred = infer_encoder(path, contents_of(path, file.shapes, own))
             _check_record(path, record, {'backbone': record.architecture['backbone'], **inferred})
     else:
         contents = contents_of(path, file.shapes, own)
@@ -150,6 +181,7 @@ def _from_record(record: Record) -> dict[str, Any]:
     small = record.image_size <= SMALL_IMAGE if record.backbone.small_stem else None
     return {
         'format': MODULE if record.module else OURS,
+        'method': record.method,
         'architecture': record.architecture,
         'small_images': small,
         'image_size': record.image_size,
@@ -160,6 +192,7 @@ def _from_shapes(path: str, contents: Contents) -> dict[str, Any]:
     small = is_for_small_images(contents)
     return {
         'format': contents.format,
+        'method': LearningConfig.method,
         'architecture': {'backbone': 'resnet', **infer(path, contents)},
         'small_images': small,
         'image_size': SMALL_IMAGE if small else 224,
@@ -311,7 +344,7 @@ def _stem(small: bool) -> str:
 
 def _check_selector(weights: Weights, selector: int) -> None:
     """The selected layer has to be in the file; where none was ever built, -1 is the encoder."""
-    no_head = weights.recorded and weights.architecture['proj_head_mode'] == 'none'
+    no_head = weights.recorded and not weights.head_layers
     whole = weights.head_layers > 0 and head_is_whole(weights.contents)
     if selector > weights.head_layers or (selector < 0 and not (whole or no_head)):
         layers = weights.head_layers

@@ -180,14 +180,19 @@ def test_a_second_model_has_the_same_encoder_and_head(mode: str) -> None:
     [
         ({'resnet_depth': 18, 'sk_ratio': 0.0625}, 'sk_ratio'),
         ({'resnet_depth': 19}, '18, 34, 50, 101, 152, 200'),
-        ({'ft_proj_selector': 4}, 'ft_proj_selector'),
-        ({'proj_head_mode': 'none', 'ft_proj_selector': 1}, 'ft_proj_selector'),
         ({'width_multiplier': 0.01}, 'width_multiplier'),
     ],
 )
 def test_impossible_architectures_are_refused(flags: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         ModelConfig(**flags)
+
+
+@pytest.mark.parametrize(('mode', 'selector', 'layers'), [('nonlinear', 4, 3), ('none', 1, 0)])
+def test_a_classifier_needs_the_layer_it_reads(mode: str, selector: int, layers: int) -> None:
+    config = ModelConfig(resnet_depth=18, proj_head_mode=mode, ft_proj_selector=selector)
+    with pytest.raises(UserError, match=f'projection layers, {layers}; found {selector}'):
+        SimCLRModel(config, 8, 3)
 
 
 class TwoLayers(tf.keras.layers.Layer):
@@ -221,7 +226,7 @@ def test_settings_of_resnets_are_checked_for_resnets_only(monkeypatch: pytest.Mo
     settings = {'sk_ratio': 0.5, 'resnet_depth': 18, 'width_multiplier': 0.01}
     with pytest.raises(UserError):
         ModelConfig(**settings)
-    monkeypatch.setitem(BACKBONES, 'toy', BackboneEntry('tests.toys:ToyBackbone'))
+    monkeypatch.setitem(BACKBONES, 'toy', BackboneEntry('tests.toys:ToyBackbone', ''))
     assert ModelConfig(backbone='toy', **settings).title == 'toy'
     monkeypatch.delitem(BACKBONES, 'toy')
     with pytest.raises(UserError, match='backbone must be one of resnet; found'):
