@@ -45,7 +45,8 @@ def from_values(values: Mapping[str, Any]) -> Config:
     _check_stage(config)
     _check_negatives(config)
     _check_allowed(config)
-    if config.learning.checkpoint is None:  # which tells the network
+    # Of which network the other stages are, a checkpoint or the folder's own record may tell.
+    if not config.learning.stage.classifies and config.learning.checkpoint is None:
         check_counts(config)
     return config
 
