@@ -39,6 +39,8 @@ SimCLR for TensorFlow 2: pretrain an image encoder without labels.
 
   python run.py --mode=train_then_eval --train_mode=pretrain
       the bundled images with --preset=demo; a few minutes on a laptop
+  python run.py --mode=train_then_eval --data_dir=DIR --model_dir=RUN
+      your own images, in folders of any layout
   python run.py --mode=train_then_eval --preset=cifar10 --data_dir=DIR --model_dir=RUN
       a TensorFlow Datasets name, settings of the paper
   python run.py --mode=train_then_eval --train_mode=finetune --preset=PRESET --checkpoint=RUN

@@ -17,6 +17,7 @@ from app.config.resolution import check_counts, from_values
 from app.config.schema import TRAIN_EXAMPLES, Config, to_values, with_values
 from app.data_checks import RunData, open_data
 from app.preflight import with_model_dir
+from app.presets import PRESETS
 from app.resuming import Course
 from app.run_folder import read_flags, recorded_run
 from common.connections import bounded
@@ -128,7 +129,8 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         check_answers(config.data.tf_data_service)
     if evaluates:
         _check_recorded_data(config, given)
-    config, data = open_data(_with_recorded_range(config), given, strategy.num_replicas_in_sync)
+    config = _with_recorded_holdout(_with_recorded_range(config), given)
+    config, data = open_data(config, given, strategy.num_replicas_in_sync)
     if data.source.image_range:
         config = with_values(config, image_range=data.source.image_range)
     recorded = read_flags(model_dir) if evaluates else recorded_run(model_dir)
@@ -218,7 +220,8 @@ def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weig
         return config, None
     weights = open_weights(os.path.expanduser(config.learning.checkpoint))
     data = config.data
-    if 'image_size' not in given and config.run.preset is None:
+    preset = PRESETS.get(config.run.preset or '')
+    if 'image_size' not in given and not (preset and 'image_size' in preset.flags):
         data = dataclasses.replace(data, image_size=weights.image_size)
     known = {**given, 'image_size': data.image_size}
     model = config_for(weights, config.model, known)
@@ -239,6 +242,14 @@ def _with_recorded_range(config: Config) -> Config:
         return config
     image_range = recorded.get('image_range', 'auto')
     return with_values(config, image_range=image_range)
+
+
+def _with_recorded_holdout(config: Config, given: Mapping[str, Any]) -> Config:
+    """`config` without a hold-out if the folder's run is older than this setting."""
+    recorded = recorded_run(config.output.model_dir) or {}
+    if not recorded or 'holdout_fraction' in recorded.keys() | given.keys():
+        return config
+    return with_values(config, holdout_fraction=0.0)
 
 
 def _with_precision(config: Config, strategy: tf.distribute.Strategy) -> Config:
@@ -330,6 +341,8 @@ def check_reachable(flag: str, place: str, seconds: float) -> None:
 
 def show_data(experiment: Experiment) -> None:
     """Says what the run has to do with, and what it does without."""
+    if experiment.source.summary:
+        print(f'{experiment.source.summary}.')
     for line in (experiment.data.describe(), *experiment.data.notes):
         print(line)
     if experiment.source.image_range:

@@ -14,7 +14,7 @@ from typing import Any
 from app.config.schema import Config, with_values
 from common.errors import UserError
 from common.file_names import CHECKPOINT_LIST, FLAGS_FILE, MODULES, MOMENTUM_MODULES, RESULT_FILE
-from data.names import check_name
+from data.names import check_name, folders_of
 from tf2.config import WEIGHTS
 
 # What TensorFlow reads and writes by itself, beside paths of this machine.
@@ -64,15 +64,17 @@ def check_places(config: Config) -> None:
 
 def _check_apart(model_dir: str | None, data_dir: str | None) -> None:
     """Raises UserError if a new run would write among the images."""
-    if not model_dir or not data_dir or '://' in model_dir or '://' in data_dir:
+    if not model_dir or '://' in model_dir:
         return
-    folder, data = (os.path.realpath(os.path.expanduser(path)) for path in (model_dir, data_dir))
+    folder = os.path.realpath(os.path.expanduser(model_dir))
     begun = os.path.exists(os.path.join(folder, FLAGS_FILE))
-    if os.path.commonpath([folder, data]) == data and not begun:
-        raise UserError(
-            f'--model_dir must be outside of --data_dir, {data}, where its files would be taken '
-            f'for data; found {folder}. Choose another --model_dir.'
-        )
+    places = [os.path.realpath(place) for place in folders_of(data_dir) if '://' not in place]
+    for data in places:
+        if os.path.commonpath([folder, data]) == data and not begun:
+            raise UserError(
+                f'--model_dir must be outside of --data_dir, {data}, where its files would be '
+                f'taken for data; found {folder}. Choose another --model_dir.'
+            )
 
 
 def check_characters(given: Mapping[str, Any]) -> None:

@@ -96,6 +96,7 @@ _FINETUNE = {
     'weight_decay': 0.0,
     'train_batch_size': 1024,
 }
+_OWN = {'dataset': 'image_folder', 'train_batch_size': 128}
 
 PRESETS: dict[str, Preset] = {
     'demo': Preset(
@@ -132,6 +133,26 @@ PRESETS: dict[str, Preset] = {
         'Distillation into a network of half the width on the bundled images, without labels. '
         'Give --teacher.',
         {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 12, **_STUDENT},
+    ),
+    'own_images': Preset(
+        'Your own images, below --data_dir: the defaults, ResNet-50 at 224 pixels, in batches of '
+        '128, for which 16 GB are enough.',
+        _OWN,
+        stages=('own_images_finetune', 'own_images_self_distill', 'own_images_student'),
+    ),
+    'own_images_finetune': Preset(
+        'Fine-tuning on your own images, below --data_dir. Give --checkpoint.',
+        {**_FINETUNE, **_OWN, 'ft_proj_selector': 1, 'train_epochs': 30},
+    ),
+    'own_images_self_distill': Preset(
+        'Self-distillation on your own images, without labels. Give --teacher and, to go on from '
+        'its weights, --checkpoint.',
+        {**_OWN, 'train_mode': 'distill', 'ft_proj_selector': 1, 'distill_temperature': 0.1},
+    ),
+    'own_images_student': Preset(
+        'Distillation into a network of half the width on your own images, without labels. Give '
+        '--teacher.',
+        {**_OWN, 'train_mode': 'distill', 'width_multiplier': 0.5, 'distill_temperature': 1.0},
     ),
     'fashion_mnist': Preset(
         'All 60,000 training images of Fashion-MNIST (TFDS fashion_mnist), a small ResNet-18.',

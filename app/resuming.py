@@ -144,8 +144,8 @@ def settings_before(course: Course) -> Config:
 
 
 def _changes(config: Config, train_examples: int, recorded: Mapping[str, Any]) -> list[Change]:
-    # Settings that are younger than the folder had their defaults then.
-    before = {**DEFAULTS, 'mixed_precision': 'float32', **recorded}
+    # Settings that are younger than the folder had their defaults then, or did nothing.
+    before = {**DEFAULTS, 'mixed_precision': 'float32', 'holdout_fraction': 0.0, **recorded}
     after = to_values(config)
     # What the run doesn't read changes nothing in it.
     read = [name for name in OPTIONS if _rule(name) != 'free' and why_unread(name, after) is None]
@@ -154,7 +154,7 @@ def _changes(config: Config, train_examples: int, recorded: Mapping[str, Any]) -
     ]
     # Other data come with other settings; if they don't, the files are others.
     images = recorded.get(TRAIN_EXAMPLES, train_examples)
-    data = ('dataset', 'train_split', 'seed', *LABELS)
+    data = ('dataset', 'train_split', 'holdout_fraction', 'seed', *LABELS)
     if images != train_examples and not any(change.setting in data for change in changes):
         changes.append(Change(TRAIN_EXAMPLES, images, train_examples))
     return changes

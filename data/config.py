@@ -8,6 +8,8 @@ from common.connections import split_address
 from common.errors import UserError
 from common.settings import check_options, option
 
+OWN_IMAGES = ('image_folder',)  # data sets that are the user's own files
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -15,20 +17,30 @@ class DataConfig:
 
     dataset: str | None = option(
         None,
-        'Data set: "bundled" (the small one that ships with the project), "image_folder" (class '
-        'folders below --data_dir), or any TensorFlow Datasets name. Unset: bundled, with '
-        "the stage's preset for it, such as --preset=demo.",
+        'Data set: "bundled" (the small one that ships with the project), "image_folder" (images '
+        'below --data_dir, however they are sorted), or any TensorFlow Datasets name. Unset: '
+        "image_folder with --data_dir, else bundled, with the stage's preset for it, such as "
+        '--preset=own_images and --preset=demo.',
         modes=('eval',),
     )
     data_dir: str | None = option(
         None,
-        'Folder in which the data set is, or is to be prepared.',
+        'Folder in which the data set is, or is to be prepared. Of your own images: a folder, or '
+        'several separated by commas.',
         modes=('eval',),
         resume='free',
     )
     train_split: str = option('train', 'Split to train on; TFDS slices such as train[:10%] work.')
     eval_split: str = option(
         'validation', 'Split to evaluate on.', modes=('eval',), resume='continue'
+    )
+    holdout_fraction: float = option(
+        0.1,
+        'Own images: share of every class that is held out as the split "validation" where no '
+        'folder is there to evaluate on, the same files in every run. 0: none.',
+        at_least=0,
+        below=1,
+        requires={'dataset': OWN_IMAGES},
     )
     image_key: str | None = option(
         None,

@@ -26,6 +26,18 @@ SOURCES = {
 }
 
 
+def folders_of(data_dir: str | None) -> list[str]:
+    """The places that `--data_dir` names: one, or several separated by commas.
+
+    A place whose name has a comma is one if it is there.
+    """
+    whole = os.path.expanduser(data_dir or '')
+    if ',' not in whole or os.path.exists(whole):
+        return [whole] if whole else []
+    places = [os.path.expanduser(place.strip()) for place in whole.split(',')]
+    return list(dict.fromkeys(place for place in places if place))
+
+
 def check_name(name: str, data_dir: str | None) -> None:
     """Raises UserError if there is no data set `name`, here or in TensorFlow Datasets."""
     if name in SOURCES:

@@ -47,6 +47,12 @@ WITH: dict[str, dict[str, str]] = {
     'knn_neighbors': {'knn_neighbors': '5'},
     'tpu_name': {'tpu_name': 'name'},
     'optimizer': {'optimizer': 'momentum'},
+    'dataset': {
+        'dataset': 'image_folder',
+        'data_dir': '../images',
+        'train_split': 'train',
+        'eval_split': 'train',
+    },
 }
 IMAGES = {'dataset': 'image_folder', 'preset': ''}
 ALSO: dict[str, dict[str, str]] = {'data_dir': IMAGES}
@@ -158,6 +164,9 @@ def test_every_flag_at_its_extremes(
 ) -> None:
     """Numbers within their bounds may be taken; all else is refused, or in the table above."""
     (tmp_path / 'here').mkdir()
+    (tmp_path / 'images').mkdir()
+    for number in range(8):
+        (tmp_path / 'images' / f'{number}.png').write_bytes(b'')  # what is in it isn't looked at
     monkeypatch.chdir(tmp_path / 'here')
     for flag, value, possible in CASES:
         if flag != name:

@@ -512,7 +512,12 @@ def test_images_without_labels_pretrain_without_classifier(
         path = tmp_path / 'images' / 'train' / f'{number}.png'
         path.write_bytes(tf.io.encode_png(image).numpy())
     # There is no split to evaluate on, and none is needed.
-    data = ('--dataset=image_folder', f'--data_dir={tmp_path / "images"}', '--train_steps=1')
+    data = (
+        '--dataset=image_folder',
+        f'--data_dir={tmp_path / "images"}',
+        '--train_steps=1',
+        '--holdout_fraction=0',
+    )
     shown = main(f'--model_dir={tmp_path / "run"}', *TINY, *data)
     assert shown.count('Without labels there is no online classifier') == 1
     assert (tmp_path / 'run' / 'ckpt-1.index').exists()
@@ -689,7 +694,7 @@ def test_a_teacher_of_other_classes_is_refused(
         for number in range(8):
             path = tmp_path / 'images' / 'train' / name / f'{number}.png'
             path.write_bytes(tf.io.encode_png(np.zeros([8, 8, 3], np.uint8)).numpy())
-    data = ('--dataset=image_folder', f'--data_dir={tmp_path / "images"}')
+    data = ('--dataset=image_folder', f'--data_dir={tmp_path / "images"}', '--holdout_fraction=0')
     flags = ('--train_mode=distill', f'--teacher={finished[0]}', f'--model_dir={tmp_path / "run"}')
     capsys.readouterr()
     assert run.main(['run.py', *TINY, *data, *flags]) == 2

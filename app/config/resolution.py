@@ -21,6 +21,7 @@ from app.modes import MODES
 from common.errors import UserError
 from common.settings import check_option
 from common.stages import STAGES
+from data.config import OWN_IMAGES
 from tf2.config import LearningConfig
 from tf2.methods import METHODS, entry_of
 from tf2.models import BACKBONES
@@ -130,8 +131,9 @@ def _check_allowed(config: Config) -> None:
 def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     """The configuration of a run from the flags on its command line.
 
-    A preset fills in what is not given. No data set at all means the bundled one, with the stage's
-    first preset for it; a data set without a preset keeps the defaults.
+    A preset fills in what is not given. A folder alone means the user's own images, no data set at
+    all the bundled one, with the stage's first preset for it; a data set without a preset keeps the
+    defaults.
 
     Args:
         given: setting name -> value, the flags that were given.
@@ -150,7 +152,9 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
             check_option(name, value, OPTIONS[name])
         return Config(run=RunConfig(mode=given['mode']))
     if does.needs_data and given.get('dataset') is None and name is None:
-        name = _bundled_preset(given.get('train_mode', LearningConfig.train_mode), presets)
+        dataset = 'bundled' if given.get('data_dir') is None else OWN_IMAGES[0]
+        stage = given.get('train_mode', LearningConfig.train_mode)
+        name = _first_preset(stage, dataset, presets)
     flags = _unless_given(presets[name].flags if name else {}, given)
     chosen = {**DEFAULTS, **flags, **given}
     defaults = entry_of(chosen['train_mode'], chosen['method']).defaults
@@ -160,13 +164,13 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     return config
 
 
-def _bundled_preset(stage: str, presets: Mapping[str, Any]) -> str:
-    """The first preset of the stage that is for the bundled images."""
+def _first_preset(stage: str, dataset: str, presets: Mapping[str, Any]) -> str:
+    """The first preset of the stage that is for the data set."""
     for name, preset in presets.items():
         mode = preset.flags.get('train_mode', LearningConfig.train_mode)
-        if mode == stage and preset.flags.get('dataset') == 'bundled':
+        if mode == stage and preset.flags.get('dataset') == dataset:
             return name
-    raise ValueError(f'Expected a preset of {stage} for the bundled images among {list(presets)}.')
+    raise ValueError(f'Expected a preset of {stage} for {dataset} among {list(presets)}.')
 
 
 def for_evaluation(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Config:

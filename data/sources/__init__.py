@@ -8,7 +8,7 @@ import re
 from common.errors import UserError
 from common.registry import load
 from data.config import DataConfig
-from data.names import SOURCES, check_place, find_builder
+from data.names import SOURCES, check_place, find_builder, folders_of
 from data.sources.source import NO_LABEL, Source
 from data.sources.tfds import open_tfds
 
@@ -32,7 +32,8 @@ def open_source(config: DataConfig) -> Source:
     name = DEFAULT_SOURCE if config.dataset is None else config.dataset
     if not name:
         raise UserError(f'--dataset must be a name; found {name!r}. See python run.py --help.')
-    check_place(config.data_dir, for_tfds=name not in SOURCES)
+    for place in folders_of(config.data_dir) if name in SOURCES else [config.data_dir]:
+        check_place(place, for_tfds=name not in SOURCES)
     opened = load(SOURCES[name]) if name in SOURCES else open_tfds
     return opened(dataclasses.replace(config, dataset=name))
 

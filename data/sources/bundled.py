@@ -30,7 +30,7 @@ def open_bundled(config: DataConfig) -> Source:
     if config.data_dir:
         raise UserError(
             '--data_dir cannot be used with the bundled data set, which comes with the project; '
-            f'found {config.data_dir!r}. Name a --dataset too, or leave --data_dir out.'
+            f'found {config.data_dir!r}. Give --dataset=image_folder too, or leave --data_dir out.'
         )
     try:
         builder = tfds.builder_from_directory(str(FOLDER))

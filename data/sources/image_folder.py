@@ -1,13 +1,13 @@
-"""Image files in folders: data_dir/<split>/<class>/*.jpg, the layout of tfds.ImageFolder.
+"""Images in folders, sorted into splits and classes or not; see `layout.py` for what is understood.
 
-Beyond tfds.ImageFolder, this reader keeps images encoded, takes slices of splits and takes
-unlabelled images: data_dir/<split>/*.jpg.
+Beyond tfds.ImageFolder, this reader keeps images encoded, takes slices of splits, images without
+labels, class folders without splits, and several folders at once.
 """
 
 from __future__ import annotations
 
+import mimetypes
 import os
-import random
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,24 +16,31 @@ import tensorflow as tf
 from common.errors import UserError, one_line, shown
 from data.config import DataConfig
 from data.image_range import check_integers
-from data.sources.source import NO_LABEL, Source
+from data.names import folders_of
+from data.sources.files import Files, concatenate
+from data.sources.layout import LAYOUT, Asked, Images, understand
+from data.sources.listing import (
+    FILE,
+    FOLDER,
+    Identity,
+    Listing,
+    identify_local,
+    is_image,
+    list_images,
+    scan_local,
+)
+from data.sources.source import Source
 from data.sources.splits import parts_of, split_names
 from data.worker import Worker
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png')
-_LAYOUT = '<split>/<class>/*.jpg or *.png (without labels: <split>/*.jpg or *.png)'
-
-# Path of an image and the name of its class, None without one.
-_File = tuple[str, str | None]
-
 
 def open_image_folder(config: DataConfig) -> Source:
-    """Opens the image files below `config.data_dir`.
+    """Opens the image files below `config.data_dir`: a folder, or several separated by commas.
 
     Names may be any bytes: they stay as `os` gives them, and TensorFlow gets the bytes.
 
     Args:
-        config: `data_dir` is read, and `train_split` for advice.
+        config: `data_dir`, `train_split`, `eval_split` and `holdout_fraction` are read.
 
     Returns:
         The source; classes are numbered in alphabetical order over all splits.
@@ -41,145 +48,125 @@ def open_image_folder(config: DataConfig) -> Source:
     Raises:
         UserError: if there is no such folder, or nothing in it that can be read.
     """
+    check_no_keys(config, 'image_folder', 'names of folders')
+    roots = folders_of(config.data_dir)
+    for root in roots or ['']:
+        if not root or not _is_folder(root):
+            raise UserError(
+                f'--dataset=image_folder needs --data_dir, a folder with {LAYOUT}; found '
+                f'{shown(root or repr(config.data_dir))}, which is no folder. Check the path.'
+            )
+    images = understand([_list(root) for root in roots], asked_by(config))
+    return source_of_images('image_folder', images)
+
+
+def check_no_keys(config: DataConfig, dataset: str, labels: str) -> None:
+    """Raises UserError if `config` names features, or a range that files of images don't need."""
     for flag in ('image_key', 'label_key'):
         if getattr(config, flag) is not None:
             raise UserError(
                 f'--{flag} chooses a feature of a TensorFlow data set; found '
-                f'{getattr(config, flag)!r} with --dataset=image_folder, whose labels are the '
-                'names of folders. Leave it out.'
+                f'{getattr(config, flag)!r} with --dataset={dataset}, whose labels are the '
+                f'{labels}. Leave it out.'
             )
-    check_integers('image_folder', config.image_range)
-    root = os.path.expanduser(config.data_dir or '')
-    if not root or not _is_folder(root):
-        raise UserError(
-            f'--dataset=image_folder needs --data_dir, a folder with {_LAYOUT}; '
-            f'found {config.data_dir!r}, which is no folder.'
-        )
-    folders, loose = _list(root)
-    listed = {split: _list_split(os.path.join(root, split)) for split in folders}
-    splits = {split: files for split, files in listed.items() if files}
-    _check_layout(root, splits, bool(loose), split_names(config.train_split)[0])
-    classes = sorted({name for files in splits.values() for _, name in files if name is not None})
-    return Source(
-        name='image_folder',
-        num_classes=len(classes) or None,
-        class_names=tuple(map(shown, classes)) or None,
-        num_examples=lambda split: len(_select(splits, split)),
-        examples=lambda split: _examples(_select(splits, split), classes),
-        decode=_decode,
-        share=lambda split, worker: _share(_select(splits, split), classes, worker),
-        labels=lambda split: iter([_labels(_select(splits, split), classes)]),
-        identify=lambda split, positions: _relative(_select(splits, split), positions, root),
-        read=tf.io.read_file,
+    check_integers(dataset, config.image_range)
+
+
+def asked_by(config: DataConfig) -> Asked:
+    """What `config` asks for of splits."""
+    return Asked(
+        tuple(split_names(config.train_split)),
+        tuple(split_names(config.eval_split)),
+        config.holdout_fraction,
     )
 
 
-def _check_layout(root: str, splits: dict[str, list[_File]], loose: bool, wanted: str) -> None:
-    """Raises UserError if there are no images, or `root` seems to be the folder of one split."""
-    labelled = any(name is not None for files in splits.values() for _, name in files)
-    if labelled or wanted in splits:
-        return
-    path = os.path.abspath(root)
-    parent = os.path.dirname(path)
-    found, advice = 'no such images', 'Give the folder above the split folders.'
-    if splits or loose:
-        found = f'{"images" if loose else "folders of images"} right in it'
-        advice = f'Move the images of one split into {os.path.join(path, wanted)}, or name another '
-        advice += f'--train_split of: {", ".join(map(shown, splits)) or "none"}.'
-        if os.path.isdir(os.path.join(parent, wanted)):
-            advice = f'It seems to be the folder of one split; give --data_dir={shown(parent)}.'
-    raise UserError(f'--data_dir={shown(root)} must hold {_LAYOUT}; found {found}. {advice}')
+def source_of_images(name: str, images: Images) -> Source:
+    """A source of image files.
 
-
-def _list_split(folder: str) -> list[_File]:
-    """The files of one split, in an order that is mixed, but always the same.
-
-    Sorted by class they would need a shuffle buffer as large as the data set.
+    Args:
+        name: of the data set, for messages.
+        images: what was found.
     """
-    folders, images = _list(folder)
-    loose: list[_File] = [(path, None) for path in images]
-    sorted_in: list[_File] = []
-    for name in folders:
-        sorted_in += [(path, name) for path in _list(os.path.join(folder, name))[1]]
-    if loose and sorted_in:
-        raise UserError(
-            f'{shown(folder)} must hold either class folders or images without labels; found both, '
-            f'such as {shown(loose[0][0])}. Move the loose images into a class or a split of their '
-            'own.'
-        )
-    files = loose + sorted_in
-    random.Random(os.fsencode(os.path.basename(folder))).shuffle(files)
-    return files
+    classes, splits = images.classes, images.splits
+
+    def select(split: str) -> Files:
+        return _select(name, splits, split)
+
+    return Source(
+        name=name,
+        num_classes=len(classes) or None,
+        class_names=tuple(map(shown, classes)) or None,
+        num_examples=lambda split: len(select(split)),
+        examples=lambda split: _examples(select(split)),
+        decode=_decode,
+        share=lambda split, worker: _share(select(split), worker),
+        labels=lambda split: iter([select(split).labels]),
+        identify=lambda split, positions: _relative(select(split), positions),
+        read=tf.io.read_file,
+        summary=images.summary,
+    )
 
 
 def _is_folder(path: str) -> bool:
     return tf.io.gfile.isdir(path) if '://' in path else os.path.isdir(path)
 
 
-def _list(folder: str) -> tuple[list[str], list[str]]:
-    """Names of the folders in `folder`, paths of its images; sorted, without hidden ones."""
+def _list(root: str) -> Listing:
+    if '://' in root:
+        return list_images(root, scan=_scan_remote, identify=_identify_remote)
+    return list_images(root, scan=scan_local, identify=identify_local)
+
+
+def _identify_remote(folder: str) -> Identity | None:
+    del folder  # there are no links
+
+
+def _scan_remote(folder: str) -> Iterator[tuple[str, str]]:
+    """Name and kind of everything in a folder that TensorFlow lists, with few requests."""
     try:
-        entries = sorted(_entries(folder))
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(
-            f'{shown(folder)} must be a folder that can be listed; found otherwise '
-            f'({one_line(error)}). Let it be read, or move it out of --data_dir.'
-        ) from error
-    visible = [(name, is_folder) for name, is_folder in entries if not name.startswith('.')]
-    folders = [name for name, is_folder in visible if is_folder]
-    images = [name for name, is_folder in visible if not is_folder and _is_image(name)]
-    return folders, [os.path.join(folder, name) for name in images]
+        names = tf.io.gfile.listdir(folder)
+        # Where folders are told by their names, nothing is asked for. Elsewhere files whose kind is
+        # known aren't: each question is a request.
+        told = any(name.endswith('/') for name in names)
+        for name in names:
+            is_folder = name.endswith('/') or (
+                not (told or is_image(name) or mimetypes.guess_type(name)[0])
+                and tf.io.gfile.isdir(f'{folder}/{name}')
+            )
+            yield name.rstrip('/'), FOLDER if is_folder else FILE
+    except tf.errors.OpError as error:
+        raise OSError(one_line(error)) from error
 
 
-def _entries(folder: str) -> Iterator[tuple[str, bool]]:
-    """Name of everything in `folder`, and whether it is a folder."""
-    if '://' not in folder:
-        with os.scandir(folder) as entries:
-            yield from ((entry.name, entry.is_dir()) for entry in entries)
-        return
-    for name in tf.io.gfile.listdir(folder):
-        # Images aren't asked for: on a remote file system each question is a request.
-        is_folder = name.endswith('/') or (
-            not _is_image(name) and tf.io.gfile.isdir(f'{folder}/{name}')
-        )
-        yield name.rstrip('/'), is_folder
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
-
-
-def _select(splits: dict[str, list[_File]], split: str) -> list[_File]:
+def _select(dataset: str, splits: dict[str, Files], split: str) -> Files:
     import tensorflow_datasets as tfds
 
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[len(files)], num_bytes=0)
         for name, files in splits.items()
     }
-    parts = parts_of('image_folder', split, infos)
-    return [splits[name][number] for name, numbers in parts for number in numbers]
+    parts = parts_of(dataset, split, infos)
+    chosen = [splits[name].take(slice(n.start, n.stop)) for name, n in parts]
+    return chosen[0] if len(chosen) == 1 else concatenate(chosen)
 
 
-def _labels(files: list[_File], classes: list[str]) -> np.ndarray:
-    number = {name: label for label, name in enumerate(classes)}
-    return np.array([number.get(name, NO_LABEL) for _, name in files], np.int32)
+def _relative(files: Files, positions: Sequence[int]) -> list[str]:
+    chosen = files.take(np.array(positions, np.int64))
+    return [os.fsdecode(path) for path in chosen.relative()]
 
 
-def _relative(files: list[_File], positions: Sequence[int], root: str) -> list[str]:
-    return [os.path.relpath(files[position][0], root) for position in positions]
-
-
-def _examples(files: list[_File], classes: list[str]) -> tf.data.Dataset:
-    paths = tf.constant([os.fsencode(path) for path, _ in files], tf.string)
-    labels = tf.constant(_labels(files, classes))
+def _examples(files: Files) -> tf.data.Dataset:
+    paths = tf.constant(files.paths(), tf.string)
+    labels = tf.constant(files.labels)
     return tf.data.Dataset.from_tensor_slices({'image': paths, 'label': labels})
 
 
-def _share(files: list[_File], classes: list[str], worker: Worker) -> tf.data.Dataset | None:
+def _share(files: Files, worker: Worker) -> tf.data.Dataset | None:
     if len(files) < worker.count:
         return None
     own = worker.part(len(files))
-    return _examples(files[own.start : own.stop], classes).enumerate(own.start)
+    return _examples(files.take(slice(own.start, own.stop))).enumerate(own.start)
 
 
 def _decode(encoded: tf.Tensor) -> tf.Tensor:

@@ -59,6 +59,8 @@ class Source:
         corrupt_file: place in bytes, at which a record is corrupt → the file; None if it cannot be
             told.
         bytes_per_example: split → mean size of what `examples` holds; None if it is not known.
+        summary: what was understood of the user's own files, a line without a full stop; may be
+            empty.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Source:
     image_range: str | None = None
     corrupt_file: Callable[[int], str | None] = lambda place: None
     bytes_per_example: Callable[[str], float | None] = unknown_size
+    summary: str = ''
 
     def with_contents(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """`dataset` of (..., example) or of examples, with contents for the paths."""

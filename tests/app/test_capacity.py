@@ -69,7 +69,8 @@ def test_it_is_said_before_tensorflow_is_asked(
 
 
 @pytest.mark.parametrize(
-    'preset', [n for n, p in PRESETS.items() if 'imagenet' not in str(p.flags)]
+    'preset',
+    [n for n, p in PRESETS.items() if 'imagenet' not in str(p.flags) and n != 'own_images'],
 )
 def test_presets_for_small_images_fit_on_a_laptop(preset: str) -> None:
     distills = PRESETS[preset].flags.get('train_mode') == 'distill'
@@ -80,13 +81,14 @@ def test_presets_for_small_images_fit_on_a_laptop(preset: str) -> None:
 @pytest.mark.parametrize(
     ('preset', 'kind', 'gib', 'replicas'),
     [
+        ('own_images', 'GPU', 16, 1),
         ('imagenet_v1', 'GPU', 80, 8),
         ('imagenet_v2', 'GPU', 16, 64),
         ('finetune_1pct', 'GPU', 80, 4),
         ('linear_eval', 'GPU', 16, 1),
     ],
 )
-def test_presets_for_imagenet_fit_where_they_are_meant_to_run(
+def test_presets_for_large_images_fit_where_they_are_meant_to_run(
     preset: str, kind: str, gib: int, replicas: int
 ) -> None:
     capacity.check_fits(config_of({'preset': preset}), Devices(kind, gib * GIB, replicas))

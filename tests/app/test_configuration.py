@@ -120,6 +120,22 @@ def test_without_data_set_and_preset_it_is_the_demo_of_the_stage(
     assert values == to_values(resolved(f'--preset={preset}', *stage))
 
 
+@pytest.mark.parametrize(
+    ('stage', 'preset'),
+    [
+        ((), 'own_images'),
+        (('--train_mode=finetune',), 'own_images_finetune'),
+        (('--train_mode=distill', '--teacher=RUN'), 'own_images_self_distill'),
+    ],
+)
+def test_a_folder_alone_means_the_images_in_it(stage: tuple[str, ...], preset: str) -> None:
+    values = to_values(resolved('--data_dir=here', *stage))
+    assert (values['dataset'], values['preset']) == ('image_folder', preset)
+    # What a preset or a data set of TFDS is read from is something else.
+    assert resolved('--data_dir=here', '--preset=cifar10').data.dataset == 'cifar10'
+    assert resolved('--data_dir=here', '--dataset=cifar10').run.preset is None
+
+
 def test_a_data_set_without_preset_keeps_the_published_defaults() -> None:
     values = to_values(resolved('--dataset=cifar10'))
     assert values.pop('dataset') == 'cifar10'

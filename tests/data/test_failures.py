@@ -59,7 +59,9 @@ def in_folder(folder: pathlib.Path, content: bytes) -> DataConfig:
     for number in range(4):
         good = tf.io.encode_png(np.full([9, 9, 3], number, np.uint8)).numpy()
         (folder / 'train' / f'{number}.png').write_bytes(good if number else content)
-    return DataConfig(dataset='image_folder', data_dir=str(folder), image_size=8)
+    return DataConfig(
+        dataset='image_folder', data_dir=str(folder), image_size=8, holdout_fraction=0.0
+    )
 
 
 def read_all(config: DataConfig, how: str) -> None:

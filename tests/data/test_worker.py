@@ -360,7 +360,9 @@ def test_image_folders_are_shared_out_by_file(tmp_path):
         path = tmp_path / 'train' / 'ab'[number % 2] / f'{number}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(tf.io.encode_png(np.full([1, 1, 1], number, np.uint8)).numpy())
-    source = open_source(DataConfig(dataset='image_folder', data_dir=str(tmp_path)))
+    source = open_source(
+        DataConfig(dataset='image_folder', data_dir=str(tmp_path), holdout_fraction=0.0)
+    )
 
     def read(dataset: tf.data.Dataset) -> list[tuple[int, bytes, int]]:
         return [(int(p), e['image'], int(e['label'])) for p, e in dataset.as_numpy_iterator()]
