@@ -48,7 +48,7 @@ class FeaturePass:
     def __init__(self, model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]) -> None:
         self._model = model
         self._strategy = tf.distribute.get_strategy()
-        self._run = tf.function(self._run_replicas, reduce_retracing=True)
+        self._run = tf.function(self._run_replicas, reduce_retracing=True, autograph=False)
 
     def of_batch(self, batch: Mapping[str, Any]) -> Features:
         """The rows of one batch, of all replicas, but those that merely fill it.

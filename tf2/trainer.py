@@ -81,7 +81,7 @@ class Trainer:
         builder.create_variables(optimizer, method.trainable_variables)
         self._replica_step = self.replica_step
         if config.jit_compile:
-            self._replica_step = tf.function(self.replica_step, jit_compile=True)
+            self._replica_step = tf.function(self.replica_step, jit_compile=True, autograph=False)
         self._steps_per_call = config.steps_per_loop or 1
         self._wanted_steps = 1.0
         self.means = Means(self.metrics)

@@ -75,7 +75,7 @@ def load_module(run: Run) -> Callable[[Any], Any] | None:
     weights = open_weights(path)
     model = weights.build()
     weights.load_into(model, head_layers=-1)
-    return tf.function(lambda images: model(images, training=False))
+    return tf.function(lambda images: model(images, training=False), autograph=False)
 
 
 def source_of(run: Run, source: Source) -> Source:

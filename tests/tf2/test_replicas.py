@@ -140,8 +140,7 @@ def test_every_objective_is_tried() -> None:
     assert KINDS.keys() == STAGES.keys()
 
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('replicas', [2, 4])
+@pytest.mark.parametrize(('replicas', 'kind'), [*((2, kind) for kind in KINDS), (4, 'pretrain')])
 def test_replicas_give_what_one_gives(alone: dict[str, Figures], kind: str, replicas: int) -> None:
     assert sum(np.abs(gradient).max() > 0 for gradient in alone[kind].gradients) > 20
     check_same(steps(kind, replicas), alone[kind])

@@ -19,7 +19,7 @@ class TeacherAgreement:
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self._strategy = tf.distribute.get_strategy()
-        self._count_global = tf.function(self._run_replicas, reduce_retracing=True)
+        self._count_global = tf.function(self._run_replicas, reduce_retracing=True, autograph=False)
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:

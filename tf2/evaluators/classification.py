@@ -46,7 +46,7 @@ class Classification:
         self._inputs = inputs
         self._ks = sorted({1, min(5, inputs.num_classes)})
         self._strategy = tf.distribute.get_strategy()
-        self._count_global = tf.function(self._run_replicas, reduce_retracing=True)
+        self._count_global = tf.function(self._run_replicas, reduce_retracing=True, autograph=False)
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
