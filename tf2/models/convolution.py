@@ -9,6 +9,9 @@ import tensorflow as tf
 # Positions of a map of 8 x 8. Up to here matrix products were faster than oneDNN's gradient of the
 # kernel on a CPU with AVX512-BF16, above slower.
 SMALL_MAP = 64
+# Channels that oneDNN's kernels take at once with AVX512. Its gradient of a strided 1x1 kernel for
+# fewer of them writes past the end of its memory (TensorFlow 2.15.1).
+VECTOR = 16
 
 Gradients = tuple[tf.Tensor, tf.Tensor]
 
@@ -41,6 +44,8 @@ def convolve(
     if padding == 'VALID':
         # oneDNN has no gradients of a convolution with explicit padding.
         images = tf.pad(images, fixed_padding(size))
+    if size == 1 and strides > 1 and images.shape[-1] < VECTOR:
+        images, strides = images[:, ::strides, ::strides], 1  # all that the kernel sees
     if not (filter_products and size > 1 and _gives_small_map(images, size, strides, padding)):
         return tf.nn.conv2d(images, kernel, strides, padding)
 

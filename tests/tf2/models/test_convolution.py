@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -61,6 +64,44 @@ def test_products_give_what_the_convolution_does(
     np.testing.assert_allclose(plain[-1], by_hand(images, kernel, strides), atol=1e-4)
     for found, expected in zip(gradients(images, kernel, strides, products=True), plain):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('channels', 'strided'), [(3, False), (15, False), (16, True)])
+def test_strided_1x1_kernels_of_few_channels_have_no_gradient_of_onednn(
+    channels: int, strided: bool
+) -> None:
+    signature = [tf.TensorSpec([None, None, None, channels]), tf.TensorSpec([1, 1, channels, 4])]
+
+    @tf.function(input_signature=signature)
+    def gradient(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return tf.gradients(convolve(images, kernel, 2), kernel)[0]
+
+    graph = gradient.get_concrete_function().graph
+    (operation,) = (o for o in graph.get_operations() if o.type == 'Conv2DBackpropFilter')
+    assert (operation.get_attr('strides') == [1, 2, 2, 1]) is strided
+
+
+GRADIENTS = """
+import tensorflow as tf
+from tf2.models.convolution import convolve
+
+images = tf.random.stateless_uniform([3, 28, 28, 8], [1, 2])
+kernel = tf.random.stateless_normal([1, 1, 8, 16], [1, 3])
+kept = []
+for _ in range(30):
+    with tf.GradientTape() as tape:
+        tape.watch([images, kernel])
+        outputs = convolve(images, kernel, 2)
+    kept = [*kept[-20:], *tape.gradient(outputs, [images, kernel])]
+"""
+
+
+def test_gradients_of_few_channels_leave_the_memory_whole() -> None:
+    # In a process of its own, which ends by a signal once its heap is damaged.
+    command = [sys.executable, '-c', GRADIENTS]
+    root = pathlib.Path(__file__).parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(('size', 'used'), [(8, True), (9, False), (None, False)])
