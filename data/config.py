@@ -8,7 +8,7 @@ from common.connections import split_address
 from common.errors import UserError
 from common.settings import check_options, option
 
-OWN_IMAGES = ('image_folder',)  # data sets that are the user's own files
+OWN_IMAGES = ('image_folder', 'image_list')  # data sets that are the user's own files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,15 +18,15 @@ class DataConfig:
     dataset: str | None = option(
         None,
         'Data set: "bundled" (the small one that ships with the project), "image_folder" (images '
-        'below --data_dir, however they are sorted), or any TensorFlow Datasets name. Unset: '
-        "image_folder with --data_dir, else bundled, with the stage's preset for it, such as "
-        '--preset=own_images and --preset=demo.',
+        'below --data_dir, however they are sorted, or a list of them), or any TensorFlow Datasets '
+        "name. Unset: image_folder with --data_dir, else bundled, with the stage's preset for it, "
+        'such as --preset=own_images and --preset=demo.',
         modes=('eval',),
     )
     data_dir: str | None = option(
         None,
-        'Folder in which the data set is, or is to be prepared. Of your own images: a folder, or '
-        'several separated by commas.',
+        'Folder in which the data set is, or is to be prepared. Of your own images: a folder, '
+        'several separated by commas, or a list of files (text, CSV, JSON lines).',
         modes=('eval',),
         resume='free',
     )

@@ -23,7 +23,9 @@ _SECONDS_TO_ANSWER = 3.0
 SOURCES = {
     'bundled': 'data.sources.bundled:open_bundled',
     'image_folder': 'data.sources.image_folder:open_image_folder',
+    'image_list': 'data.sources.file_list:open_file_list',
 }
+_LISTS = ('.txt', '.lst', '.csv', '.tsv', '.jsonl', '.ndjson', '.json')
 
 
 def folders_of(data_dir: str | None) -> list[str]:
@@ -36,6 +38,16 @@ def folders_of(data_dir: str | None) -> list[str]:
         return [whole] if whole else []
     places = [os.path.expanduser(place.strip()) for place in whole.split(',')]
     return list(dict.fromkeys(place for place in places if place))
+
+
+def source_for(name: str, data_dir: str | None) -> str:
+    """The name in `SOURCES` of what opens data set `name`; of own images, by what `data_dir` is."""
+    if name != 'image_folder':
+        return name
+    for place in folders_of(data_dir):
+        if os.path.isfile(place) or ('://' in place and place.lower().endswith(_LISTS)):
+            return 'image_list'
+    return name
 
 
 def check_name(name: str, data_dir: str | None) -> None:

@@ -46,10 +46,19 @@ def image_folder(tmp_path: pathlib.Path) -> DataConfig:
     return DataConfig(dataset='image_folder', data_dir=str(tmp_path))
 
 
+def image_list(tmp_path: pathlib.Path) -> DataConfig:
+    image_folder(tmp_path)
+    rows = [f'{path.relative_to(tmp_path)}' for path in sorted(tmp_path.rglob('*.png'))]
+    table = ''.join(f'{row},{row.split("/")[1]},{row.split("/")[0]}\n' for row in rows)
+    (tmp_path / 'list.csv').write_text(f'path,label,split\n{table}')
+    return DataConfig(dataset='image_list', data_dir=str(tmp_path / 'list.csv'))
+
+
 # A data set with the splits train and test, for every name in SOURCES.
 OPENED: dict[str, Callable[[pathlib.Path], DataConfig]] = {
     'bundled': bundled,
     'image_folder': image_folder,
+    'image_list': image_list,
 }
 
 

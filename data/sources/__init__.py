@@ -8,7 +8,7 @@ import re
 from common.errors import UserError
 from common.registry import load
 from data.config import DataConfig
-from data.names import SOURCES, check_place, find_builder, folders_of
+from data.names import SOURCES, check_place, find_builder, folders_of, source_for
 from data.sources.source import NO_LABEL, Source
 from data.sources.tfds import open_tfds
 
@@ -34,7 +34,9 @@ def open_source(config: DataConfig) -> Source:
         raise UserError(f'--dataset must be a name; found {name!r}. See python run.py --help.')
     for place in folders_of(config.data_dir) if name in SOURCES else [config.data_dir]:
         check_place(place, for_tfds=name not in SOURCES)
-    opened = load(SOURCES[name]) if name in SOURCES else open_tfds
+    if name not in SOURCES:
+        return open_tfds(dataclasses.replace(config, dataset=name))
+    opened = load(SOURCES[source_for(name, config.data_dir)])
     return opened(dataclasses.replace(config, dataset=name))
 
 
