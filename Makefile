@@ -1,5 +1,5 @@
 # `make help` lists the targets. Each installs what it needs into .venv (or .venv-tf221) beside
-# this file. The stamps in there are written last: an interrupted installation is done again.
+# this file. Stamp files in there are written last, so an interrupted installation is repeated.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -24,12 +24,12 @@ else
 $(error STACK must be tf215 or tf221; found $(STACK))
 endif
 
-# Warnings of pip say nothing a user of this project can act on; its errors are still shown.
+# Users of this project can't act on pip's warnings; its errors are still shown.
 INSTALL := bin/python -m pip install -qq --disable-pip-version-check
 UV_VERSION := 0.13.9
 
-# Sets the shell variable `python`. Candidates are run, because a version manager's shim can be
-# found on the path and still fail.
+# Sets the shell variable `python`. Candidates are run, because a version manager's shim can be on
+# the path and still fail.
 define find_python
 python= without_venv=
 for candidate in $(if $(PYTHON),"$(PYTHON)",python3.11 python3.10 python3 python); do
@@ -52,21 +52,21 @@ fi
 endef
 comma := ,
 
-demo: $(VENV)/installed  ## pretrain, evaluate and export on the images that come with the project
+demo: $(VENV)/installed  ## pretrain, evaluate and export on the bundled images
 	$(VENV)/bin/python run.py --mode=train_then_eval --train_mode=pretrain $(ARGS)
 
 test: $(VENV)/installed-test  ## run the tests (ARGS='-k name': some; STACK=tf221: on TensorFlow 2.21)
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile \
 	  --no-loadscope-reorder $(ARGS)
 
-bench: $(VENV)/installed  ## measure the speed of everything (50 minutes) and write benchmarks/results.md
+bench: $(VENV)/installed  ## run all benchmarks (50 minutes) and write benchmarks/results.md
 	$(VENV)/bin/python -m benchmarks.speed $(ARGS)
 
 lint: $(VENV)/installed-test  ## check style and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-lock: .venv-lock/installed  ## write the pinned requirements anew (ARGS=--upgrade: newest versions)
+lock: .venv-lock/installed  ## regenerate the pinned requirements (ARGS=--upgrade: newest versions)
 	@compile() {
 	  echo "Writing $$2 from $$1"
 	  .venv-lock/bin/uv pip compile --quiet --no-config --universal --python-version 3.10 \
@@ -77,12 +77,12 @@ lock: .venv-lock/installed  ## write the pinned requirements anew (ARGS=--upgrad
 	compile requirements-test.in requirements-test.txt --constraints requirements.txt
 	compile requirements-tf221.in requirements-tf221.txt
 
-clean:  ## remove what was installed, and caches (never runs/)
+clean:  ## remove virtual environments and caches (never runs/)
 	rm -rf .venv .venv-tf221 .venv-lock .pytest_cache .ruff_cache .hypothesis
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 12
-	echo "PYTHON=/path/to/python3.11 names the Python to use, if python3.11, python3.10, python3 and python don't fit."
+	echo "PYTHON=/path/to/python3.11 chooses another Python than python3.11, python3.10, python3 or python on the path."
 
 $(VENV)/installed: $(REQUIREMENTS)
 	@$(find_python)

@@ -9,7 +9,7 @@ from typing import Any
 from app.config.schema import Config
 from app.data_checks import RunData
 from common.errors import UserError
-from data.labels import difference, in_order, listed, same_classes
+from data.labels import difference, listed, same_classes, with_class_order
 from data.sources.source import Source
 from tf2.teacher import Teacher
 from tf2.weights import Weights
@@ -68,7 +68,7 @@ def match_classes(
     if not known and loaded and kept and same_classes(loaded, kept):
         known, whose = loaded, f'--checkpoint={weights.path}'
     if known and kept:
-        source = in_order(source, known, whose)
+        source = with_class_order(source, known, whose)
     names = known or kept
     notes = ()
     if source.class_names != kept:

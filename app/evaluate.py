@@ -27,7 +27,7 @@ from common.errors import UserError
 from common.file_names import FLAGS_FILE, PIPELINE_FILE
 from common.interruption import Stop
 from data.batches import eval_batches
-from data.failures import told
+from data.failures import as_user_errors
 from data.sources.source import Source
 from data.worker import Worker
 from tf2 import checkpoints, distribution, evaluators
@@ -229,7 +229,7 @@ class Tracker:
         name = f'{config.data.eval_split!r} of {self._experiment.source.name}'
         with (
             within_memory('evaluation', config, self._experiment.strategy),
-            told(self._experiment.source),
+            as_user_errors(self._experiment.source),
         ):
             results = evaluators.run(self._measures)
         penalty = penalty_of(config, self._model)

@@ -24,7 +24,8 @@ from common.connections import bounded
 from common.errors import UserError, one_line
 from common.stages import Stage
 from data.label_subset import LabelSubset
-from data.labels import in_order
+from data.labels import with_class_order
+from data.names import folders_of
 from data.service import check_answers
 from data.sources import is_here
 from data.sources.source import Source
@@ -151,7 +152,7 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         course = resuming.check_changes(config, data.train_examples, course)
     evaluated = data.evaluated
     if classes.source is not data.source:
-        evaluated = in_order(evaluated, classes.names, data.source.name)
+        evaluated = with_class_order(evaluated, classes.names, data.source.name)
     notes = (*data.notes, *(classes.notes if num_classes else ()))
     data = dataclasses.replace(data, source=classes.source, evaluated=evaluated, notes=notes)
     names = classes.names if num_classes else None
@@ -164,8 +165,14 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
 
 
 def _check_recorded_data(config: Config, given: Mapping[str, Any]) -> None:
-    """Raises UserError if a folder's record alone would have code or a data set downloaded."""
+    """Raises UserError if a folder's record alone would have code or a data set downloaded.
+
+    A remote `data_dir` that only the record names has to be reachable, too.
+    """
     data = config.data
+    for place in folders_of(data.data_dir) if 'data_dir' not in given else ():
+        if '://' in place:
+            check_reachable('data_dir', place, config.devices.connect_timeout)
     if not {'dataset', 'data_dir'} & given.keys() and not is_here(data):
         raise UserError(
             f'--mode=eval reads the data set {data.dataset!r} that the run recorded where it is '

@@ -39,7 +39,7 @@ from common.file_names import (
 )
 from common.interruption import Stop
 from data.batches import Batch, decode_for_evaluation, finisher, sample_views, train_batches
-from data.failures import explain, told
+from data.failures import as_user_errors, explain
 from data.worker import Worker
 from tf2 import checkpoints, distribution, records, schedules
 from tf2.files import PATTERN, checkpoints_in, clear_leftovers, write_text, writing
@@ -298,7 +298,7 @@ def _fit(
     writer = make_writer(*([config.output.model_dir] if writes else []))
     with writer.as_default():
         if writes:
-            with told(experiment.source):
+            with as_user_errors(experiment.source):
                 _write_sample_views(experiment, trainer.step)
 
         def write(step: int, means: Mapping[str, float]) -> None:

@@ -1,1 +1,1 @@
-"""Programs that measure or estimate what a run costs; nothing else imports them."""
+"""Programs that measure or estimate speed, cost and reliability; nothing else imports them."""

@@ -1,7 +1,7 @@
-"""Faults on purpose: what a run that was disturbed ends with, against one that was not.
+"""Fault injection: compares the results of disturbed runs with those of undisturbed ones.
 
 `python -m benchmarks.faults --kills=50 --signals=20 --workers=10 --write` writes the table of
-docs/reliability.md. Full disks and folders that refuse writing need root on Linux.
+docs/reliability.md. Full disks and read-only folders need root on Linux.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from benchmarks.runs import BUNDLED, ROOT, SMALL, Run, State
 
 DOCUMENT = ROOT / 'docs' / 'reliability.md'
 MARKS = ('<!-- table: python -m benchmarks.faults -->', '<!-- end of the table -->')
-ATTEMPTS = 3  # at a signal in time, for a run that ends before it comes
-BOUND = 60.0  # seconds within which a worker is to notice that another one is gone
-TOLERANCE = 1e-3  # of sums over workers, whose order is not the program's
+ATTEMPTS = 3  # to send a signal before the run ends
+BOUND = 60.0  # seconds within which a worker has to notice that another one died
+TOLERANCE = 1e-3  # for sums over workers, whose order the program doesn't control
 PRETRAIN = (
     '--mode=train_then_eval',
     '--train_mode=pretrain',
@@ -57,7 +57,7 @@ KINDS = {
         *BUNDLED,
     ),
 }
-# What a process is killed at besides any moment: the first sight of a file of an unfinished write.
+# When a process is killed: at any moment, or once a file of an unfinished write appears.
 AIMS = {
     'any moment': None,
     'checkpoint write': 'ckpt-*_temp*',
@@ -71,11 +71,11 @@ class Outcome:
 
     Attributes:
         fault: what was done to it, a row of the table.
-        kind: of run.
+        kind: key of KINDS.
         seconds: from its first start to its last end.
-        problems: what is not as promised; nothing where it ended equal.
-        note: more of what was seen.
-        times: how often it was disturbed.
+        problems: violated guarantees; empty if it ended like the undisturbed run.
+        note: other observations.
+        times: number of faults.
     """
 
     fault: str
@@ -87,14 +87,14 @@ class Outcome:
 
 
 class Trials:
-    """Disturbed runs, each in a folder of its own, and what undisturbed ones end with.
+    """Disturbed runs, each in its own folder, and the results of undisturbed ones.
 
     Args:
-        folder: where all of it happens.
-        reader: reads what was left.
-        seed: of the moments that are chosen.
-        checked: how many runs leave the check of the exported module on; it takes a process of
-            its own, and is left out of the others.
+        folder: for everything that is written.
+        reader: reads the folders of runs.
+        seed: of random times and choices.
+        checked: number of killed runs that check their exported modules, in a separate process;
+            the others skip the check.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Trials:
         self._number = 0
 
     def reference(self, kind: str) -> tuple[State, float]:
-        """What an undisturbed run ends with, and the seconds it took."""
+        """The result of an undisturbed run, and its duration in seconds."""
         if kind not in self._references:
             run = self.start(kind, self.folder / f'reference {kind}')
             problems = run.problems(0)
@@ -134,43 +134,43 @@ class Trials:
 
     @staticmethod
     def model_dir(run: Run) -> pathlib.Path:
-        """Where a run leaves what it writes."""
+        """The model folder of a run."""
         given = [a for a in run.arguments if a.startswith('--model_dir=')]
         return pathlib.Path(given[-1].removeprefix('--model_dir='))
 
-    def place(self) -> pathlib.Path:
-        """A new folder."""
+    def new_folder(self) -> pathlib.Path:
+        """Creates the folder of the next trial."""
         self._number += 1
         path = self.folder / f'{self._number}'
         path.mkdir()
         return path
 
-    def forget(self) -> None:
-        """Removes the newest folder."""
+    def remove_newest(self) -> None:
+        """Removes the folder of the newest trial."""
         shutil.rmtree(self.folder / f'{self._number}')
 
-    def check(self) -> bool:
-        """Whether the next run is one of those that check their exports."""
+    def _next_is_checked(self) -> bool:
+        """Whether the next killed run checks its exported modules."""
         self.checked -= 1
         return self.checked >= 0
 
     def ended(self, run: Run, kind: str) -> list[str]:
-        """Problems of the run that was to end as if nothing had been."""
+        """Problems of the last run of a trial, which should end like an undisturbed one."""
         return run.problems(0) or self.unequal(self.model_dir(run), self.reference(kind)[0])
 
     def unequal(self, folder: pathlib.Path, expected: State, tolerance: float = 0.0) -> list[str]:
-        """What is left over, damaged, or differs in a folder whose run ended."""
+        """What is left over, damaged or different in the folder of a finished run."""
         left = [f'left over: {name}' for name in runs.leftovers(folder)]
         with tempfile.TemporaryDirectory() as links:
-            # TensorFlow itself doesn't read what is below a folder with brackets.
+            # TensorFlow itself can't read from a folder with brackets in its path.
             plain = pathlib.Path(links) / 'run'
             plain.symlink_to(folder)
             found = runs.differences(self.reader.state(plain), expected, tolerance)
         return [*left, *(f'differs: {name}' for name in found)]
 
     def kill(self, kind: str, aim: str, most: int = 3) -> Outcome:
-        """Kills a run up to `most` times, one after another, then lets it end."""
-        place, began, checked = self.place(), time.monotonic(), self.check()
+        """Kills and restarts a run up to `most` times, then lets it end."""
+        place, began, checked = self.new_folder(), time.monotonic(), self._next_is_checked()
         whole = self.reference(kind)[1]
         planned, done, inside, problems = self.random.randint(1, most), 0, 0, []
         for _ in range(planned):
@@ -207,11 +207,11 @@ class Trials:
         run.wait_until(lambda: time.monotonic() >= ends)
 
     def signal(self, kind: str, number: signal.Signals) -> Outcome:
-        """Sends one signal; goes on with the command that was printed."""
+        """Sends one signal, then resumes with the printed command."""
         began, whole = time.monotonic(), self.reference(kind)[1]
         for _ in range(ATTEMPTS):
             run, waited = self._send_at_any_moment(kind, number, whole)
-            if run.status != 0:  # else it was faster than the undisturbed one
+            if run.status != 0:  # else it ended before the signal
                 break
         problems = run.problems(128 + number) + self.reader.damage(self.model_dir(run))
         command = run.to_go_on()
@@ -224,8 +224,8 @@ class Trials:
     def _send_at_any_moment(
         self, kind: str, number: signal.Signals, whole: float
     ) -> tuple[Run, float]:
-        """The run that got the signal, ended, and the seconds it took for that."""
-        run = self.start(kind, self.place())
+        """The ended run that got the signal, and the seconds from the signal to its end."""
+        run = self.start(kind, self.new_folder())
         run.wait_for('\n')
         self._wait_for_any_moment(run, 0.95 * whole)
         run.send(number)
@@ -234,8 +234,8 @@ class Trials:
         return run, _since(sent)
 
     def damage(self, kind: str, target: str) -> Outcome:
-        """Kills a run after its second checkpoint; cuts or changes a file of the newest one."""
-        place, began = self.place(), time.monotonic()
+        """Kills a run after its second checkpoint, and truncates or alters a file of the newest."""
+        place, began = self.new_folder(), time.monotonic()
         run = self.start(kind, place)
         folder = self.model_dir(run)
         run.wait_until(lambda: len(list(folder.glob('ckpt-*.index'))) >= 2)
@@ -258,11 +258,11 @@ class Trials:
         return Outcome(name, kind, _since(began), problems, how.split(' at ')[0])
 
     def hide(self, kind: str) -> Outcome:
-        """Kills a run after its second checkpoint; moves a file of the newest one away, then back.
+        """Kills a run after its second checkpoint; moves a file of the newest away, then back.
 
-        Meanwhile there is a folder in its place, or nothing.
+        Meanwhile there is a folder in its place, or nothing, and a restart has to be refused.
         """
-        place, began = self.place(), time.monotonic()
+        place, began = self.new_folder(), time.monotonic()
         run = self.start(kind, place)
         folder = self.model_dir(run)
         run.wait_until(lambda: len(list(folder.glob('ckpt-*.index'))) >= 2)
@@ -296,8 +296,8 @@ class Trials:
         return Outcome('newest checkpoint unreadable', kind, _since(began), problems, note)
 
     def side_by_side(self, kind: str) -> Outcome:
-        """Two runs at once, in 'g1' and in 'g[1]', a pattern for it; the second one is killed."""
-        place, began = self.place(), time.monotonic()
+        """Two runs at once, in 'g1' and in 'g[1]', a glob that matches it; kills the second."""
+        place, began = self.new_folder(), time.monotonic()
         whole = self.reference(kind)[1]
         keep = ('--keep_checkpoint_max=1',)
         first, second = (self.start(kind, place, keep, name=name) for name in ('g1', 'g[1]'))
@@ -312,8 +312,8 @@ class Trials:
         return Outcome('side by side: g1 and g[1]', kind, _since(began), problems, note)
 
     def one_folder(self, kind: str) -> Outcome:
-        """Starts the same command again while it runs, at once or when the first one trains."""
-        place, began = self.place(), time.monotonic()
+        """Starts the same command twice, at once or when the first run trains."""
+        place, began = self.new_folder(), time.monotonic()
         (place / 'other').mkdir()
         self.reference(kind)
         at_once = self.random.random() < 0.5
@@ -332,8 +332,8 @@ class Trials:
         return Outcome('two runs in one folder', kind, _since(began), problems, note)
 
     def links(self, kind: str) -> Outcome:
-        """Links and a user's folder among modules and checkpoints of a run that is killed."""
-        place, began = self.place(), time.monotonic()
+        """Puts links and a user's folder among modules and checkpoints of a run that is killed."""
+        place, began = self.new_folder(), time.monotonic()
         elsewhere, folder = place / 'elsewhere', place / 'run'
         for path in (elsewhere / 'deep' / 'mine', folder / 'saved_model' / '0' / 'mine'):
             path.parent.mkdir(parents=True)
@@ -367,7 +367,7 @@ class Trials:
         return f'bit flipped at {at} of {len(content)}'
 
     def full_disk(self, kind: str) -> Outcome:
-        """Lets a run fill a file system that is too small, then makes it larger."""
+        """Runs on a file system that is too small, then enlarges it."""
         self.reference(kind)
         whole = sum(
             file.stat().st_size
@@ -375,7 +375,7 @@ class Trials:
             if file.is_file()
         )
         size = int(self.random.uniform(0.0, 0.95) * whole)
-        place, began = self.place(), time.monotonic()
+        place, began = self.new_folder(), time.monotonic()
         disk = place / 'run'
         disk.mkdir()
         _mount(f'size={max(size, 4096)}', 'tmpfs', str(disk))
@@ -392,8 +392,8 @@ class Trials:
         return Outcome('disk full', kind, _since(began), problems, f'{size >> 10} KB')
 
     def read_only(self, kind: str) -> Outcome:
-        """Makes the model folder refuse new files while a run is on."""
-        place, began = self.place(), time.monotonic()
+        """Makes the model folder read-only during a run."""
+        place, began = self.new_folder(), time.monotonic()
         run = self.start(kind, place)
         folder = self.model_dir(run)
         run.wait_for_file(folder, 'ckpt-*.index')
@@ -406,7 +406,7 @@ class Trials:
         return Outcome('model folder read-only', kind, _since(began), problems)
 
     def vanished_data(self) -> Outcome:
-        """Moves a folder of images away while a run trains on it, then back."""
+        """Moves the image folder away during a run, then back."""
         kind = 'pretrain, image folder'
         images = self.folder / 'images'
         if not images.exists():
@@ -421,7 +421,7 @@ class Trials:
                 '--eval_split=test',
             )
         self.reference(kind)
-        place, began = self.place(), time.monotonic()
+        place, began = self.new_folder(), time.monotonic()
         run = self.start(kind, place)
         run.wait_for_file(self.model_dir(run), 'ckpt-50.index')
         time.sleep(self.random.uniform(0, 1))
@@ -434,7 +434,7 @@ class Trials:
         return Outcome('data folder gone', kind, _since(began), problems)
 
     def corrupt_record(self) -> Outcome:
-        """Trains where a record is corrupt, against a data set that never had it."""
+        """Trains with a corrupt record; compares with a data set that lacks the record."""
         kind, data_dir = 'pretrain, records', self.folder / 'records'
         folder = data_dir / 'fashion_mnist_small' / '1.0.0'
         if not folder.exists():
@@ -448,7 +448,7 @@ class Trials:
         info.write_text(told.replace('"6000"', '"5999"'))
         self._references.pop(kind, None)
         self.reference(kind)
-        place, began, at = self.place(), time.monotonic(), self.random.randrange(start, end)
+        place, began, at = self.new_folder(), time.monotonic(), self.random.randrange(start, end)
         changed = bytearray(content)
         changed[at] ^= 1 << self.random.randrange(8)
         file.write_bytes(changed)
@@ -475,14 +475,14 @@ class Trials:
         return runs.workers(2, arguments, place)
 
     def kill_worker(self) -> Outcome:
-        """Kills one of two workers while both train; starts both again once the other ended."""
+        """Kills one of two training workers; restarts both once the other has ended."""
         kind = 'pretrain, two workers'
         expected, training = self._workers_reference(kind)
         began = time.monotonic()
         for _ in range(ATTEMPTS):
-            place = self.place()
+            place = self.new_folder()
             status, noticed, problems = self._kill_one_of_two(place, training)
-            if status != 0:  # else all was done when the kill came
+            if status != 0:  # else both ended before the kill
                 break
         problems += self.reader.damage(place / 'run')
         with self._workers(place) as workers:
@@ -497,7 +497,7 @@ class Trials:
     def _kill_one_of_two(
         self, place: pathlib.Path, training: float
     ) -> tuple[int | None, float, list[str]]:
-        """The other's exit status, the seconds until it ended, and what was wrong with that."""
+        """The other worker's exit status, the seconds until it ended, and its problems."""
         victim = self.random.randrange(2)
         with self._workers(place) as workers:
             for worker in workers:
@@ -513,7 +513,7 @@ class Trials:
         return status, noticed, other.problems(2)
 
     def _workers_reference(self, kind: str) -> tuple[State, float]:
-        """What two undisturbed workers end with, and the seconds they trained."""
+        """The result of two undisturbed workers, and the seconds they trained."""
         if kind not in self._references:
             with self._workers(self.folder / f'reference {kind}') as workers:
                 workers[0].wait_for('Pretraining ResNet')
@@ -532,7 +532,7 @@ def _since(began: float) -> float:
 
 
 def _record(content: bytes, number: int) -> tuple[int, int]:
-    """First byte of a record in a TFRecord file, and the one after its last."""
+    """Start and end of a record in a TFRecord file, in bytes."""
     start = end = 0
     for _ in range(number + 1):
         start, end = end, end + 16 + int.from_bytes(content[end : end + 8], 'little')
@@ -548,8 +548,8 @@ def _mount(options: str, *arguments: str) -> None:
 
 
 def campaign(trials: Trials, arguments: argparse.Namespace) -> Iterator[Outcome]:
-    """All faults, as often as `arguments` says."""
-    # A third of the kills within writes; a pipeline takes long and is killed less often.
+    """Yields the outcomes of all trials, as many of each fault as `arguments` says."""
+    # Kills during writes and at any moment; a pipeline takes long and is killed less often.
     plan = [('pretrain', 'any moment')] * 2 + [('pipeline', 'any moment')]
     plan += [('finetune', 'any moment')] * 2 + [('pretrain', 'export write')]
     plan += [('pretrain, a checkpoint a step', 'checkpoint write')]
@@ -603,7 +603,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _seen(outcomes: Sequence[Outcome]) -> str:
-    """The notes and problems of a row; figures as a range where they are all there is to it."""
+    """The notes of a row, with counts of equal ones, and its problems."""
     notes = [outcome.note for outcome in outcomes if outcome.note]
     words = collections.Counter(notes)
     texts = [f'{note} ({n}×)' if n > 1 else note for note, n in words.items()]
@@ -612,7 +612,7 @@ def _seen(outcomes: Sequence[Outcome]) -> str:
 
 
 def write(rows: str) -> None:
-    """Puts the table into the document, between its marks."""
+    """Writes the table to the document, between its marks."""
     text = DOCUMENT.read_text()
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
@@ -627,14 +627,14 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         ('signals', 12, 'SIGTERMs, SIGINTs, SIGHUPs and SIGUSR1s'),
         ('workers', 10, 'kills of one of two workers'),
         ('damages', 9, 'damaged files of checkpoints'),
-        ('hidden', 4, 'files of checkpoints that are away for a moment'),
-        ('neighbors', 4, 'runs side by side, and two in one folder'),
+        ('hidden', 4, 'temporarily missing files of checkpoints'),
+        ('neighbors', 4, 'pairs of runs side by side, or in one folder'),
         ('links', 2, "runs with links and a user's folder inside"),
         ('disks', 4, 'full disks; need root'),
-        ('folders', 2, 'folders that refuse writing; need root'),
-        ('data', 2, 'data folders that vanish, and corrupt records'),
-        ('checked', 3, 'runs with SIGKILLs that leave the check of the exported module on'),
-        ('seed', 0, 'of the moments'),
+        ('folders', 2, 'read-only folders; need root'),
+        ('data', 2, 'vanished data folders, and as many corrupt records'),
+        ('checked', 3, 'killed runs that check their exported modules'),
+        ('seed', 0, 'of random times and choices'),
     ):
         parser.add_argument(f'--{name}', type=int, default=default, help=what)
     parser.add_argument('--write', action='store_true', help=f'write {DOCUMENT.name}')
@@ -645,7 +645,7 @@ def main(arguments: Sequence[str] | None = None, show: Callable[..., None] = pri
     """Runs the campaign; returns 1 if a run did not end as it should."""
     options = parsed(arguments)
     if options.disks + options.folders and os.geteuid():
-        sys.exit('Full disks and folders that refuse writing need root; --disks=0 --folders=0.')
+        sys.exit('Full disks and read-only folders need root. Give --disks=0 --folders=0.')
     folder = pathlib.Path(tempfile.mkdtemp(prefix='faults-'))
     began, outcomes = time.monotonic(), []
     with runs.Reader() as reader:
@@ -658,13 +658,13 @@ def main(arguments: Sequence[str] | None = None, show: Callable[..., None] = pri
                 flush=True,
             )
             if not outcome.problems:
-                trials.forget()
+                trials.remove_newest()
     show(f'\n{table(outcomes)}\n\n{_since(began):.0f} s in all.')
     if options.write:
         write(table(outcomes))
     wrong = [outcome for outcome in outcomes if outcome.problems]
     if wrong:
-        show(f'{len(wrong)} runs did not end as they should; what they left is in {folder}.')
+        show(f'{len(wrong)} runs did not end as they should; their folders are in {folder}.')
     else:
         shutil.rmtree(folder)
     return 1 if wrong else 0

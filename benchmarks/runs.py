@@ -1,7 +1,6 @@
-"""Runs of the program in small, as processes of their own, and what they leave behind.
+"""Starts small runs of the program as processes, and reads what they leave behind.
 
-A run is forked from a process that has imported TensorFlow and used nothing of it, so that it
-starts at once.
+A run is forked from a process that has imported TensorFlow without using it, so it starts at once.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ SMALL = (
 )
 BUNDLED = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:40]')
 LEFTOVERS = re.compile(r'.*\.(partial|replaced)|ckpt-.*(_temp|tempstate.*)|run\.lock')
-LONGEST = 600.0  # seconds; a run that takes longer hangs
+TIMEOUT = 600.0  # seconds, after which a run is taken to hang
 
 State = dict[str, Any]
 
 
 def context() -> multiprocessing.context.BaseContext:
-    """Of processes that start with TensorFlow imported."""
+    """A multiprocessing context whose processes start with TensorFlow imported."""
     choose_keras_2()
     os.environ.update(TF_CPP_MIN_LOG_LEVEL='3', CUDA_VISIBLE_DEVICES='-1')
     chosen = multiprocessing.get_context('forkserver')
@@ -59,21 +58,21 @@ def context() -> multiprocessing.context.BaseContext:
 def program(
     arguments: Sequence[str], log: str, *, checked: bool, pace: float | None = None
 ) -> None:
-    """Runs `run.py` in this process, with a net of one block a group.
+    """Runs `run.py` in this process, with one block per group of ResNet-18.
 
     Args:
         arguments: of the command line.
-        log: file that takes what is printed.
-        checked: whether an exported module is checked by a process of its own, as it always is
+        log: file to which everything is printed.
+        checked: whether an exported module is checked in a separate process, as it always is
             outside of these trials.
-        pace: seconds of a call of the training function, where it is not the usual one.
+        pace: overrides `tf2.trainer.SECONDS_PER_CALL`, if given.
     """
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
-    # A process that is killed leaves what TensorFlow put there.
+    # A killed process leaves TensorFlow's temporary files there.
     tempfile.tempdir = os.path.dirname(log)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where these trials run under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # even if these trials run under nohup
     choose_keras_2()
     import run
     from hub_export import publish
@@ -94,10 +93,10 @@ class Run:
 
     Args:
         arguments: of the command line.
-        log: file that takes what is printed.
+        log: file to which everything is printed.
         checked: see `program`.
-        cluster: TF_CONFIG; the process is then one of `python`, for servers of TensorFlow outlive
-            what a fork can end.
+        cluster: TF_CONFIG. The run is then a new Python process instead of a fork, because
+            TensorFlow's servers don't survive one.
         pace: see `program`; with `cluster` only.
     """
 
@@ -142,21 +141,21 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     @property
     def shown(self) -> str:
-        """What was printed so far."""
+        """The output so far."""
         return self.log.read_text(errors='replace')
 
     def send(self, number: int) -> None:
-        """Sends a signal, if it still runs."""
+        """Sends a signal if the run is alive."""
         if self.status is None:
             os.kill(self._process.pid, number)
 
-    def wait(self, seconds: float = LONGEST) -> int | None:
-        """The exit status; None, and the end of the run, where it takes longer."""
+    def wait(self, seconds: float = TIMEOUT) -> int | None:
+        """Waits for the exit status; after `seconds`, kills the run and returns None."""
         ends = time.monotonic() + seconds
         while self.status is None and time.monotonic() < ends:
             time.sleep(0.005)
@@ -168,8 +167,8 @@ class Run:
         return found
 
     def wait_until(self, condition: Callable[[], bool], pause: float = 0.001) -> bool:
-        """Whether `condition` became true before the run ended, or seems to hang."""
-        ends = time.monotonic() + LONGEST
+        """Whether `condition` became true before the run ended or TIMEOUT passed."""
+        ends = time.monotonic() + TIMEOUT
         while self.status is None and time.monotonic() < ends:
             if condition():
                 return True
@@ -181,11 +180,11 @@ class Run:
         return self.wait_until(lambda: text in self.shown, 0.01)
 
     def wait_for_file(self, folder: pathlib.Path, pattern: str) -> bool:
-        """Whether a file or folder below `folder` came to match before the run ended."""
+        """Whether something in `folder` matched `pattern` before the run ended."""
         return self.wait_until(lambda: any(folder.glob(pattern)), 0.0005)
 
     def problems(self, status: int) -> list[str]:
-        """What is wrong with how it ended, or should have with `status`."""
+        """Waits for the end; what is wrong with it, if it should have ended with `status`."""
         found, shown = self.wait(), self.shown
         wrong = [] if found == status else [f'status {found}, expected {status}']
         errors = len(re.findall(r'^run\.py: error: ', shown, re.MULTILINE))
@@ -205,14 +204,14 @@ class Run:
 def workers(
     count: int, arguments: Sequence[str], place: pathlib.Path, paces: Sequence[float] = ()
 ) -> Iterator[list[Run]]:
-    """The same command in `count` processes that train together, on this machine.
+    """Runs the same command in `count` processes that train together, on this machine.
 
-    None of them is left at the end.
+    All of them are killed at the end.
 
     Args:
-        count: of processes; a single one knows of no others.
+        count: number of processes; a single one gets no TF_CONFIG.
         arguments: of the command line.
-        place: existing folder for what each of them prints, 'log of worker N'.
+        place: existing folder for their output, 'log of worker N'.
         paces: of each process, see `program`.
     """
     hosts = [f'127.0.0.1:{_free_port()}' for _ in range(count)]
@@ -236,7 +235,7 @@ def _free_port() -> int:
 
 @dataclasses.dataclass
 class Reader:
-    """Reads folders of runs in a process of its own, so that none is forked from TensorFlow."""
+    """Reads folders of runs in a separate process, so that this one never starts TensorFlow."""
 
     def __enter__(self) -> Reader:
         self._pool = ProcessPoolExecutor(1, mp_context=context())
@@ -255,16 +254,16 @@ class Reader:
 
 
 def folders_of(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The model folders in `folder`: of a run itself, of a pipeline one a stage."""
+    """The model folders in `folder`: itself for a run, one per stage for a pipeline."""
     below = sorted(path for path in folder.glob('*') if (path / 'flags.json').exists())
     return below if (folder / 'pipeline.json').exists() else [folder]
 
 
 def state_of(folder: pathlib.Path) -> State:
-    """All that a run which ended leaves, name -> value.
+    """Everything that a finished run leaves, name -> value.
 
-    Variables of the last checkpoint (weights, optimizer, memory, means under way) and of the
-    exported module, results, and every scalar of TensorBoard but the speed.
+    Variables of the last checkpoint (weights, optimizer, memory, unfinished means) and of the
+    exported module, results, and every scalar of TensorBoard except the speed.
     """
     found: State = {}
     for run in folders_of(folder):
@@ -276,7 +275,7 @@ def state_of(folder: pathlib.Path) -> State:
 
 
 def _read(prefix: str) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint; raises where it is damaged."""
+    """Every tensor of a checkpoint; raises if it is damaged."""
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(prefix)
@@ -292,7 +291,7 @@ def _variables(run: pathlib.Path) -> State:
     values = {
         f'{name} {key}': value for name, at in prefixes.items() for key, value in _read(at).items()
     }
-    # The graph of objects is made of names alone, in an order that may differ.
+    # The object graph holds only names, in an order that may differ.
     graphs = [name for name in values if '_CHECKPOINTABLE_OBJECT_GRAPH' in name]
     kept = {name: value for name, value in values.items() if name not in graphs}
     return {**kept, 'checkpoint': os.path.basename(prefixes['checkpoint'])}
@@ -303,7 +302,7 @@ def _results(run: pathlib.Path) -> State:
 
 
 def _scalars(run: pathlib.Path) -> State:
-    """(tag, step) -> value, the one written last; an event that a kill cut off is none."""
+    """'TAG at STEP' -> the value that was written last; ignores events that a kill cut off."""
     import tensorflow as tf
     from tensorflow.python.summary.summary_iterator import summary_iterator
 
@@ -323,7 +322,7 @@ def _scalars(run: pathlib.Path) -> State:
 
 
 def damage_in(folder: pathlib.Path) -> list[str]:
-    """What a stopped run left that can't be used, name and cause; usually nothing."""
+    """Names and causes of unreadable files that a stopped run left; usually none."""
     found = []
     for file in folder.rglob('*.json'):
         try:
@@ -336,7 +335,7 @@ def damage_in(folder: pathlib.Path) -> list[str]:
 
 
 def _unreadable(run: pathlib.Path) -> list[str]:
-    """The checkpoint that others find, and the modules, if they can't be read."""
+    """The newest checkpoint, as TensorFlow finds it, and the modules, if they can't be read."""
     import tensorflow as tf
 
     found = []
@@ -349,13 +348,13 @@ def _unreadable(run: pathlib.Path) -> list[str]:
     ]:
         try:
             read(path)
-        except Exception as error:  # whatever a reader finds is what is looked for
+        except Exception as error:  # every kind of failure is reported
             found.append(f'{path}: {error}'[:200])
     return found
 
 
 def leftovers(folder: pathlib.Path) -> list[str]:
-    """Files that nobody needs any more, of writes that were cut off."""
+    """Leftover files of interrupted writes."""
     paths = [path for path in folder.rglob('*') if LEFTOVERS.fullmatch(path.name)]
     data = [path for path in folder.rglob('ckpt-*.data-?????-of-?????') if not _has_index(path)]
     return sorted(str(path.relative_to(folder)) for path in {*paths, *data})
@@ -387,7 +386,7 @@ def _equal(found: Any, expected: Any, tolerance: float) -> bool:
 
 
 def make_images(folder: pathlib.Path, train: int = 64, test: int = 40) -> None:
-    """Writes a data set of noise, 8 pixels wide, two classes, as PNG files."""
+    """Writes a data set of noise as PNG files of 8 x 8 pixels, in two classes."""
     from PIL import Image
 
     random = np.random.RandomState(0)

@@ -1,9 +1,9 @@
-"""What pretraining costs on many devices: a worked estimate, read off the training step's graph.
+"""Estimates the cost of pretraining on many devices from the training step's graph.
 
     python -m benchmarks.scaling --resnet_depth=50 --devices=32 --train_batch_size=4096
 
-Nothing is computed and no weight is held, so the largest network can be looked at on a laptop.
-`python -m benchmarks.scaling_checks` compares these figures with measurements.
+The graph is built without weights and not run, so a laptop suffices for the largest network.
+`python -m benchmarks.scaling_checks` compares the estimate with measurements.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ CLASSES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What is trained, on which images.
+    """The network and its images.
 
     Attributes:
         model: architecture.
-        image_size: pixels.
+        image_size: height and width in pixels.
         precision: 'float32' or 'bfloat16'.
     """
 
@@ -49,10 +49,10 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """One training step of one replica, not run.
+    """The graph of one training step of one replica.
 
     Attributes:
-        model: built; its variables hold no values.
+        model: built; its variables have no values.
         forward: operations up to the loss.
         backward: operations of the gradients.
     """
@@ -64,16 +64,16 @@ class Graph:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Costs of pretraining one network; an image is two views.
+    """Costs of pretraining one network; "per image" means both of its views.
 
     Attributes:
-        forward_flops: floating point operations an image of convolutions and matrix products.
-        backward_flops: the same, of the gradients.
-        parameters: trained numbers: encoder, projection head and online classifier.
-        norms: batch normalisations.
-        norm_channels: channels of all of them.
-        kept_bytes: an image, what forward keeps for backward.
-        copied_bytes: kept for backward whatever the batch, such as bfloat16 copies of kernels.
+        forward_flops: floating-point operations per image, in convolutions and matrix products.
+        backward_flops: the same for the gradients.
+        parameters: number of trained parameters: encoder, projection head and online classifier.
+        norms: number of batch normalisation layers.
+        norm_channels: total number of their channels.
+        kept_bytes: per image, activations kept for the backward pass.
+        copied_bytes: kept for the backward pass at any batch size: bfloat16 copies of kernels.
     """
 
     forward_flops: int
@@ -87,13 +87,13 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Where it would run.
+    """The devices of a run.
 
     Attributes:
-        count: replicas.
-        peak_flops: a second, of one device, as its vendor publishes it.
-        utilisation: share of the peak that a step is taken to reach.
-        bandwidth: bytes a second that one device sends to the next.
+        count: number of replicas.
+        peak_flops: FLOP/s of one device, as published by its vendor.
+        utilisation: share of the peak that a step is assumed to reach.
+        bandwidth: bytes per second from one device to the next.
         memory: bytes of one device.
     """
 
@@ -108,9 +108,9 @@ class Devices:
 
 
 def flops(operation: tf.Operation) -> int:
-    """Floating point operations of a convolution, a matrix product or their gradients; else 0.
+    """Floating-point operations of a convolution, a matrix product or their gradients; else 0.
 
-    A multiplication and the addition that goes with it are two.
+    A multiply-add counts as two.
     """
     inputs, kind = operation.inputs, operation.type
     if kind == 'MatMul':
@@ -129,10 +129,10 @@ def flops(operation: tf.Operation) -> int:
 
 
 def kept_bytes(graph: Graph) -> int:
-    """Bytes of what backward reads of forward, weights themselves left out."""
+    """Bytes of forward tensors that the backward pass reads, without the weights."""
     forward = set(graph.forward)
     kept = {
-        # Scratch space of cuDNN is all that has no shape.
+        # Only cuDNN's scratch space has no static shape.
         tensor.name: (tensor.shape.num_elements() or 0) * tensor.dtype.size
         for operation in graph.backward
         for tensor in operation.inputs
@@ -142,27 +142,27 @@ def kept_bytes(graph: Graph) -> int:
 
 
 def all_reduce_seconds(size: float, devices: Devices) -> float:
-    """Of `size` bytes in a ring, in which each of R devices sends 2 (R - 1) / R of them."""
+    """Time of a ring all-reduce of `size` bytes: each of R devices sends 2 (R - 1) / R of them."""
     return 2 * (devices.count - 1) / devices.count * size / devices.bandwidth
 
 
 def gathered_bytes(batch: int, width: int) -> int:
-    """What NT-Xent has on each replica: float32 projections of both views of the global batch."""
+    """NT-Xent's gathered float32 projections of the global batch's views, on each replica."""
     return VIEWS * batch * width * FLOAT
 
 
 def statistics_bytes(costs: Costs) -> int:
-    """All-reduced for global batch normalisation: two rows of channels forward, two backward."""
+    """All-reduced for global batch normalisation: two vectors per layer forward, two backward."""
     return 2 * 2 * costs.norm_channels * FLOAT
 
 
 def fixed_bytes(costs: Costs, slots: int) -> int:
-    """On each device: weights, gradients, `slots` of the optimizer and copies."""
+    """Bytes on each device for weights, gradients, `slots` of the optimizer and copies."""
     return (2 + slots) * costs.parameters * FLOAT + costs.copied_bytes
 
 
 def contrast_flops(batch: int, width: int) -> int:
-    """NT-Xent, an image: four products with all rows, and two for the gradient of each."""
+    """FLOPs of NT-Xent per image: four products with all rows, and two for the gradient of each."""
     return (4 + 8) * 2 * batch * width
 
 
@@ -174,12 +174,12 @@ def trace(network: Network, batch: int, *, global_bn: bool = True) -> Graph:
 
     Args:
         network: what is trained.
-        batch: images of the replica.
-        global_bn: whether batch normalisation is that of several replicas; what they exchange
-            is left out.
+        batch: number of images on the replica.
+        global_bn: whether to build batch normalisation as for several replicas, without their
+            communication.
     """
     size = network.image_size
-    # One replica would take the fused kernel.
+    # A single replica would use the fused kernel.
     across = mock.patch.object(BatchNorm, '_across_replicas', return_value=global_bn)
     with tf.Graph().as_default() as graph, across:
         model = build_model(
@@ -197,26 +197,26 @@ def trace(network: Network, batch: int, *, global_bn: bool = True) -> Graph:
         lost = len(graph.get_operations())
         tape.gradient(loss, model.trainable_variables)
         operations = graph.get_operations()
-    # Within such a graph Keras turns the whole class into one of version 1; making a model outside
-    # of it turns it back, for models that were there before.
+    # In a v1 graph, Keras converts the model's class to its v1 base class. Making a model outside
+    # of the graph reverts that, for the models that existed before.
     SimCLRModel(network.model, size, None)
     return Graph(model, operations[built:lost], operations[lost:])
 
 
 def costs(network: Network, *, global_bn: bool = True) -> Costs:
-    """Reads operations off the graph of a step of two images; memory is what a run estimates."""
+    """Counts operations in the graph of two images; memory is from `tf2.memory_estimate`."""
     two = trace(network, 2, global_bn=global_bn)
     held = memory_estimate.Network(
         network.model, network.image_size, CLASSES, network.precision, global_bn
     ).whole()
     norms = [layer for layer in two.model.submodules if isinstance(layer, BatchNorm)]
 
-    def an_image(operations: Iterable[tf.Operation]) -> int:
+    def per_image(operations: Iterable[tf.Operation]) -> int:
         return sum(map(flops, operations)) // 2
 
     return Costs(
-        forward_flops=an_image(two.forward),
-        backward_flops=an_image(two.backward),
+        forward_flops=per_image(two.forward),
+        backward_flops=per_image(two.backward),
         parameters=held.parameters,
         norms=len(norms),
         norm_channels=sum(norm.gamma.shape[0] for norm in norms),
@@ -231,35 +231,35 @@ def costs(network: Network, *, global_bn: bool = True) -> Costs:
 def estimate(
     network: Network, batch: int, devices: Devices, *, global_bn: bool, slots: int
 ) -> list[tuple[str, str]]:
-    """(what, figure with its unit) pairs."""
+    """The rows of the estimate: pairs of a description and a figure with its unit."""
     found, width = costs(network, global_bn=global_bn), network.model.proj_out_dim
     share = batch // devices.count
     image = found.forward_flops + found.backward_flops + contrast_flops(batch, width)
     peak = image * share / devices.peak_flops
     gradients, statistics = found.parameters * FLOAT, statistics_bytes(found) * global_bn
     gathered = gathered_bytes(batch, width)
-    exchange = all_reduce_seconds(gradients + statistics + 2 * gathered, devices)
-    seconds = peak / devices.utilisation + exchange
+    communication = all_reduce_seconds(gradients + statistics + 2 * gathered, devices)
+    seconds = peak / devices.utilisation + communication
     fixed, kept = fixed_bytes(found, slots), share * found.kept_bytes
     fitting = int(max(0, devices.memory - fixed) // found.kept_bytes)
     return [
         ('parameters', f'{found.parameters / 1e6:.1f} M'),
-        ('FLOPs an image: forward, of two views', f'{found.forward_flops / 1e9:.1f} G'),
-        ('FLOPs an image: forward and backward', f'{image / 1e9:.1f} G'),
-        ('… of them NT-Xent', f'{contrast_flops(batch, width) / 1e9:.3f} G'),
-        (f'FLOPs a step of {batch} images', f'{batch * image / 1e12:.1f} T'),
-        (f'all-reduced a step: gradients of {FLOAT} bytes', f'{gradients / 1e6:.1f} MB'),
-        (f'all-reduced a step: {found.norms} batch norms', f'{statistics / 1e6:.2f} MB'),
-        ('gathered a step, on each device', f'{gathered / 1e6:.2f} MB'),
-        ('images a device', f'{share}'),
+        ('FLOPs per image, two views: forward', f'{found.forward_flops / 1e9:.1f} G'),
+        ('FLOPs per image, two views: forward and backward', f'{image / 1e9:.1f} G'),
+        ('… of which NT-Xent', f'{contrast_flops(batch, width) / 1e9:.3f} G'),
+        (f'FLOPs per step of {batch} images', f'{batch * image / 1e12:.1f} T'),
+        (f'all-reduced per step: gradients of {FLOAT} bytes', f'{gradients / 1e6:.1f} MB'),
+        (f'all-reduced per step: {found.norms} batch norms', f'{statistics / 1e6:.2f} MB'),
+        ('gathered per step, on each device', f'{gathered / 1e6:.2f} MB'),
+        ('images per device', f'{share}'),
         (f'memory: weights, gradients, {slots} slot(s), copies', f'{fixed / 1e9:.2f} GB'),
-        ('memory: kept for backward, an image', f'{found.kept_bytes / 1e6:.1f} MB'),
-        ('memory: kept for backward, a device', f'{kept / 1e9:.2f} GB'),
-        ('memory: sum, of what a device has', _of(fixed + kept, devices.memory)),
+        ('memory: kept for backward, per image', f'{found.kept_bytes / 1e6:.1f} MB'),
+        ('memory: kept for backward, per device', f'{kept / 1e9:.2f} GB'),
+        ('memory: total, of a device', _of(fixed + kept, devices.memory)),
         ('images that fit on a device', f'{fitting}'),
-        ('step at peak, without exchange', f'{peak:.3f} s'),
-        (f'step at {devices.utilisation:.0%} of peak, with exchange', f'{seconds:.3f} s'),
-        ('… of it exchange', f'{exchange * 1e3:.1f} ms'),
+        ('step at peak, without communication', f'{peak:.3f} s'),
+        (f'step at {devices.utilisation:.0%} of peak, with communication', f'{seconds:.3f} s'),
+        ('… of which communication', f'{communication * 1e3:.1f} ms'),
         ('input needed, all devices', f'{batch / seconds:,.0f} images/s'),
         (
             f'{EPOCHS} epochs of ImageNet',
@@ -273,7 +273,7 @@ def _of(part: float, whole: float) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; defaults are ResNet-50 on a TPU v3-32, see docs/scaling.md."""
+    """Parses the command line; defaults are ResNet-50 on a TPU v3-32, see docs/scaling.md."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -283,14 +283,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--sk_ratio', type=float, default=0.0, help='selective kernels')
     add('--image_size', type=int, default=224, help='pixels')
     add('--mixed_precision', default='bfloat16', choices=('float32', 'bfloat16'), help='precision')
-    add('--local_bn', action='store_true', help='batch statistics of each device alone')
-    add('--train_batch_size', type=int, default=4096, help='images a step, all devices')
+    add('--local_bn', action='store_true', help='batch statistics per device')
+    add('--train_batch_size', type=int, default=4096, help='images per step, on all devices')
     add('--optimizer_slots', type=int, default=1, help='1: lars, momentum; 2: adam, lamb')
     add('--devices', type=int, default=32, help='replicas')
-    add('--peak_tflops', type=float, default=61.5, help='of a device')
+    add('--peak_tflops', type=float, default=61.5, help='of one device')
     add('--utilisation', type=float, default=0.15, help='share of the peak')
-    add('--bandwidth', type=float, default=82.0, help='GB/s from a device to the next')
-    add('--memory', type=float, default=17.2, help='GB of a device')
+    add('--bandwidth', type=float, default=82.0, help='GB/s from one device to the next')
+    add('--memory', type=float, default=17.2, help='GB of one device')
     options = parser.parse_args(argv)
     if options.train_batch_size % options.devices:
         parser.error('--train_batch_size must be a multiple of --devices')

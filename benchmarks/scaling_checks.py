@@ -1,9 +1,9 @@
-"""Compares the estimate of `benchmarks.scaling` with what can be counted and measured here.
+"""Compares the estimate of `benchmarks.scaling` with counts and measurements on this machine.
 
     python -m benchmarks.scaling_checks
 
-Takes about three minutes on two cores. Memory is measured in processes of their own: each runs two
-training steps of a network of small images and reports the most memory it held.
+Takes about three minutes on two cores. Memory is measured in separate processes, each of which runs
+two training steps on small images and reports its peak memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ choose_keras_2()
 
 import tensorflow as tf
 
-from benchmarks.scaling import VIEWS, Network, costs, flops, gathered_bytes, trace
+from benchmarks.scaling import CLASSES, VIEWS, Network, costs, flops, gathered_bytes, trace
 from tf2 import distribution
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tf2.methods.simclr import SimCLR
@@ -31,7 +31,7 @@ from tf2.models.layers import BatchNorm
 from tf2.optimizers import builder, decay
 from tf2.trainer import Penalty, Trainer
 
-BATCHES = (16, 32, 48)  # images; memory is fitted to these by a line
+BATCHES = (16, 32, 48)  # images, to which a line is fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Measured:
 
     @property
     def network(self) -> Network:
-        """What the estimate is asked for."""
+        """The same for the estimate."""
         return Network(ModelConfig(self.depth), self.image_size, self.precision)
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ MEASURED = (
 
 
 def profiled_flops(network: Network) -> tuple[int, int]:
-    """FLOPs of a step of two images by the estimate, and by TensorFlow's profiler.
+    """FLOPs of a step of two images, by the estimate and by TensorFlow's profiler.
 
     The profiler also counts ReLUs, means, sums of gradients and the like.
     """
@@ -75,7 +75,7 @@ def profiled_flops(network: Network) -> tuple[int, int]:
 
 
 def gathered_on_replicas(batch: int, width: int) -> int:
-    """Bytes of the projections of both views that one of two replicas has after the gather."""
+    """Bytes of both views' projections on one of two replicas after the gather."""
     devices = tf.config.list_logical_devices('CPU')[:2]
     strategy = tf.distribute.MirroredStrategy(
         [device.name for device in devices], tf.distribute.ReductionToOneDevice()
@@ -90,14 +90,14 @@ def gathered_on_replicas(batch: int, width: int) -> int:
 
 
 def peak_bytes(measured: Measured, batch: int) -> int:
-    """Most memory this process has held when two training steps are done."""
+    """Peak memory of this process after two training steps."""
     size = measured.image_size
     with mock.patch.object(BatchNorm, '_across_replicas', return_value=measured.global_bn):
         model = build_model(
             SimCLRModel(
                 measured.network.model,
                 size,
-                1000,
+                CLASSES,
                 precision=measured.precision,
                 detach_classifier=True,
             )
@@ -113,7 +113,7 @@ def peak_bytes(measured: Measured, batch: int) -> int:
 
 
 def measured_slope(index: int) -> float:
-    """Bytes an image by which the peak of `MEASURED[index]` grows, fitted over `BATCHES`."""
+    """Growth of the peak memory of `MEASURED[index]`, bytes per image, fitted over `BATCHES`."""
     peaks = []
     for batch in BATCHES:
         command = [sys.executable, '-m', __spec__.name, f'--memory={index}', f'--batch={batch}']
@@ -123,7 +123,7 @@ def measured_slope(index: int) -> float:
 
 
 def slope(places: Sequence[float], values: Sequence[float]) -> float:
-    """Of the straight line with the least squares."""
+    """Slope of the least-squares line."""
     middle = sum(places) / len(places)
     return sum((x - middle) * y for x, y in zip(places, values)) / sum(
         (x - middle) ** 2 for x in places
@@ -131,22 +131,22 @@ def slope(places: Sequence[float], values: Sequence[float]) -> float:
 
 
 def show(what: str, estimated: float, found: float, unit: str) -> None:
-    """One line of the table."""
+    """Prints one line of the table."""
     print(f'{what:56} {estimated:12.3f} {found:12.3f} {unit:8} {found / estimated:.3f}', flush=True)
 
 
 def main() -> None:
-    """Prints the table: estimate, count or measurement, and their quotient."""
+    """Prints the table: estimate, count or measurement, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--memory', type=int, help='only measure the memory of this network')
-    parser.add_argument('--batch', type=int, help='images a step, for --memory')
+    parser.add_argument('--memory', type=int, help='measure only the memory of this network')
+    parser.add_argument('--batch', type=int, help='images per step, for --memory')
     given = parser.parse_args()
     if given.memory is not None:
         print(peak_bytes(MEASURED[given.memory], given.batch))
         return
     cpu = tf.config.list_physical_devices('CPU')[0]
     tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
-    print(f'{"":56} {"estimate":>12} {"found":>12} {"":8} quotient')
+    print(f'{"":56} {"estimate":>12} {"found":>12} {"":8} ratio')
     for depth in (18, 50):
         own, profiled = profiled_flops(Network(ModelConfig(resnet_depth=depth), 224, 'float32'))
         show(f'ResNet-{depth}, 224 px: FLOPs of a step, 2 images', own / 1e9, profiled / 1e9, 'G')

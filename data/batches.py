@@ -1,15 +1,14 @@
-"""Source + views → batches, without end for training and exactly once for evaluation.
+"""Source + views → batches: an endless stream for training, a single pass for evaluation.
 
-A training batch depends on nothing but the settings and its number: epoch e is a permutation
-seeded by (seed, e), and every view is drawn from (seed, e, example, view). So a run that starts
-at step k sees what a run from the beginning sees from step k on.
+A training batch depends only on the settings and its number: epoch e is a permutation seeded by
+(seed, e), and every view is drawn from (seed, e, example, view). So a run that starts at step k
+sees the same batches as an uninterrupted run from step k on.
 
-With several workers each makes its own rows of every batch. Where the data set has a file for
-each, a worker reads, shuffles and repeats its own share of the files; then the batches depend on
-the number of workers, the views of an example in an epoch do not. Elsewhere all go through
-the same order and decode their own rows alone; then the workers' rows, one after the other, are
-the batches of a single process: to the last bit if a worker's rows make groups of the same size
-(`_group_size`), else up to rounding.
+With several workers, each makes its own rows of every batch. If there are enough files, each worker
+reads, shuffles and repeats its own share of them: batches then depend on the number of workers, but
+the views of an example in an epoch do not. Otherwise all workers follow the same order and decode
+only their own rows: the workers' rows, concatenated, are then the batches of a single process, bit
+for bit if a worker's rows form groups of the same size (`_group_size`), else up to rounding.
 """
 
 from __future__ import annotations
@@ -36,17 +35,16 @@ from data.worker import Worker
 Example = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
 Batch = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
 
-# Examples in the shuffle buffer. Encoded ones are counted, and limited by their size: data sets of
-# small images fit as a whole; of ImageNet (about 110 kB each) as many are held as 2 GB take.
+# Examples in the shuffle buffer. Encoded ones are also limited to HELD_BYTES: data sets of small
+# images fit as a whole; of ImageNet, at about 110 kB each, 2 GB are held.
 _BUFFER_SMALL_IMAGES = 65_536
 _BUFFER_LARGE_IMAGES = 16_384
-_BUFFER_PATHS = 262_144  # of files that are read after the shuffle; some 100 MB
-# Most images that are handed to a compiled function at once: many, so that small ones don't spend
-# their time in overhead; fewer where images are large, so that they don't fill the memory. A batch
-# that is one group is not copied again.
+_BUFFER_PATHS = 262_144  # if files are read after the shuffle; about 100 MB
+# Most images per call of a compiled function: many small ones, so that overhead doesn't dominate;
+# fewer large ones, to limit memory. A batch that is a single group is not copied again.
 _GROUP_SMALL_IMAGES = 256
 _GROUP_LARGE_IMAGES = 64
-_LEAST_OF_GROUP = 8  # a group has at least this part of the images it may have
+_SMALLEST_GROUP = 8  # groups have at least an eighth of the images they may have
 _PREFETCHED_BATCHES = 2
 
 
@@ -62,34 +60,35 @@ def train_batches(
     worker: Worker = Worker(),
     finished: bool = True,
 ) -> tf.data.Dataset:
-    """An endless stream of training batches; batches run across the ends of epochs.
+    """An endless stream of training batches; a batch may span two epochs.
 
-    With `config.tf_data_service` the batches are made by that service's workers, each of which
-    works at an epoch of its own. Every epoch still holds every example once, with its own views;
-    but the order of batches is not repeatable, a batch may be of any epoch that is being made,
-    and a run that starts at example `start` starts with the epoch that this one belongs to.
+    With `config.tf_data_service`, that service's workers make the batches, each for an epoch of
+    its own. Every epoch still holds every example once, with its own views. But batches of several
+    epochs mix, their order is not repeatable, and a run that starts at example `start` starts at
+    the beginning of that example's epoch.
 
     Args:
         source: where the examples come from.
         config: settings of the augmentations; `image_size` is the views' size in pixels.
         split: split or slice of `source`.
-        views: what is made of each example.
+        views: the views of each example.
         batch_size: examples per batch, of all workers together.
         seed: the run's seed.
-        start: how many examples to leave out at the beginning, of all workers together; a multiple
-            of their number. What is left out is neither decoded nor augmented.
+        start: number of examples to skip, of all workers together; a multiple of their number.
+            Skipped examples are neither decoded nor augmented.
         worker: which of several processes this is.
-        finished: whether views are complete. If not, `finisher` does on the device what can be
-            done to a whole batch, and batches also hold 'seeds': tuple of [b, 2] int32.
+        finished: whether views are complete. If not, `finisher` applies on the device the
+            operations that take whole batches, and batches also hold 'seeds': tuple of [b, 2]
+            int32.
 
     Returns:
         Dataset of {'views': tuple of [b, size, size, 3] float32 in [0, 1], 'label': [b] int32,
-        -1 = none, 'index': [b] int64, position in the split}, and what else the source's examples
-        hold; b is batch_size / worker.count.
+        -1 = none, 'index': [b] int64, position in the split}, and any other features of the
+        source's examples except strings; b is batch_size / worker.count.
 
     Raises:
         UserError: if there is no such split, it has fewer examples than a batch, the batch cannot
-            be shared out evenly, or nothing answers at `config.tf_data_service`.
+            be divided evenly, or nothing answers at `config.tf_data_service`.
     """
     _check_fills_a_batch(source, split, batch_size)
     rows = _rows(worker, batch_size, '--train_batch_size')
@@ -118,7 +117,7 @@ def _check_fills_a_batch(source: Source, split: str, batch_size: int) -> None:
 
 
 def _made_by_service(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
-    # The service hands out the epochs' numbers, so no two of its workers make the same epoch.
+    # The service distributes the epoch numbers, so no two of its workers make the same epoch.
     mode = tf.data.experimental.service.ShardingPolicy.DYNAMIC
     return dataset.apply(tf.data.experimental.service.distribute(mode, address))
 
@@ -126,7 +125,7 @@ def _made_by_service(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
 def _finish_in_groups(
     dataset: tf.data.Dataset, views: Sequence[View], config: DataConfig, batch_size: int
 ) -> tf.data.Dataset:
-    """Batches of what `_first_steps` gave, with the steps after it done on the host."""
+    """Applies `_last_steps` on the host, compiled, and batches."""
     limit = _GROUP_SMALL_IMAGES if _is_small(config) else _GROUP_LARGE_IMAGES
     dataset = dataset.batch(_group_size(batch_size, limit), drop_remainder=True)
     dataset = _map(dataset, _last_steps(views, functools.partial(_compile, config=config)))
@@ -162,7 +161,7 @@ def _training_examples(
 
 
 def _most_buffered(source: Source, config: DataConfig, split: str) -> int:
-    """How many examples the shuffle buffer may hold, whatever they take in memory."""
+    """The largest number of examples in the shuffle buffer."""
     if source.read is not None:
         return _BUFFER_PATHS
     most = _BUFFER_SMALL_IMAGES if _is_small(config) else _BUFFER_LARGE_IMAGES
@@ -173,7 +172,7 @@ def _most_buffered(source: Source, config: DataConfig, split: str) -> int:
 def finisher(config: DataConfig, *, views: Sequence[View]) -> Callable[[Batch], Batch]:
     """Completes the batches of `train_batches(..., finished=False)`, on any device.
 
-    The views are those of the host up to rounding: each image has its own draws there and here.
+    The views are those of the host up to rounding, because each image has the same draws.
 
     Args:
         config: as given to `train_batches`.
@@ -192,13 +191,14 @@ def finisher(config: DataConfig, *, views: Sequence[View]) -> Callable[[Batch], 
 def _first_steps(
     source: Source, views: Sequence[View], config: DataConfig
 ) -> Callable[..., Example]:
-    """What is done to one example at a time."""
+    """(epoch key, position, example) → example with 'views' after the single-image operations."""
     firsts = [_split_ops(view)[0] for view in views]
 
     def first_steps(key: tf.Tensor, index: tf.Tensor, example: Example) -> Example:
         seeds = tuple(view_seed(key, index, view.draw) for view in views)
         opened = _open_views(source, example, seeds, firsts, config)
-        return {**_others(example), 'views': opened, 'seeds': seeds, 'index': index}
+        # A source that is a part of another says where its examples are in the whole.
+        return {'index': index, **_others(example), 'views': opened, 'seeds': seeds}
 
     return first_steps
 
@@ -206,13 +206,13 @@ def _first_steps(
 def _last_steps(
     views: Sequence[View], augment: Callable[[View], Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
 ) -> Callable[[Example], Batch]:
-    """What is done after `_first_steps`, to several examples; `augment` says how.
+    """A group of what `_first_steps` returns → a group with complete views.
 
     Args:
-        views: of each example.
+        views: the views of each example.
         augment: view → (images, seeds) → images.
     """
-    # Views that differ in nothing but their draws are made, and compiled, by one function.
+    # Views that differ only in their draws share a function, which is compiled once.
     lasts = [dataclasses.replace(_split_ops(view)[1], draw=0) for view in views]
     augmenters = {last: augment(last) for last in lasts}
 
@@ -234,27 +234,26 @@ def eval_batches(
     views: Sequence[View] = EVALUATION,
     worker: Worker = Worker(),
 ) -> tf.data.Dataset:
-    """Every example of a split once, in a fixed order; the last batch is filled up.
+    """Every example of a split once, in a fixed order; the last batch is padded.
 
-    With several workers, their rows one after the other are the batches of a single process.
+    With several workers, their rows, concatenated, are the batches of a single process.
 
     Args:
         source: where the examples come from.
         config: settings; `image_size` is the view's size in pixels.
         split: split or slice of `source`.
         batch_size: examples per batch, of all workers together.
-        views: what is made of each example, without chance: that of evaluation, maybe a teacher's.
+        views: the views of each example, deterministic ones.
         worker: which of several processes this is.
 
     Returns:
         Finite dataset of {'views': tuple of [b, size, size, 3] float32 in [0, 1], 'label': [b]
         int32, -1 = none, 'index': [b] int64, position in the split, 'mask': [b] bool, False where
-        the batch was filled up with black images}, and what else the source's examples hold; b is
-        batch_size / worker.count. As many batches for every worker.
+        the batch is padded with black images}, and any other features of the source's examples
+        except strings; b is batch_size / worker.count. Every worker has as many batches.
 
     Raises:
-        UserError: if there is no such split, it is empty, or the batch cannot be shared out
-            evenly.
+        UserError: if there is no such split, it is empty, or the batch cannot be divided evenly.
     """
     count = _count(source, split)
     if count == 0:
@@ -267,10 +266,11 @@ def eval_batches(
     missing = sum(last_start + row >= count for row in rows)
 
     def view(index: tf.Tensor, example: Example) -> Example:
-        # These views leave nothing to chance; their operations ignore the seed.
+        # The operations of deterministic views ignore the seed.
         seeds = (tf.zeros([2], tf.int32),) * len(views)
         opened = _open_views(source, example, seeds, views, config)
-        return {**_others(example), 'views': opened, 'index': index, 'mask': tf.constant(True)}
+        mask = tf.constant(True)
+        return {'index': index, **_others(example), 'views': opened, 'mask': mask}
 
     dataset = source.examples(split).enumerate()
     if worker.count > 1:
@@ -291,14 +291,14 @@ def sample_views(
     count: int,
     seed: int,
 ) -> tuple[tf.Tensor, ...]:
-    """Training views of the first examples of a split, to look at.
+    """Training views of the first examples of a split, for display.
 
     Args:
         source: where the examples come from.
         config: settings of the augmentations.
         split: split or slice of `source`.
-        views: what is made of each example.
-        count: how many examples.
+        views: the views of each example.
+        count: number of examples.
         seed: the run's seed.
 
     Returns:
@@ -338,7 +338,7 @@ def _is_small(config: DataConfig) -> bool:
 
 
 def _rows(worker: Worker, batch_size: int, flag: str) -> range:
-    """The worker's rows of a batch; every worker has as many."""
+    """The worker's rows of a batch; every worker has the same number."""
     if batch_size % worker.count:
         raise UserError(
             f'{flag} must be a multiple of the number of workers, {worker.count}; '
@@ -348,9 +348,9 @@ def _rows(worker: Worker, batch_size: int, flag: str) -> range:
 
 
 def _is_row_of(worker: Worker, batch_size: int, start: int = 0) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Place in the stream of a single process, int64 scalar → whether it is the worker's.
+    """Position in a single process's stream, int64 scalar → whether it is the worker's.
 
-    Batches count from the place `start` on.
+    The first batch starts at position `start`.
     """
     rows = worker.part(batch_size)
 
@@ -362,7 +362,7 @@ def _is_row_of(worker: Worker, batch_size: int, start: int = 0) -> Callable[[tf.
 
 
 def _keep(places: tf.data.Dataset, is_own: Callable[[tf.Tensor], tf.Tensor]) -> tf.data.Dataset:
-    """Of (place, element) the elements whose place is the worker's."""
+    """The elements of (position, element) pairs whose position is the worker's."""
     return places.filter(lambda place, _: is_own(place)).map(lambda _, element: element)
 
 
@@ -375,22 +375,22 @@ def _epochs(
     skip: int,
     is_own: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
-    """(epoch key, index, example), one epoch after the other, from the skip-th on.
+    """(epoch key, index, example), one epoch after another, without the first `skip`.
 
     Args:
         examples: finite dataset of (index, example).
         count: examples per epoch.
         buffer: size of the shuffle buffer.
         seed: the run's seed.
-        skip: how many examples to leave out, over all epochs.
-        is_own: place in the stream from its beginning → whether to keep it; None keeps all.
+        skip: number of examples to skip, over all epochs.
+        is_own: position in the whole stream → whether to keep it; None keeps all.
     """
     first_epoch, offset = divmod(skip, count)
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         key = epoch_key(seed, epoch)
-        # Without a seed of its own this function's graph would take the program's global seed,
-        # and with 0 for that, `shuffle` fails on a seed that is a tensor.
+        # Without a graph-level seed of its own, this function's graph would take the program's
+        # global seed; if that is 0, `shuffle` fails on a seed that is a tensor.
         tf.compat.v1.set_random_seed(1)
         order = examples.shuffle(
             buffer, seed=tf.cast(key, tf.int64), reshuffle_each_iteration=False
@@ -406,12 +406,16 @@ def _epochs(
 
 
 def _others(example: Example) -> Example:
-    """What is handed on of an example besides its image."""
-    return {key: value for key, value in example.items() if key not in ('image', 'path')}
+    """What batches hold of an example besides its image; no strings, which accelerators can't."""
+    return {key: value for key, value in example.items() if key != 'image' and not _has_text(value)}
+
+
+def _has_text(value: Any) -> bool:
+    return any(part.dtype == tf.string for part in tf.nest.flatten(value))
 
 
 def _split_ops(view: View) -> tuple[View, View]:
-    """Cuts a view's operations into those that take single images only and those after them."""
+    """Splits a view after its last operation that takes only single images."""
     cut = 0
     for position, op in enumerate(view.ops):
         if not entry_of(op).takes_batches:
@@ -426,7 +430,7 @@ def _open_views(
     views: Sequence[View],
     config: DataConfig,
 ) -> tuple[tf.Tensor, ...]:
-    """Decodes one example once and makes each of `views` of it, with its seed."""
+    """Decodes one example once and makes each of its `views`, with its seed."""
     stored, name = example['image'], example.get('path', f'one of {source.name}')
     if stored.dtype == tf.string:
         stored = check_size(stored, config.max_pixels, name)
@@ -441,13 +445,11 @@ def _augment(image: tf.Tensor, seed: tf.Tensor, view: View, config: DataConfig) 
 
 
 def _compile(view: View, config: DataConfig) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """(images, seeds) → images: all steps, for one image of a group after the other.
+    """(images, seeds) → images: applies all operations to one image of a group after another.
 
-    An image stays in the processor's cache meanwhile, and small ones don't spend their time in
-    overhead.
+    So an image stays in the processor's cache, and a group has the overhead of a single call.
     """
-
-    _compile_unseen()
+    _compile_silently()
 
     @tf.function(jit_compile=True, autograph=False)
     def each(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
@@ -461,8 +463,8 @@ def _compile(view: View, config: DataConfig) -> Callable[[tf.Tensor, tf.Tensor],
 
 
 @functools.cache
-def _compile_unseen() -> None:
-    """Compiles something: with the first of all, XLA logs two lines, whatever the log level is."""
+def _compile_silently() -> None:
+    """Makes a first compilation, at which XLA logs two lines at any log level."""
     kept = os.dup(2)
     try:
         with open(os.devnull, 'w') as nowhere, tf.device('CPU:0'):
@@ -474,26 +476,26 @@ def _compile_unseen() -> None:
 
 
 def _group_size(batch_size: int, limit: int) -> int:
-    """The largest divisor of `batch_size` up to `limit`, or `limit` where all of them are small.
+    """The largest divisor of `batch_size` up to `limit`, or `limit` if all of them are small.
 
-    Groups of a divisor don't straddle batches: a resumed run forms the same groups. Others hold
-    other images then, each of which is still computed by itself.
+    If the group size divides the batch, groups don't straddle batches and a resumed run forms the
+    same ones. Otherwise its groups hold other images, each of which is still computed separately.
     """
     largest = min(batch_size, limit)
     divisors = (size for size in range(largest, 0, -1) if batch_size % size == 0)
     divisor = next(divisors)
-    return divisor if _LEAST_OF_GROUP * divisor >= largest else largest
+    return divisor if _SMALLEST_GROUP * divisor >= largest else largest
 
 
 def _blank(spec: Example) -> tf.data.Dataset:
-    """One example that fills up a batch: black, without a label, masked."""
+    """One example for padding: black, without a label, masked."""
     blank = tf.nest.map_structure(lambda part: tf.zeros(part.shape, part.dtype), spec)
     unknown = {'label': tf.constant(NO_LABEL), 'index': tf.constant(-1, tf.int64)}
     return tf.data.Dataset.from_tensors({**blank, **unknown})
 
 
 def _map(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:
-    # No function here has control flow to convert, and a converted one buries the message of a
+    # No function here has control flow to convert, and a conversion would bury the message of a
     # UserError in a trace.
     plain = tf.autograph.experimental.do_not_convert(function)
     return dataset.map(plain, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -1,4 +1,4 @@
-"""Settings of the input: which images, which split, which augmentation."""
+"""Settings of the input: data set, splits, labels and augmentation."""
 
 from __future__ import annotations
 
@@ -56,27 +56,27 @@ class DataConfig:
     )
     cache_dataset: bool = option(
         False,
-        'Keep the encoded training examples in memory after they were read once.',
+        'Keep the encoded training examples in memory after the first read.',
         resume='free',
     )
     tf_data_service: str | None = option(
         None,
         'Address of a tf.data service, grpc://host:port, whose workers make the training batches '
-        '(python -m data.service starts them). Each works at an epoch of its own, so batches of '
-        'several epochs mix and their order is not repeatable. Unset: this process makes them.',
+        '(started with python -m data.service). Each worker makes an epoch of its own, so batches '
+        'of several epochs mix, in an order that is not repeatable. Unset: this process makes the '
+        'batches.',
         resume='free',
     )
     image_range: str = option(
         'auto',
-        'Range of the values of floating-point images, the same for all of them: what is outside '
-        'by more than rounding is an error. auto: found in the first training images. Integers '
-        'need none.',
+        'Range of the values of floating-point images; values outside of it are an error. auto: '
+        'inferred from the first training images. Not for integer images.',
         choices=('auto', '0..1', '-1..1', '0..255'),
     )
     max_pixels: int = option(
         80_000_000,
-        'Most pixels an image may have, by the header of its file: decoding takes memory for all '
-        'of them, however small the file is. 0: no limit.',
+        'Largest number of pixels in an image, checked in the file header before decoding, since '
+        'a small file can decode to a huge image. 0: no limit.',
         at_least=0,
         modes=('eval', 'export'),
         resume='free',
@@ -101,22 +101,22 @@ class DataConfig:
     use_blur: bool = option(True, 'Blur half of the pretraining views with a random Gaussian.')
     crop_min_area: float = option(
         0.08,
-        'Smallest share of the image area a random crop may have (boxes below 1.25 times it are '
-        'redrawn, as the published program does).',
+        'Smallest share of the image area in a random crop. As in the published program, boxes '
+        'below 0.1 are redrawn at the default.',
         above=0,
         at_most=1,
     )
 
     label_fraction: float = option(
         1.0,
-        'Share of the training labels to use, of every class; for fine-tuning, and distillation '
-        'with labels.',
+        'Share of the labels of each class to train on; for fine-tuning, and for distillation with '
+        'labels.',
         above=0,
         at_most=1,
     )
     labels_per_class: int = option(
         0,
-        'Number of training labels to use of every class, likewise; 0 uses them all.',
+        'Number of labels of each class to train on, instead of --label_fraction. 0: all.',
         at_least=0,
     )
 

@@ -1,4 +1,4 @@
-"""What went wrong while images were read, told in one line where the user can mend it."""
+"""Turns failures to read images into one-line errors, where the user can fix the cause."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _UNDECODABLE = re.compile(r'Invalid (PNG|JPEG|GIF|BMP)|Unknown image file format
 
 
 @contextlib.contextmanager
-def told(source: Source) -> Iterator[None]:
-    """Within it, failures to read `source` that the user can mend are a UserError."""
+def as_user_errors(source: Source) -> Iterator[None]:
+    """Turns failures to read `source` that the user can fix into a UserError."""
     try:
         yield
     except (tf.errors.OpError, UnicodeDecodeError) as error:
@@ -31,11 +31,11 @@ def explain(error: tf.errors.OpError | UnicodeDecodeError, source: Source) -> st
     """One line about what is wrong with the images.
 
     Args:
-        error: raised by a step that reads batches; see `settings.text_of` for the second kind.
+        error: raised by a step that reads batches; see `errors.text_of` for the second kind.
         source: where the images come from.
 
     Returns:
-        What was expected, what was found, what to do; None if the images are not the cause.
+        Expected, found, what to do; None if the images are not the cause.
     """
     line = line_within(error)
     if line is not None:
@@ -60,7 +60,7 @@ def explain(error: tf.errors.OpError | UnicodeDecodeError, source: Source) -> st
 
 
 def _said(error: BaseException) -> str:
-    """The message without the places in the graph that TensorFlow lists around it."""
+    """The message without the graph locations that TensorFlow adds to it."""
     places = r'\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*?\].*'
     message = re.sub(places, ' ', text_of(error), flags=re.DOTALL)
     return shown(' '.join(message.split()))[:300]

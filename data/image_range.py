@@ -1,4 +1,4 @@
-"""The range of floating-point images: one for a data set, whatever a single image may look like."""
+"""The range of floating-point images, one for the whole data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 from common.errors import UserError
 from data.images import RANGES, ROUNDING
 
-LOOKED_AT = 256  # images
+IMAGES_SAMPLED = 256
 
 
 def check_integers(name: str, given: str) -> None:
@@ -16,25 +16,26 @@ def check_integers(name: str, given: str) -> None:
     if given != 'auto':
         raise UserError(
             f'--image_range={given} is for floating-point images; those of {name} are integers, '
-            'whose type tells their range. Leave it out.'
+            'whose type gives their range. Leave it out.'
         )
 
 
 def find_range(name: str, split: str, images: tf.data.Dataset) -> str:
-    """The range that the first images of a data set have.
+    """Infers the range of a data set from its first images.
 
     Args:
         name: of the data set, for the message.
-        split: from which `images` are, for the message.
+        split: of `images`, for the message.
         images: decoded, of a floating-point dtype, in a fixed order.
 
     Returns:
-        Key of `RANGES`: the narrowest from 0 on that holds all of them, or -1..1.
+        Key of `RANGES`: 0..1 if all values are in it, else 0..255, else -1..1.
 
     Raises:
-        UserError: if there is none.
+        UserError: if none of them fits.
     """
-    first = images.take(LOOKED_AT).map(lambda image: (tf.reduce_min(image), tf.reduce_max(image)))
+    first = images.take(IMAGES_SAMPLED)
+    first = first.map(lambda image: (tf.reduce_min(image), tf.reduce_max(image)))
     found = list(first.as_numpy_iterator())
     if not found:
         return '0..1'
@@ -42,7 +43,7 @@ def find_range(name: str, split: str, images: tf.data.Dataset) -> str:
     for image_range in ('0..1', '0..255', '-1..1'):
         black, white = RANGES[image_range]
         slack = ROUNDING * (white - black)
-        if least >= black - slack and most <= white + slack:  # false if they are not numbers
+        if least >= black - slack and most <= white + slack:  # False for NaN
             return image_range
     raise UserError(
         f'Floating-point images must be in {", ".join(RANGES)}; found values from {least:g} to '

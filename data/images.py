@@ -1,4 +1,4 @@
-"""From whatever a file or a feature holds to what every augmentation takes: RGB in [0, 1]."""
+"""Converts images of any format and dtype to what every augmentation takes: RGB in [0, 1]."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import tensorflow as tf
 
 from common.errors import LINE_BEGINS, LINE_ENDS, UserError
 
-# Range of floating-point images, a value of --image_range → what is black, what is white.
+# Value of --image_range -> values of black and white in floating-point images.
 RANGES = {'0..1': (0.0, 1.0), '-1..1': (-1.0, 1.0), '0..255': (0.0, 255.0)}
-ROUNDING = 1e-3  # of a range, by which values may lie outside of it
+ROUNDING = 1e-3  # tolerance for values outside of a range, as a share of it
 _PNG, _GIF = (int.from_bytes(magic, 'big', signed=True) for magic in (b'\x89PNG', b'GIF8'))
 
 
 def check_size(encoded: tf.Tensor, most: int, name: str | tf.Tensor) -> tf.Tensor:
-    """Reads height and width from the header of an image file, before it is decoded.
+    """Limits the number of pixels of an image file by its header, before it is decoded.
 
     Args:
         encoded: scalar string, the bytes of a PNG, JPEG, GIF or BMP file.
-        most: pixels it may have; 0 for no limit.
-        name: for the message.
+        most: largest number of pixels; 0 for no limit.
+        name: of the image, for the message.
 
     Returns:
-        `encoded`. If it has more pixels, the graph fails with a line for the user.
+        `encoded`. The graph fails with a one-line message if the image has more pixels.
     """
     if not most:
         return encoded
@@ -36,7 +36,7 @@ def check_size(encoded: tf.Tensor, most: int, name: str | tf.Tensor) -> tf.Tenso
 
 
 def _size_in_header(encoded: tf.Tensor) -> tf.Tensor:
-    """[2] int32, height and width; zeros if this is no image, which decoding then tells."""
+    """[2] int32, height and width; zeros if this is no image, which decoding will report."""
     head = tf.io.decode_raw(encoded, tf.int32, little_endian=False, fixed_length=28)
 
     def of_others() -> tf.Tensor:
@@ -57,7 +57,7 @@ def _size_in_header(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _refuse_unless(condition: tf.Tensor, *words: str | tf.Tensor) -> tf.Operation | None:
-    """An operation that fails with a line for the user, made of `words`, unless `condition`."""
+    """An operation that fails with a one-line message, made of `words`, unless `condition`."""
     return tf.raw_ops.Assert(
         condition=condition, data=[LINE_BEGINS, *words, LINE_ENDS], summarize=3
     )
@@ -73,9 +73,9 @@ def to_rgb(image: tf.Tensor, image_range: str = '0..1', name: str | tf.Tensor = 
         name: of the image, for messages.
 
     Returns:
-        [h, w, 3] of integers as they are stored, which `to_unit_range` takes, or float32 in
-        [0, 1]. The graph fails with a line for the user if a floating-point image is not within
-        `image_range`, apart from rounding.
+        [h, w, 3], either integers as stored, for `to_unit_range`, or float32 in [0, 1]. The graph
+        fails with a one-line message if a floating-point image is not within `image_range`, apart
+        from rounding.
 
     Raises:
         UserError: if the image has another rank or number of channels.
@@ -90,7 +90,7 @@ def to_rgb(image: tf.Tensor, image_range: str = '0..1', name: str | tf.Tensor = 
             'Choose a data set of grey or colour images.'
         )
     if channels != 3:
-        # A gather serves every channel count, also one that is known only when the file was read.
+        # A gather works for every channel count, even if it is unknown until the file is read.
         is_colour = tf.shape(image)[-1] >= 3
         image = tf.gather(image, tf.where(is_colour, [0, 1, 2], [0, 0, 0]), axis=-1)
         image.set_shape([None, None, 3])
@@ -98,22 +98,22 @@ def to_rgb(image: tf.Tensor, image_range: str = '0..1', name: str | tf.Tensor = 
 
 
 def _from_range(image: tf.Tensor, image_range: str, name: str | tf.Tensor) -> tf.Tensor:
-    """Floating-point `image` from its range to [0, 1], float32."""
+    """Scales a floating-point `image` from its range to [0, 1], float32."""
     image = tf.cast(image, tf.float32)
     black, white = RANGES[image_range]
     slack = ROUNDING * (white - black)
     least, most = tf.reduce_min(image), tf.reduce_max(image)
     refusal = _refuse_unless(
-        (least >= black - slack) & (most <= white + slack),  # false where a value is not a number
-        *('Images must be in ', image_range, ' as those looked at first, or as --image_range says'),
-        *('; ', name, ' has values from ', least, ' to ', most, '. Give the --image_range of all.'),
+        (least >= black - slack) & (most <= white + slack),  # False for NaN
+        *('Images must be in ', image_range, ', the range of the first ones or of --image_range; '),
+        *(name, ' has values from ', least, ' to ', most, '. Give the --image_range of all.'),
     )
     with tf.control_dependencies([refusal]):
         return tf.clip_by_value((image - black) / (white - black), 0.0, 1.0)
 
 
 def to_unit_range(image: tf.Tensor) -> tf.Tensor:
-    """Float32 in [0, 1] of what `to_rgb` gives, or of a part of it.
+    """Converts the result of `to_rgb`, or a part of it, to float32 in [0, 1].
 
     Unsigned 16-bit values are divided by 65,535, other integers by 255.
 
@@ -132,11 +132,11 @@ def to_unit_range(image: tf.Tensor) -> tf.Tensor:
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
-    """Resizes to a square (bicubic); clipped, because bicubic interpolation overshoots.
+    """Resizes to a square (bicubic), and clips what bicubic interpolation overshoots.
 
     Args:
         image: [h, w, 3] float32 in [0, 1], or integers as `to_unit_range` takes them.
-        size: height and width wanted, in pixels.
+        size: height and width of the result, in pixels.
 
     Returns:
         [size, size, 3] float32 in [0, 1].

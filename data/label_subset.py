@@ -1,4 +1,4 @@
-"""A few labelled examples out of many: stratified, seeded, the same on every machine."""
+"""A stratified, seeded subset of the labels, the same on every machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from data.labels import label_arrays, read_labels
 from data.sources.source import HELD_BYTES, NO_LABEL, Source, no_share
 from data.worker import Worker
 
-# Encoded examples of a subset up to this size stay in memory: finding them again would mean to
-# read the whole split in every epoch.
+# Subsets of up to this many examples are cached, encoded: otherwise every epoch would read the
+# whole split to find them.
 CACHED_EXAMPLES = 20_000
 
 
@@ -28,7 +28,7 @@ class LabelSubset:
         indices: [n] int64, their positions in the source's order, ascending.
         labels: [n] int32.
         class_names: names by label; None if they have none.
-        examples: [n], what a person finds each example by; None if nothing is known.
+        examples: [n], the file or slice of each example, see `Source.identify`; None if unknown.
     """
 
     indices: np.ndarray
@@ -37,10 +37,10 @@ class LabelSubset:
     examples: Sequence[str] | None = None
 
     def listing(self) -> str:
-        """A line for every chosen example, its fields apart by tabs.
+        """One line for each chosen example, with fields separated by tabs.
 
-        They are its position, the name of its class, and its file or a slice of the split. A
-        control character in a name is escaped, and what has no name is told by its number.
+        The fields are its position, its class (a number if classes have no names), and its file or
+        a slice of the split. Control characters in names are escaped.
         """
         names = [self.class_names[i] if self.class_names else str(i) for i in self.labels]
         fields = [self.indices, names, *([self.examples] if self.examples else [])]
@@ -49,7 +49,7 @@ class LabelSubset:
 
 
 def wants_subset(config: DataConfig) -> bool:
-    """Whether `config` asks for some of the labels instead of all."""
+    """Whether `config` asks for a subset of the labels."""
     return config.labels_per_class > 0 or config.label_fraction < 1
 
 
@@ -84,7 +84,7 @@ def choose_labels(source: Source, config: DataConfig, *, split: str, seed: int) 
 
 
 def _order(seed: int, index: int) -> bytes:
-    # Not NumPy's generators: their permutations may change from one release to the next.
+    # A hash, because permutations of NumPy's generators may change between releases.
     return hashlib.blake2b(f'{seed} {index}'.encode(), digest_size=16).digest()
 
 
@@ -106,16 +106,17 @@ def _check_count(source: Source, config: DataConfig, label: int, count: int, mem
 
 
 def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
-    """`source` with nothing but the chosen examples in `split`; other splits are as they were.
+    """`source` with only the chosen examples in `split`; other splits are unchanged.
 
-    Where they lie in the files is not known, so several workers all read the whole of them.
+    Each chosen example also has an 'index', its position in the whole split. Where it is in the
+    files is unknown, so every worker reads all of them.
     """
     is_chosen = _membership(subset)
     size = 0 if source.read else source.bytes_per_example(split) or 0
     few = len(subset.indices) <= min(CACHED_EXAMPLES, HELD_BYTES / max(size, 1))
     chosen = source.examples(split).enumerate()
     chosen = chosen.filter(lambda index, _: is_chosen(index))
-    chosen = chosen.map(lambda _, example: example)
+    chosen = chosen.map(lambda index, example: {**example, 'index': index})
     chosen = chosen.cache() if few else chosen
     return dataclasses.replace(
         source,
@@ -129,7 +130,7 @@ def restrict(source: Source, split: str, subset: LabelSubset) -> Source:
 
 
 def _known_labels(source: Source, split: str, labels: np.ndarray) -> dict[str, Callable]:
-    """Fields of `source` that say what the labels of `split` are, without reading them again."""
+    """Replacements for fields of `source`, so that labels of `split` are not read again."""
 
     def arrays(asked: str) -> Iterator[np.ndarray]:
         return iter([labels]) if asked == split else label_arrays(source, asked)
@@ -141,7 +142,7 @@ def _known_labels(source: Source, split: str, labels: np.ndarray) -> dict[str, C
 
 
 def hide_other_labels(source: Source, split: str, subset: LabelSubset) -> Source:
-    """`source` with all its examples, of which in `split` only the chosen ones have a label."""
+    """`source` with all its examples; in `split` only the chosen ones keep their label."""
     is_chosen = _membership(subset)
 
     def hide(index: tf.Tensor, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -166,7 +167,7 @@ def hide_other_labels(source: Source, split: str, subset: LabelSubset) -> Source
 
 def _membership(subset: LabelSubset) -> Callable[[tf.Tensor], tf.Tensor]:
     """Position in the source's order, int64 scalar -> whether it was chosen, bool scalar."""
-    # A constant and not a table: it is part of the dataset, wherever that is run. The last number
-    # is larger than any position, so that a search always ends at one.
+    # A constant rather than a lookup table, because a constant is part of the dataset's graph,
+    # wherever that runs. The last number is larger than any position, so every search finds one.
     chosen = tf.constant(np.append(subset.indices, np.iinfo(np.int64).max), tf.int64)
     return lambda index: chosen[tf.searchsorted(chosen, [index])[0]] == index

@@ -1,7 +1,7 @@
-"""What is known of labels before any image is: how many there are, of which class, in which order.
+"""Counts labels without decoding images, and renumbers classes.
 
-Classes are compared by name. Two data sets may number the same classes differently, and a
-classifier goes with the numbers that it was trained with.
+Classes are compared by name: two data sets may number the same classes differently, and a
+classifier keeps the numbers that it was trained with.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError, shown
-from data.sources.source import BYTES_LOOKED_AT, NO_LABEL, Source
+from data.sources.source import BYTES_SAMPLED, NO_LABEL, Source
 from data.worker import Worker
 
-_READ_AT_ONCE = 1024
+_LABELS_PER_BATCH = 1024
 _LISTED = 8  # names of classes in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelCounts:
-    """How the examples of a split spread over the classes.
+    """How the examples of a split are distributed over the classes.
 
     Attributes:
-        examples: that count: those of the split, or its first ones.
-        read: of how many the label was looked at, the first ones.
-        by_class: [c] int64, how many of these are of each class.
+        examples: number of examples in the split, or of its first ones if only they count.
+        read: number of labels that were read; they are those of the first examples.
+        by_class: [c] int64, how many of these labels are of each class.
     """
 
     examples: int
@@ -36,17 +36,17 @@ class LabelCounts:
 
     @property
     def labelled(self) -> int:
-        """How many of those that were looked at have a label."""
+        """How many of the examples that were read have a label."""
         return int(self.by_class.sum())
 
     @property
     def unlabelled(self) -> int:
-        """How many of those that were looked at have none."""
+        """How many of the examples that were read have no label."""
         return self.read - self.labelled
 
     @property
     def complete(self) -> bool:
-        """Whether all were looked at."""
+        """Whether all labels were read."""
         return self.read == self.examples
 
     def describe(self, names: Sequence[str] | None = None) -> str:
@@ -74,13 +74,13 @@ class LabelCounts:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names of classes in a message, the first few of many."""
+    """Names of classes for a message, only the first few if there are many."""
     more = f', … ({len(names)} in all)' if len(names) > _LISTED else ''
     return ', '.join(map(shown, names[:_LISTED])) + more
 
 
 def label_arrays(source: Source, split: str) -> Iterator[np.ndarray]:
-    """The labels of a split in the source's order, arrays [n] one after the other.
+    """Yields the labels of a split in the source's order, in arrays [n].
 
     Raises:
         UserError: if there is no such split, or a label is none of the classes.
@@ -92,7 +92,7 @@ def label_arrays(source: Source, split: str) -> Iterator[np.ndarray]:
         if len(wrong):
             raise UserError(
                 f'Labels of {source.name} must be from 0 to {limit - 1}, or {NO_LABEL} for none; '
-                f'found {labels[wrong[0]]}, of example {start + wrong[0]} of {split!r}. Mend the '
+                f'found {labels[wrong[0]]}, of example {start + wrong[0]} of {split!r}. Fix the '
                 'data set, or choose another split.'
             )
         start += len(labels)
@@ -102,7 +102,7 @@ def label_arrays(source: Source, split: str) -> Iterator[np.ndarray]:
 def _labels_of_examples(source: Source) -> Callable[[str], Iterator[np.ndarray]]:
     def labels(split: str) -> Iterator[np.ndarray]:
         examples = source.examples(split).map(lambda example: example['label'])
-        return examples.batch(_READ_AT_ONCE).as_numpy_iterator()
+        return examples.batch(_LABELS_PER_BATCH).as_numpy_iterator()
 
     return labels
 
@@ -118,13 +118,13 @@ def count_labels(
 ) -> LabelCounts:
     """Counts the labels of a split, class by class.
 
-    Where they lie among the images of a large set, about BYTES_LOOKED_AT are read.
+    If labels are stored among the images of a large split, about BYTES_SAMPLED are read.
 
     Args:
         source: with labels or without.
         split: split or slice of `source`.
-        first: how many examples count; None for all.
-        at_least: goes on until so many labels were found, or all examples read.
+        first: number of examples to count, the first ones; None for all.
+        at_least: number of labels to find before reading may stop early.
 
     Raises:
         UserError: if there is no such split, or a label is none of the classes.
@@ -135,7 +135,7 @@ def count_labels(
     if source.num_classes is None:
         return LabelCounts(examples, examples, counts)
     size = source.label_bytes(split)
-    enough = examples if size <= BYTES_LOOKED_AT else int(examples * BYTES_LOOKED_AT / size)
+    enough = examples if size <= BYTES_SAMPLED else int(examples * BYTES_SAMPLED / size)
     read = 0
     for labels in label_arrays(source, split):
         labels = labels[: examples - read]
@@ -146,23 +146,23 @@ def count_labels(
     return LabelCounts(examples, read, counts)
 
 
-def in_order(source: Source, names: Sequence[str], whose: str) -> Source:
+def with_class_order(source: Source, names: Sequence[str], whose: str) -> Source:
     """`source` with its classes numbered as in `names`.
 
     Args:
         source: with names of its classes.
         names: the same names, in any order.
-        whose: what goes by `names`, for the message.
+        whose: who uses `names`, for the message.
 
     Raises:
-        UserError: if `source` has other classes; shows both.
+        UserError: if `source` has other classes.
     """
     own = source.class_names
     if tuple(names) == own:
         return source
     if not same_classes(own, names):
         raise UserError(
-            f'{whose} knows other classes than {source.name}: {difference(names, own)}. Choose '
+            f'{whose} has other classes than {source.name}: {difference(names, own)}. Choose '
             'data with the same class names.'
         )
     return relabelled(source, names)
@@ -192,7 +192,7 @@ def relabelled(source: Source, names: Sequence[str]) -> Source:
         names: the same names, in the order of the new numbers.
     """
     new = {name: number for number, name in enumerate(names)}
-    # Of the old number -1, no label, the new one is -1: it stands last, where -1 finds it.
+    # The old number -1, no label, stays -1: it is the last entry, which index -1 selects.
     table = np.array([*(new[name] for name in source.class_names), NO_LABEL], np.int32)
 
     def rename(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

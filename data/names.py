@@ -1,4 +1,4 @@
-"""Names of data sets, looked up without TensorFlow, whose import takes seconds."""
+"""Looks up names of data sets without importing TensorFlow, which takes seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PORTS = {'https': 443, 'http': 80, 'ftp': 21}
 _HOSTS_ASKED = 3
 _SECONDS_TO_ANSWER = 3.0
-# What opens a data set, as 'module:function'; every other name is looked up in TensorFlow Datasets.
+# Name -> 'module:function' that opens it. Other names are looked up in TensorFlow Datasets.
 SOURCES = {
     'bundled': 'data.sources.bundled:open_bundled',
     'image_folder': 'data.sources.image_folder:open_image_folder',
@@ -60,38 +60,24 @@ def check_name(name: str, data_dir: str | None) -> None:
         find_builder(name, data_dir)
 
 
-def check_place(data_dir: str | None, *, for_tfds: bool) -> None:
-    """Raises UserError if TensorFlow, or TensorFlow Datasets, can't look for data at `data_dir`.
-
-    What is not there may be prepared there, or is missed by whoever looks for it.
-    """
-    import tensorflow as tf
-
-    if not data_dir:
-        return
-    if for_tfds and any('\udc80' <= character <= '\udcff' for character in data_dir):
+def check_is_utf8(data_dir: str | None) -> None:
+    """Raises UserError if `data_dir` is not UTF-8, which TensorFlow Datasets needs."""
+    if any('\udc80' <= character <= '\udcff' for character in data_dir or ''):
         raise UserError(
             f'--data_dir must be a path in UTF-8 for TensorFlow Datasets; found {shown(data_dir)}. '
             'Rename the folder.'
         )
-    if '://' not in data_dir:
-        return
-    try:
-        tf.io.gfile.stat(data_dir)
-    except tf.errors.NotFoundError:
-        return
-    except tf.errors.OpError as error:
-        raise UserError(
-            '--data_dir must be a folder, or a place such as gs://bucket/folder that this machine '
-            f'has the credentials to read; found {shown(data_dir)} ({one_line(error)}). '
-            'Copy the data to a folder, or see to network and credentials.'
-        ) from error
 
 
-def check_reachable(name: str, urls: Iterable[str], folder: str) -> None:
-    """Raises UserError if none of the machines answers from which a data set is downloaded.
+def check_downloadable(name: str, urls: Iterable[str], folder: str) -> None:
+    """Raises UserError if none of the hosts that a data set is downloaded from answers.
 
-    TensorFlow Datasets itself would try again and again, with a line for every time.
+    TensorFlow Datasets itself retries many times, with a log line for each attempt.
+
+    Args:
+        name: of the data set, for the message.
+        urls: what is downloaded; only the first few hosts are asked.
+        folder: where the data set would be prepared, for the message.
     """
     if urllib.request.getproxies():
         return
@@ -133,7 +119,7 @@ def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def unreadable() -> tuple[type[Exception], ...]:
-    """What TFDS raises for unknown configurations and versions, and for files that are broken."""
+    """Exceptions that TFDS raises for unknown configurations and versions, and broken files."""
     from google.protobuf import json_format
 
     plain = (ValueError, AssertionError, KeyError, TypeError, AttributeError, RuntimeError)
@@ -141,7 +127,7 @@ def unreadable() -> tuple[type[Exception], ...]:
 
 
 def what_is_broken(folder: str) -> str | None:
-    """The first file about a data set in `folder` or below that can't be read, for the user."""
+    """An error message about the first unreadable metadata file in `folder` or below, or None."""
     from google.protobuf import json_format
     from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
 
@@ -159,8 +145,8 @@ def what_is_broken(folder: str) -> str | None:
                 json_format.ParseDict(content, kinds[name]())
             except (ValueError, OSError, json_format.ParseError) as error:
                 return (
-                    f'{shown(path)} must be JSON as TensorFlow Datasets writes it; found otherwise '
-                    f'({one_line(error)}). Restore it, or prepare the data set again.'
+                    f'{shown(path)} must be JSON as written by TensorFlow Datasets; it cannot be '
+                    f'read ({one_line(error)}). Restore it, or prepare the data set again.'
                 )
     return None
 

@@ -1,8 +1,8 @@
-"""Random numbers as a pure function of seeds, for one image or a whole batch at once.
+"""Random numbers as a pure function of seeds, for one image or a whole batch.
 
-TensorFlow's stateless operations take one seed per call. Here every image of a batch has its
-own, so the draws come from Threefry-2x32 with 20 rounds (Salmon et al., "Parallel Random
-Numbers: As Easy as 1, 2, 3", SC 2011), written in integer operations that run over the batch.
+TensorFlow's stateless operations take one seed per call, but every image of a batch needs its own.
+So the draws come from Threefry-2x32 with 20 rounds (Salmon et al., "Parallel Random Numbers: As
+Easy as 1, 2, 3", SC 2011), implemented with integer operations on the whole batch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _BLOCKS = 5  # of four rounds
 _PAIR_BITS = 16
 MOST_DRAWS = 2 << (31 - _PAIR_BITS)  # so that a key stays an int32
-
-
 _WORDS = tf.TensorSpec([None, 2], tf.int64)
 
 
-# A function of its own, traced once for the whole program: it's many small operations. Not
-# inlined, or else each of a dozen uses is optimised anew whenever a pipeline starts. The blocks are
-# a loop, because XLA takes half a minute over all of them in a row.
+# A tf.function, so that its many small operations are traced only once. It is not inlined, since
+# each of a dozen uses would be optimised again whenever a pipeline starts. The blocks are a loop,
+# because XLA takes half a minute to compile them unrolled.
 @tf.function(
     input_signature=[_WORDS, _WORDS],
     autograph=False,
@@ -64,30 +62,30 @@ def _rotate_left(word: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
 
 
 def uniform(seed: tf.Tensor, count: int, stream: str) -> tf.Tensor:
-    """Uniform numbers in [0, 1) that depend on nothing but the arguments.
+    """Uniform numbers in [0, 1) that depend only on the arguments.
 
     Args:
         seed: [2] or [b, 2] integers; one pair per image.
-        count: how many numbers per image.
-        stream: name of the use. Uses of one seed under different names are independent.
+        count: number of draws per image.
+        stream: name of the use. Draws of one seed for different uses are independent.
 
     Returns:
         [count] or [b, count] float32.
     """
     keys = tf.reshape(tf.cast(seed, tf.int64) & _MASK, [-1, 2])  # [b, 2]
-    pairs = (count + 1) // 2  # Each call gives two words.
+    pairs = (count + 1) // 2  # each call gives two words
     name = zlib.crc32(stream.encode())
     counters = tf.constant([[index, name] for index in range(pairs)], tf.int64)  # [pairs, 2]
     counters = tf.tile(counters, [tf.shape(keys)[0], 1])
     words = threefry(tf.repeat(keys, pairs, axis=0), counters)  # [b · pairs, 2]
-    # 24 bits are what a float32 in [0, 1) holds without rounding up to 1.
+    # A float32 holds 24 bits without rounding up to 1.
     numbers = tf.cast(words // 256, tf.float32) * 2.0**-24
     numbers = tf.reshape(numbers, [-1, 2 * pairs])[:, :count]  # [b, count]
     return numbers[0] if seed.shape.rank == 1 else numbers
 
 
 def epoch_key(seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    """The scalar int32 from which all randomness of one epoch follows.
+    """The key from which all randomness of one epoch is derived.
 
     Args:
         seed: the run's seed.
@@ -98,7 +96,7 @@ def epoch_key(seed: int, epoch: tf.Tensor) -> tf.Tensor:
     """
     words = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)]) & _MASK
     counter = tf.constant([[0, zlib.crc32(b'epoch')]], tf.int64)
-    # Halved, so that the word fits into an int32.
+    # Halved to fit into an int32.
     return tf.cast(threefry(words[tf.newaxis], counter)[0, 0] // 2, tf.int32)
 
 
@@ -106,12 +104,12 @@ def view_seed(key: tf.Tensor, index: tf.Tensor, draw: int) -> tf.Tensor:
     """The seed of one view of one example in one epoch.
 
     Args:
-        key: scalar int32 of `epoch_key`.
+        key: scalar int32, from `epoch_key`.
         index: scalar int64, position of the example in the source.
-        draw: number of the draws, from 0 to `MOST_DRAWS` - 1.
+        draw: the view's `View.draw`, from 0 to `MOST_DRAWS` - 1.
 
     Returns:
-        [2] int32; different for every (index, draw) up to 2^30 examples, whatever the key.
+        [2] int32; for any one key, different for every (index, draw) up to 2^30 examples.
 
     Raises:
         ValueError: if `draw` is out of range.
@@ -119,5 +117,5 @@ def view_seed(key: tf.Tensor, index: tf.Tensor, draw: int) -> tf.Tensor:
     if not 0 <= draw < MOST_DRAWS:
         raise ValueError(f'Expected a draw from 0 to {MOST_DRAWS - 1}; found {draw}.')
     pair, place = divmod(draw, 2)
-    # No two pairs change the same bits of the key, so none has another's seeds.
+    # Each pair of draws changes the key in its own way, so no two pairs share seeds.
     return tf.stack([key ^ (pair << _PAIR_BITS), tf.cast(2 * index + place, tf.int32)])

@@ -1,13 +1,13 @@
 """Starts a tf.data service, whose workers make the training batches of --tf_data_service.
 
-One dispatcher, then any number of workers, on machines that see the data set under the same path as
-the training program and have this project:
+Start one dispatcher, then any number of workers, on machines that have this project and see the
+data set at the same path as the training program:
 
   python -m data.service dispatcher --port=5050 --bind=0.0.0.0
   python -m data.service worker --dispatcher=grpc://host:5050 --bind=0.0.0.0
 
-Without --bind only this machine can connect. Whoever can connect can run TensorFlow graphs in a
-worker, reading and writing files as its user: the service asks for no password (docs/security.md).
+Without --bind only this machine can connect. The service has no authentication: whoever can connect
+can run TensorFlow graphs in a worker, and so read and write its user's files (docs/security.md).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 
 
 def check_answers(address: str, flag: str = '--tf_data_service') -> str:
-    """Checks that something listens; TensorFlow itself would ask again and again for ever.
+    """Checks that a service answers; TensorFlow itself would retry forever.
 
     Args:
         address: grpc://host:port.
-        flag: where it was given, for the message.
+        flag: the flag it comes from, for the message.
 
     Returns:
         This machine's address as it is seen from there.
@@ -59,14 +59,14 @@ def start_dispatcher(port: int, bind: str = LOOPBACK) -> tuple[Any, str]:
     """Starts a dispatcher.
 
     Args:
-        port: to listen at; 0 takes a free one.
+        port: to listen on; 0 chooses a free one.
         bind: LOOPBACK, where only this machine can connect, or EVERYWHERE.
 
     Returns:
         The server, and a line that says where it listens and how to use it.
 
     Raises:
-        UserError: if `port` cannot be listened at, or others can't be kept out.
+        UserError: if `port` is not free, or other machines can't be kept out.
     """
     _check_port(port)
     import tensorflow as tf
@@ -89,24 +89,24 @@ def start_worker(dispatcher: str, port: int, bind: str = LOOPBACK) -> tuple[Any,
 
     Args:
         dispatcher: grpc://host:port of the dispatcher, which is running.
-        port: to listen at; 0 takes a free one.
+        port: to listen on; 0 chooses a free one.
         bind: LOOPBACK, where only this machine can connect, or EVERYWHERE.
 
     Returns:
         The server, and a line that says how to use it.
 
     Raises:
-        UserError: if no dispatcher answers, `port` cannot be listened at, or others can't be kept
-            out or are to be.
+        UserError: if no dispatcher answers, `port` is not free, other machines can't be kept out,
+            or `bind` would keep out machines that have to connect.
     """
     _check_port(port)
     # The training program fetches batches from here, perhaps from another machine.
     host = check_answers(dispatcher, '--dispatcher')
     if bind == LOOPBACK and not ipaddress.ip_address(host.strip('[]')).is_loopback:
         raise UserError(
-            f'--bind must let other machines connect, for the dispatcher {dispatcher} is not on '
-            f'this one alone; found --bind={bind}. Use --bind={EVERYWHERE} in a network that you '
-            'trust.'
+            f'--bind must let other machines connect, because the dispatcher {dispatcher} is not '
+            f'on the loopback interface; found --bind={bind}. Use --bind={EVERYWHERE} in a network '
+            'that you trust.'
         )
 
     import tensorflow as tf
@@ -126,10 +126,10 @@ def start_worker(dispatcher: str, port: int, bind: str = LOOPBACK) -> tuple[Any,
 
 @contextlib.contextmanager
 def _bound_to(bind: str) -> Iterator[None]:
-    """Within it servers are started that only `bind` reaches.
+    """Restricts servers that are started within this context to `bind`.
 
-    TensorFlow's listen at all interfaces and can't be told otherwise. So, as soon as they do, the
-    kernel is told to take connections to them from the loopback interface alone.
+    TensorFlow's servers always listen on all interfaces. So, as soon as one listens, the kernel is
+    told to accept its connections from the loopback interface only.
     """
     before = _listening()
     yield
@@ -138,19 +138,19 @@ def _bound_to(bind: str) -> Iterator[None]:
     try:
         found = _listening() - before
         if not found:
-            raise OSError('its socket is not to be found')
+            raise OSError('its socket was not found')
         for number in found:
             with socket.socket(fileno=os.dup(number)) as server:
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'lo\0')
     except (OSError, AttributeError) as error:  # not Linux, or before 5.7
         raise UserError(
-            f'--bind={bind} keeps other machines out, which this system does not allow '
+            f'--bind={bind} keeps other machines out, which this system does not support '
             f'({error}). Use --bind={EVERYWHERE} behind a firewall.'
         ) from error
 
 
 def _listening() -> set[int]:
-    """File descriptors of this process's sockets that wait for connections."""
+    """File descriptors of this process's listening sockets."""
     found = set()
     for entry in _OWN_FILES.iterdir() if _OWN_FILES.exists() else ():
         with (
@@ -163,14 +163,14 @@ def _listening() -> set[int]:
 
 
 def _check_port(port: int) -> None:
-    # TensorFlow would share a port that is taken, and each server get a part of the calls.
+    # TensorFlow would share a port that is in use, and each server would get some of the calls.
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(('', port))
     except (OSError, OverflowError) as error:
         raise UserError(
-            f'--port must be a free port; cannot listen at {port} ({error}).'
+            f'--port must be a free port; cannot listen on {port} ({error}).'
         ) from error
 
 
@@ -182,17 +182,16 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest='kind', required=True)
-    dispatcher = kinds.add_parser('dispatcher', help='hands out the work; one of them')
-    dispatcher.add_argument('--port', type=int, default=0, help='to listen at; 0: any free one')
-    worker = kinds.add_parser('worker', help='makes batches; as many as you like')
+    dispatcher = kinds.add_parser('dispatcher', help='distributes the work; start one')
+    worker = kinds.add_parser('worker', help='makes batches; start as many as you like')
     worker.add_argument('--dispatcher', required=True, help='grpc://host:port')
-    worker.add_argument('--port', type=int, default=0, help='to listen at; 0: any free one')
     for kind in (dispatcher, worker):
+        kind.add_argument('--port', type=int, default=0, help='to listen on; 0: any free port')
         kind.add_argument(
             '--bind',
             default=LOOPBACK,
             choices=(LOOPBACK, EVERYWHERE),
-            help=f'who may connect: this machine, or all ({EVERYWHERE}); default: %(default)s',
+            help=f'who can connect: this machine only, or all ({EVERYWHERE}); default: %(default)s',
         )
     given = parser.parse_args(arguments)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -204,17 +203,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _serve(given: argparse.Namespace) -> None:
-    """Runs a server until one of the signals that end it."""
-    # Before any thread starts, so that none is interrupted by what `sigwait` waits for.
+    """Runs a server until SIGINT or SIGTERM."""
+    # Blocked before any thread starts, so that the signals reach only `sigwait`.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDED_BY)
-    # SLURM's warning before the time limit: the training needs batches to finish its step.
+    # SLURM's warning before the time limit: training still needs batches to finish its step.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         if given.kind == 'dispatcher':
-            server, words = start_dispatcher(given.port, given.bind)
+            server, message = start_dispatcher(given.port, given.bind)
         else:
-            server, words = start_worker(given.dispatcher, given.port, given.bind)
-        print(words, flush=True)
+            server, message = start_worker(given.dispatcher, given.port, given.bind)
+        print(message, flush=True)
         signal.sigwait(_ENDED_BY)
         del server
     finally:

@@ -1,4 +1,4 @@
-"""One of several processes that train a model together, and what of the data is its own."""
+"""One of several processes that train a model together, and its part of the data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Worker:
     """A process of a training run.
 
     Attributes:
-        index: its number, counted from 0.
-        count: how many there are.
+        index: from 0 to count - 1.
+        count: number of workers.
     """
 
     index: int = 0
@@ -25,11 +25,8 @@ class Worker:
             )
 
     def part(self, total: int) -> range:
-        """This worker's numbers out of range(total).
+        """This worker's part of range(total).
 
-        The workers' parts follow each other, and their lengths differ by one at most.
+        The parts are consecutive, and their lengths differ by one at most.
         """
-        return range(
-            total * self.index // self.count,
-            total * (self.index + 1) // self.count,
-        )
+        return range(total * self.index // self.count, total * (self.index + 1) // self.count)

@@ -1,7 +1,7 @@
 """Set-up that must happen before TensorFlow starts: Keras 2, quiet logs, four logical CPUs.
 
-Tests compute in float32 unless they choose otherwise, also on machines where runs would not, and
-what fits into memory is judged as on a host of 64 GiB.
+On every machine, tests compute in float32 unless they choose otherwise, and the memory estimate
+assumes a host of 64 GiB.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pytest
 import tensorflow as tf
 
 REPLICAS = 4
-# Files that take longest, in the order in which they start: each is run by one process, and one
-# that started last would keep a single processor busy while the others have nothing to do.
-LONGEST = (
+# The slowest files, in the order in which they start. Each runs in one process: if one started
+# last, the other processes would be idle while it runs.
+SLOWEST = (
     'test_run.py',
     'test_faults.py',
     'app/test_pipeline.py',
@@ -46,20 +46,20 @@ from tf2 import precision
 precision.CPU_INFO = pathlib.Path('no such file')
 capacity.host_memory = lambda: 64 * 2**30
 
-# Tracing makes many objects that live on: looking through all of TensorFlow's again and again for
-# garbage took a sixth of the time.
+# Tracing makes many long-lived objects. Searching them and TensorFlow's own for garbage again and
+# again took a sixth of the time.
 gc.freeze()
 gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = pathlib.Path(__file__).parent
-    ranks = {folder / name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))  # else as they were
+    ranks = {folder / name: rank for rank, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))  # stable
 
 
 @pytest.fixture(scope='module')
 def shallow() -> Iterator[None]:
-    """A ResNet-18 of one block in each group, for the tests of a file."""
+    """Reduces ResNet-18 to one block in each group, for all tests of a file."""
     with shallow_resnet_18():
         yield

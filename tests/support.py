@@ -1,4 +1,4 @@
-"""What several tests share: golden files, the golden weight formula, replicas on logical CPUs."""
+"""Helpers for several tests: golden files, the golden weight formula, replicas on logical CPUs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
 def formula_weight(key: str, shape: Sequence[int]) -> np.ndarray:
-    """The weight that the golden figures were taken with, from a variable's key and shape."""
+    """The weights that the golden figures were made with, by a variable's key and shape."""
     base = np.random.RandomState(zlib.crc32(key.encode()) % 2**31).randn(251).astype(np.float32)
 
     def pattern(scale: float) -> np.ndarray:
@@ -37,28 +37,28 @@ def formula_weight(key: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def assign_formula_weights(variables: Mapping[str, tf.Variable]) -> None:
-    """Fills variables, given by their golden keys."""
+    """Assigns `formula_weight` to variables, given by their golden keys."""
     for key, variable in variables.items():
         variable.assign(formula_weight(key, variable.shape))
 
 
 def no_checker() -> contextlib.AbstractContextManager[Callable[[str, str], None]]:
-    """Stands in for `hub_export.publish._checker`, a process that takes seconds."""
+    """A replacement for `hub_export.publish._checker`, whose process takes seconds."""
     return contextlib.nullcontext(lambda path, reference: None)
 
 
 @contextlib.contextmanager
 def shallow_resnet_18() -> Iterator[None]:
-    """Leaves one block in each group of ResNet-18: the same layers, and half the time to trace."""
+    """Reduces ResNet-18 to one block in each group, which halves the time to trace it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
-        layers_of.cache_clear()  # which layers a ResNet has is found out once
+        layers_of.cache_clear()  # it caches the layers of each ResNet
         yield
     layers_of.cache_clear()
 
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:
-    """A strategy on as many logical CPUs; on one of them the one-device strategy."""
+    """A MirroredStrategy on logical CPUs, or the one-device strategy for one replica."""
     if replicas == 1:
         return tf.distribute.OneDeviceStrategy('/cpu:0')
     # TensorFlow's collective groups are per process: a second strategy of another size would clash
@@ -74,7 +74,7 @@ def run_on_replicas(
     """Runs `function` in a graph, replica r on the r-th element of each of `shares`.
 
     Returns:
-        The result of every replica, in their order, with arrays for tensors.
+        The result of each replica, in order, with arrays for tensors.
     """
     replicas = strategy.num_replicas_in_sync
 
@@ -105,5 +105,5 @@ def loss_of(method: Method, batch: Batch, training: bool = True) -> Terms:
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, in units of the largest expected magnitude."""
+    """Largest absolute difference, divided by the largest expected magnitude."""
     return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))

@@ -698,7 +698,7 @@ def test_a_teacher_of_other_classes_is_refused(
     flags = ('--train_mode=distill', f'--teacher={finished[0]}', f'--model_dir={tmp_path / "run"}')
     capsys.readouterr()
     assert run.main(['run.py', *TINY, *data, *flags]) == 2
-    words = 'knows other classes than image_folder: 10 classes, found 2; only there: T-shirt/top'
+    words = 'has other classes than image_folder: 10 classes, found 2; only there: T-shirt/top'
     assert words in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()
 

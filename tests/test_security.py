@@ -146,6 +146,31 @@ def test_a_record_has_nothing_downloaded_and_nobody_called(
     assert sorted(tmp_path.rglob('*')) == before
 
 
+@pytest.mark.parametrize('dataset', ['image_folder', 'mnist'])
+@pytest.mark.parametrize('data_dir', ['http://host/data', 'foo://data', 'gs://bucket/data'])
+def test_a_recorded_data_dir_out_of_reach_is_one_line(
+    dataset: str,
+    data_dir: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """An unknown file system, and one without credentials."""
+    exists = tf.io.gfile.exists
+
+    def refuse(path: str) -> bool:
+        if path.startswith('gs'):
+            raise tf.errors.PermissionDeniedError(None, None, 'no\ncredentials')
+        return exists(path)
+
+    monkeypatch.setattr(tf.io.gfile, 'exists', refuse)
+    folder = recorded_run(tmp_path / 'run', dataset=dataset, data_dir=data_dir)
+    assert run.main(['run.py', '--mode=eval', f'--model_dir={folder}', '--use_tpu=False']) == 2
+    error = capsys.readouterr().err
+    assert f'--data_dir={data_dir} must be within reach; found: ' in error
+    assert error.count('\n') == 1
+
+
 @pytest.mark.parametrize('kind', ['foreign', 'ours', 'missing'])
 def test_a_record_opens_no_teacher(
     kind: str,

@@ -1,4 +1,4 @@
-"""Small implementations of what a registry holds, as someone outside of the project writes them."""
+"""A toy backbone and a toy method, as a user outside of the project would write them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tf2.models.layers import ConvBN, Layer, Norm
 
 
 class ToyBackbone(Layer):
-    """A backbone of a stem and two blocks, of two layers and of one."""
+    """A backbone with a stem of one layer, and blocks of two layers and of one."""
 
     def __init__(self, config: ModelConfig, norm: Norm, image_size: int) -> None:
         super().__init__(dtype=norm.dtype)
@@ -61,7 +61,7 @@ def count_layers(config: ModelConfig) -> int:
 
 
 class ToyMethod(Method):
-    """Pulls a small view's prediction towards the projection of a large one."""
+    """Pulls the prediction from a small view towards the projection of a large one."""
 
     metrics = ('pull_loss',)
 

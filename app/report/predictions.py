@@ -13,7 +13,7 @@ import tensorflow as tf
 from app.report.runs import Run
 from app.run_folder import newest_module
 from data.batches import eval_batches
-from data.labels import in_order
+from data.labels import with_class_order
 from data.sources.source import NO_LABEL, Source
 from tf2.features import FeaturePass, Features, concatenated
 from tf2.weights import open_weights
@@ -83,7 +83,7 @@ def source_of(run: Run, source: Source) -> Source:
     names = run.values.get('class_names')
     if not names or source.class_names is None:
         return source
-    return in_order(source, names, f'--model_dir={run.stage.folder}')
+    return with_class_order(source, names, f'--model_dir={run.stage.folder}')
 
 
 def class_names(source: Source) -> list[str]:

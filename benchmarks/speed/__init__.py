@@ -1,1 +1,1 @@
-"""How fast the program is, beside plain counterparts and what the machine can do at most."""
+"""Benchmarks of speed, compared with plain counterparts and the machine's peak."""

@@ -1,10 +1,10 @@
-"""Runs every benchmark of speed several times and writes benchmarks/results.md.
+"""Runs all benchmarks of speed several times and writes benchmarks/results.md.
 
     make bench
     make bench ARGS='--runs=1 --parts steps loss'
 
-All of it takes about 50 minutes on two cores, which should have nothing else
-to do. A run goes through all parts once, so that slow spells of the machine are spread over them.
+All of it takes about 50 minutes on two otherwise idle cores. Each run goes through all parts once,
+so that slow spells of the machine are spread over them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from common.legacy_keras import choose_keras_2
 from tf2.files import write_text
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results.md'
-LIMITS = pathlib.Path(__file__).with_name('limits.md')  # what was found out about goals not reached
+LIMITS = pathlib.Path(__file__).with_name('limits.md')  # why some goals are not reached
 PARTS = {
     'steps': 'Training step',
     'peers': 'The same step by other programs',
@@ -41,12 +41,12 @@ PACKAGES = ('tensorflow', 'keras', 'numpy')
 
 Runs = Sequence[Mapping[str, float]]
 
-# The published TF2 program, once, on a machine of this kind at its full speed: 47.7 images/s in
-# the first case of `steps` where products of float32 matrices reach 431 GFLOP/s and a plain Keras
-# step makes 52.9, 1.78 GB; 574 JPEGs/s where one core decodes 931/s, and makes 329 with plain crops
-# and colours; 22.5 s at least from the shell to the end of one step; 3.7 GB for the loss of 8,192.
-# Shares of what the machine can do carry over to other machines. What a start takes goes with the
-# inverse of what one core does, for which its decoding stands.
+# Figures of the published TF2 program, measured once on such a machine at full speed: 47.7 images/s
+# and 1.78 GB in the first case of `steps`, where float32 matrix products reach 431 GFLOP/s and a
+# plain Keras step 52.9 images/s; 574 JPEGs/s, where one core decodes 931/s, or 329/s with plain
+# crops and colours; at least 22.5 s for a whole run of one step; 3.7 GB for the loss of 8,192
+# images. Shares of the machine's peak carry over to other machines. Start-up time is scaled by the
+# inverse of one core's decoding rate.
 CASE = 'ResNet-18 width 1, 32 px, batch 64'
 PUBLISHED_STEP_SHARE = 0.74
 PUBLISHED_STEP_OF_PLAIN = 47.7 / 52.9
@@ -60,13 +60,13 @@ PUBLISHED_LOSS_MEGABYTES = 3700
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """A figure that is to be reached.
+    """A figure with a bound to meet.
 
     Attributes:
-        what: in words.
-        at_least: whether `bound` is a lower one.
-        bound: the goal.
-        values: one a run.
+        what: description.
+        at_least: whether `bound` is a lower bound.
+        bound: the bound.
+        values: one per run.
     """
 
     what: str
@@ -76,13 +76,13 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether the median reaches it."""
+        """Whether the median meets the bound."""
         middle = statistics.median(self.values)
         return middle >= self.bound if self.at_least else middle <= self.bound
 
 
 def goals(found: Mapping[str, Runs]) -> list[Goal]:
-    """What the parts that were run tell about the goals."""
+    """The goals of the parts that were run."""
     decodes = [run['decode_1_thread_images_per_second'] for run in found.get('inputs', ())]
     judges = {
         'steps': _goals_of_steps,
@@ -161,7 +161,7 @@ def _goals_of_start(runs: Runs, decodes: Sequence[float]) -> list[Goal]:
 def _goals_of_loss(runs: Runs) -> list[Goal]:
     memory = [run['ours_8192_megabytes'] / PUBLISHED_LOSS_MEGABYTES for run in runs]
     made = [Goal('memory of the loss of 8,192, times the published program', False, 0.5, memory)]
-    # The plain one is left out where there is too little memory for it.
+    # The plain loss is left out if there is too little memory for it.
     pairs = [
         run['ours_8192_seconds'] / run['plain_8192_seconds']
         for run in runs
@@ -182,7 +182,7 @@ def table_of(made: Sequence[Goal]) -> str:
 
 
 def run_part(part: str) -> dict[str, float]:
-    """One run of one part, in a process of its own; what it prints is shown."""
+    """Runs one part once in a separate process, and shows its output."""
     command = [sys.executable, '-m', f'benchmarks.speed.{part}']
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     *shown, figures = done.stdout.splitlines()
@@ -207,17 +207,17 @@ def document(found: Mapping[str, Runs], seconds: float) -> str:
     """results.md."""
     count = len(next(iter(found.values())))
     parts = [
-        '# How fast it is\n',
+        '# Speed\n',
         f'Written by `make bench` on {time.strftime("%Y-%m-%d")}: {count} runs in '
-        f'{seconds / 60:.0f} minutes, medians with the lowest and the highest of them.\n',
+        f'{seconds / 60:.0f} minutes, as median (lowest to highest).\n',
         f'{machine()}.\n',
         '## Goals\n',
         'The published program is not timed here unless PUBLISHED_SIMCLR names its folder. Its '
-        'figures were taken once on a machine of this kind: its step reached 74% of the peak of '
-        'float32 products, 0.90 of the rate of a plain Keras step, and held 1.78 GB; its input '
-        'made 31% of what the cores decode, 0.87 of the rate of a plain pipeline; its start took '
-        '22.5 s where one core decodes 931 JPEGs/s; its loss of 8,192 images held 3.7 GB. Ratios '
-        'to it go by these shares, of what was measured in the same run as ours.\n',
+        'figures were measured once on a similar machine: its step reached 74% of the peak of '
+        'float32 products and 0.90 of the rate of a plain Keras step, with 1.78 GB of memory; its '
+        'input reached 31% of the decoding rate of all cores and 0.87 of the rate of a plain '
+        'pipeline; its start took 22.5 s where one core decodes 931 JPEGs/s; its loss of 8,192 '
+        'images took 3.7 GB. Ratios to it apply these shares to what each run measured.\n',
         table_of(goals(found)),
         f'\n{LIMITS.read_text()}',
     ]
@@ -229,7 +229,7 @@ def document(found: Mapping[str, Runs], seconds: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs what is asked for; writes results.md where that is everything."""
+    """Runs the given parts; writes results.md if they are all parts."""
     choose_keras_2()
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -1,4 +1,4 @@
-"""The network and the batch that a benchmark is about, as options of its command line."""
+"""Command-line options for the network and the batch of a benchmark."""
 
 from __future__ import annotations
 

@@ -1,21 +1,19 @@
-"""How fast training batches are made: images from memory through the program's own pipeline.
+"""Times the input pipeline: training batches from encoded images in memory.
 
     python -m benchmarks.speed.inputs
 
-The streams are measured in turns, so that all meet the machine in the same states; a rate is the
-median of the turns. Images are source images, of which two views each are made.
+The streams are measured in turns, so that slow spells of the machine affect all of them; a rate is
+the median of the turns. It counts source images, each of which becomes two views.
 
-  ours, plain    the program's own pipeline, and a simple one in this file, which takes one image
-                 after the other through tf.image, with the same distributions
-  224            JPEGs of 375 x 500 pixels and about 90 kB, made of smooth random fields with grain;
-                 views of 224 pixels with all augmentations but blur, or with `blur`; `cropped` is
-                 what the host does where an accelerator finishes the views
+  ours, plain    the program's own pipeline, and a simple one in this file, which processes one
+                 image at a time with tf.image and the same distributions
+  224            JPEGs of 375 x 500 pixels and about 90 kB, smooth random fields with grain; views
+                 of 224 pixels with all augmentations except blur, or with `blur`; `cropped` is the
+                 host's part if an accelerator finishes the views
   28             grey PNGs of 28 x 28 pixels, views of the same size
-  decode         full decoding of those JPEGs and nothing else, on one thread and, `peak`, on all
-                 cores
+  decode         only full decoding of those JPEGs, on one thread or, `peak`, on all cores
 
-Beside images per second there are images per second of processor time: where other programs run on
-the machine too, these are steadier.
+Images per second of processor time are listed too, since they vary less while other programs run.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ LARGE, SMALL = (375, 500), (28, 28)  # height and width of the images
 VIEW = 224  # pixels of the large images' views
 QUALITY = 95  # of the JPEGs
 WARM_UP = 2  # batches before each measurement
-_SIGMA = (0.1, 2.0)  # of the plain blur
+_SIGMA = (0.1, 2.0)  # range, for the plain blur
 _WALL, _PROCESSOR = '_images_per_second', '_images_per_processor_second'
 
 
@@ -73,7 +71,7 @@ def small_images(count: int) -> tf.Tensor:
 
 
 def memory_source(encoded: tf.Tensor, examples: int, channels: int) -> Source:
-    """A source of `examples` images, which are `encoded` again and again."""
+    """A source of `examples` images, which repeats `encoded`."""
     count = len(encoded)
     dataset = tf.data.Dataset.range(examples).map(
         lambda index: {'image': encoded[index % count], 'label': tf.constant(NO_LABEL)}
@@ -117,7 +115,7 @@ def ours(
 def plain(
     encoded: tf.Tensor, channels: int, size: int, batch_size: int, *, blur: bool
 ) -> tf.data.Dataset:
-    """Batches of two views, each made with one operation of tf.image after the other."""
+    """Batches of two views, made with tf.image."""
 
     def views(encoded_image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image = tf.image.convert_image_dtype(_decode(encoded_image, channels), tf.float32)
@@ -185,7 +183,7 @@ def _plain_blur(view: tf.Tensor) -> tf.Tensor:
 
 
 def decoding(encoded: tf.Tensor, batch_size: int, threads: int | None) -> tf.data.Dataset:
-    """Full decoding and nothing else: one pixel of each image is kept."""
+    """Only full decoding; keeps one pixel of each image."""
     dataset = tf.data.Dataset.from_tensor_slices(encoded).repeat()
     dataset = dataset.map(
         lambda image: _decode(image, 3)[0, 0],
@@ -198,10 +196,10 @@ def decoding(encoded: tf.Tensor, batch_size: int, threads: int | None) -> tf.dat
 
 
 def streams(images: int, batch_size: int, view: int = VIEW) -> dict[str, tf.data.Dataset]:
-    """All that is measured, by name.
+    """Everything that is measured, by name.
 
     Args:
-        images: different images of each kind.
+        images: number of different images of each kind.
         batch_size: images per batch.
         view: pixels of the large images' views.
     """
@@ -242,7 +240,7 @@ def rates(dataset: tf.data.Dataset, batch_size: int, seconds: float) -> tuple[fl
 def measure(
     datasets: Mapping[str, tf.data.Dataset], batch_size: int, seconds: float, turns: int
 ) -> dict[str, float]:
-    """Median rates of all streams, measured in turns."""
+    """Measures the median rates of all streams, in turns."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in datasets}
     for _ in range(turns):
         for name, dataset in datasets.items():
@@ -256,7 +254,7 @@ def measure(
 
 
 def rows(runs: Sequence[Mapping[str, float]]) -> str:
-    """A Markdown table of several runs: medians and ranges, ratios to plain and to the peak."""
+    """Markdown tables of several runs: medians and ranges, ratios to plain and to the peak."""
     lines = [
         '| | images/s | × plain | share of decode peak | images per processor second | × plain '
         '| share of decode peak |',
@@ -264,7 +262,7 @@ def rows(runs: Sequence[Mapping[str, float]]) -> str:
     ]
     for name in (key.removesuffix(_WALL) for key in runs[0] if key.endswith(_WALL)):
         cells = [name.replace('_', ' ')]
-        # Small images are no JPEGs.
+        # Small images are not JPEGs.
         peak = '' if str(SMALL[0]) in name.split('_') else 'decode_peak'
         for unit in (_WALL, _PROCESSOR):
             cells.append(spread([run[name + unit] for run in runs]))
@@ -274,9 +272,8 @@ def rows(runs: Sequence[Mapping[str, float]]) -> str:
 
 
 def _profile(runs: Sequence[Mapping[str, float]]) -> list[str]:
-    """Lines of a Markdown table: where the processor time of a large image goes."""
+    """Lines of a Markdown table: processor time of a large image by stage."""
     view = next(key for key in runs[0] if key.endswith('_cropped' + _WALL)).split('_')[1]
-
     whole = f'ours_{view}'
     stages = {
         'decoding': ('decode_peak', None),
@@ -298,18 +295,18 @@ def _profile(runs: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _milliseconds(run: Mapping[str, float], name: str | None) -> float:
-    """Of processor time an image, where `name` is a stream."""
+    """Processor time per image of stream `name`; 0 for None."""
     return 1000 / run[name + _PROCESSOR] if name else 0.0
 
 
 def _plain_of(name: str) -> str:
-    """The plain stream that does the same, if there is one."""
+    """The plain stream that does the same as `name`; '' if there is none."""
     finished = name.startswith('ours') and not name.endswith('cropped')
     return name.replace('ours', 'plain') if finished else ''
 
 
 def _ratio(runs: Sequence[Mapping[str, float]], name: str, other: str, unit: str) -> str:
-    """The runs' own ratios of two streams; nothing where there is no other."""
+    """The ratios of two streams, run by run; '' if there is no other stream."""
     if not other or name == other:
         return ''
     return spread([run[name + unit] / run[other + unit] for run in runs])

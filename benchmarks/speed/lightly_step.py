@@ -1,10 +1,10 @@
 """Times the pretraining step of lightly, a PyTorch library, fed from memory.
 
-Run by `peers`, with the Python that LIGHTLY_PYTHON names; README.md beside this file tells how to
-make one. It needs PyTorch, torchvision and lightly, and nothing of this project.
+Run by `peers` with the Python of LIGHTLY_PYTHON; see README.md in this folder for its installation.
+It needs PyTorch, torchvision and lightly, and nothing of this project.
 
-Its first line of output, as JSON, names what is timed. Then each line of input runs one step and
-is answered with the seconds that it took: {"seconds": 1.5}. What libraries print goes to stderr.
+The first line of output is JSON and names what is timed. Then each line of input runs one step, and
+its time is printed: {"seconds": 1.5}. Output of libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 
-# Libraries that write to the standard output would be taken for answers.
+# Output of libraries on stdout would be taken for answers.
 ANSWERS = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)
 
@@ -29,8 +29,8 @@ try:
     from lightly.utils.lars import LARS
 except ImportError as error:
     sys.exit(
-        f'{sys.executable} has no lightly with LARS ({error}). benchmarks/speed/README.md tells '
-        'how to install it'
+        f'{sys.executable} has no lightly with LARS ({error}). See benchmarks/speed/README.md for '
+        'its installation'
     )
 
 SIZE = 32  # pixels
@@ -61,7 +61,7 @@ class Network(torch.nn.Module):
 
 
 def optimizer_of(network: Network) -> LARS:
-    """LARS, with weight decay for kernels of the backbone and the head alone."""
+    """LARS, with weight decay only for kernels of the backbone and the head."""
     kernels, others = [], [*network.classifier.parameters()]
     for parameter in (*network.backbone.parameters(), *network.head.parameters()):
         (kernels if parameter.ndim > 1 else others).append(parameter)
@@ -94,7 +94,7 @@ def step_of(batch: int, precision: str) -> Callable[[], float]:
 
 
 def main() -> None:
-    """Answers each line of input with the seconds of one step."""
+    """For each line of input, runs one step and prints its seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--batch', type=int, default=64)
     parser.add_argument('--precision', default='float32', choices=('float32', 'bfloat16'))

@@ -1,13 +1,12 @@
-"""How time and memory of NT-Xent with its gradient grow with the global batch.
+"""Measures how time and memory of NT-Xent with its gradient grow with the global batch.
 
     python -m benchmarks.speed.loss
 
-One replica, projections of width 128 at temperature 0.1. Beside the program's loss stands a plain
-one, written as the method is described: two concatenated matrices of logits [N, 2N], masked by one
-matrix and scored against another, all of them kept for backward. The program's also computes
-accuracy and entropy, the plain one does not. Each is measured at each size in a process of its own:
-the median time of several calls, and the most memory that was held above what was held before the
-first one.
+One replica, projections of width 128 at temperature 0.1. The program's loss is compared with a
+plain one, written as in the paper: concatenated matrices of logits [N, 2N] with a dense mask and
+dense labels, all of them kept for the backward pass. Unlike the plain loss, the program's also
+computes accuracy and entropy. Each is measured at each size in a separate process: the median time
+of several calls, and the growth of the peak memory since before the first call.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from tf2.methods.nt_xent import nt_xent
 
 SIZES = (256, 1024, 4096, 8192, 16384)
 WIDTH, TEMPERATURE = 128, 0.1
-SECONDS = 1.0  # small sizes are called until this has passed
-PLAIN_BYTES = 60  # of the plain loss for each of N * N pairs, rounded up from what was measured
+SECONDS = 1.0  # minimum total time of the calls
+PLAIN_BYTES = 60  # measured memory of the plain loss per element of N * N, rounded up
 
 
 def ours(view_a: tf.Tensor, view_b: tf.Tensor) -> Sequence[tf.Tensor]:
@@ -61,7 +60,7 @@ FORMULATIONS = {'ours': ours, 'plain': plain}
 
 
 def with_gradient(name: str) -> Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]:
-    """(view_a, view_b), [N, d] each -> loss, gradient of both views, and what else there is."""
+    """(view_a, view_b), [N, d] each -> loss, gradients of both views, and any metrics."""
 
     def compute(view_a: tf.Tensor, view_b: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -77,7 +76,7 @@ def measure(name: str, size: int, repeats: int) -> dict[str, float]:
     views = tf.unstack(tf.random.stateless_normal([2, size, WIDTH], [0, 0]))
     function = tf.function(with_gradient(name), autograph=False)
     function.get_concrete_function(*views)
-    # Lets the kernel count the peak anew: imports may have held more than is held now.
+    # Resets the kernel's count of peak memory, which imports may have raised.
     pathlib.Path('/proc/self/clear_refs').write_text('5')
     base = _megabytes('self/status', 'VmRSS')
     function(*views)
@@ -95,13 +94,13 @@ def measure(name: str, size: int, repeats: int) -> dict[str, float]:
 
 
 def _megabytes(file: str, field: str) -> float:
-    """A figure that Linux gives in KiB in a file below /proc."""
+    """A field in a file below /proc, which Linux gives in KiB."""
     text = pathlib.Path('/proc', file).read_text()
     return int(re.search(rf'^{field}:\s*(\d+) kB', text, re.MULTILINE)[1]) * 1024 / 1e6
 
 
 def measure_apart(name: str, size: int, repeats: int) -> dict[str, float]:
-    """The same in a new process; nothing where the plain loss would fill the machine."""
+    """`measure` in a separate process; {} if the plain loss would not fit into memory."""
     if name == 'plain' and PLAIN_BYTES * size**2 / 1e6 > _megabytes('meminfo', 'MemAvailable'):
         print(f'Too little memory for the plain loss of {size}: left out.', file=sys.stderr)
         return {}
@@ -112,7 +111,7 @@ def measure_apart(name: str, size: int, repeats: int) -> dict[str, float]:
 
 
 def rows(runs: Sequence[Mapping[str, float]]) -> str:
-    """A Markdown table of what several runs gave: median (lowest to highest)."""
+    """A Markdown table of several runs: median (lowest to highest)."""
 
     def cell(name: str, divisor: str = '', times: float = 1.0) -> str:
         values = [
@@ -140,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table, and the figures as JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--sizes', type=int, nargs='+', default=SIZES, help='global batches')
-    parser.add_argument('--repeats', type=int, default=3, help='calls, at least')
-    parser.add_argument('--only', choices=FORMULATIONS, help='this one alone, in this process')
+    parser.add_argument('--repeats', type=int, default=3, help='minimum number of calls')
+    parser.add_argument('--only', choices=FORMULATIONS, help='only this one, in this process')
     given = parser.parse_args(argv)
     figures = {}
     if given.only:

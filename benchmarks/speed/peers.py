@@ -1,12 +1,12 @@
-"""Times the pretraining step beside the same step of other programs, where they are installed.
+"""Compares the pretraining step with the same step of other programs, if they are installed.
 
     LIGHTLY_PYTHON=.venv-lightly/bin/python PUBLISHED_SIMCLR=simclr python -m benchmarks.speed.peers
 
-The case is the first of `steps`: ResNet-18 with a stem for 32 px, two views of each image,
-NT-Xent, a linear classifier beside it and LARS, fed from memory. Each peer and precision has a
-process of its own, which runs a step when it is told to: all of them and the matrix product that
-counts as the machine's peak take turns, so that what slows the machine down for a while slows all
-of them. README.md beside this file tells how to install the peers.
+The case is the first of `steps`: ResNet-18 with a stem for 32 px, two views of each image, NT-Xent,
+a linear classifier and LARS, fed from memory. Each peer and precision has its own process, which
+runs a step on request. The peers, our steps, and the matrix product that stands for the machine's
+peak take turns, so that slow spells of the machine slow all of them. See README.md in this folder
+for the installation of the peers.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ import json
 import os
 import pathlib
 import shutil
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.speed import steps
 from benchmarks.speed.spread import spread
+from benchmarks.speed.timing import clock, in_turns
 from common.errors import UserError
 
 HERE = pathlib.Path(__file__).parent
 PRECISIONS = ('float32', 'bfloat16')
-# Name in the figures -> name in the table, and how to have it timed.
+# Name in the figures -> name in the table, and what to set to have it timed.
 PROGRAMS = {
     'own_float32': ('this program, float32', ''),
     'own_bfloat16': ('this program, bfloat16', ''),
@@ -41,11 +40,9 @@ PROGRAMS = {
     ),
 }
 
-Clock = Callable[[], float]
-
 
 class Peer:
-    """A step in a process of its own, as a context; calling it runs one and returns its seconds.
+    """A context with a process; calling it runs one step there and returns its seconds.
 
     Args:
         name: for messages.
@@ -53,12 +50,12 @@ class Peer:
             each line that it reads.
 
     Raises:
-        UserError: the process stops before it is ready; from calls, before it answers.
+        UserError: if the process ends before it is ready or, in a call, before it answers.
     """
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self._name = name
-        # Without buffers nothing is left to be written when the process is no more.
+        # Unbuffered, so that nothing is left to be written after the process has ended.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
@@ -77,7 +74,7 @@ class Peer:
             pass
 
     def __call__(self) -> float:
-        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+        with contextlib.suppress(BrokenPipeError):  # then there will be no answer
             self._process.stdin.write(b'go\n')
         return self._answer('seconds')
 
@@ -86,24 +83,24 @@ class Peer:
         if not line:
             raise UserError(
                 f'{self._name} must answer each step; its process ended with status '
-                f'{self._process.wait()}, and what it said stands above. Mend that, or unset its '
-                'variable to do without it'
+                f'{self._process.wait()}; its messages are above. Fix the cause, or unset its '
+                'variable to leave it out'
             )
         return json.loads(line)[what]
 
 
 def commands(environment: Mapping[str, str], batch: int) -> dict[str, list[str]]:
-    """Name in the figures -> command, of the peers that the environment names.
+    """Name in the figures -> command, for the peers that the environment names.
 
     Raises:
-        UserError: what it names is not there.
+        UserError: if a peer is missing.
     """
     found = {}
     if python := environment.get('LIGHTLY_PYTHON'):
         if not shutil.which(python):
             raise UserError(
                 f'LIGHTLY_PYTHON must name a Python that has lightly; found no program {python!r}. '
-                f'{HERE / "README.md"} tells how to make one'
+                f'See {HERE / "README.md"} for its installation'
             )
         for precision in PRECISIONS:
             script = [python, str(HERE / 'lightly_step.py'), f'--precision={precision}']
@@ -116,33 +113,11 @@ def commands(environment: Mapping[str, str], batch: int) -> dict[str, list[str]]
         if missing:
             raise UserError(
                 f'PUBLISHED_SIMCLR must name the clone of the published program; found no '
-                f'{", ".join(missing)} in {folder}. Name the folder that holds its folder tf2'
+                f'{", ".join(missing)} in {folder}. Name the parent of its folder tf2'
             )
         script = [sys.executable, str(HERE / 'published_step.py'), str(folder)]
         found['published_float32'] = [*script, f'--batch={batch}']
     return found
-
-
-def clock(call: steps.Call) -> Clock:
-    """Runs `call` and returns the seconds that it took."""
-
-    def timed() -> float:
-        began = time.perf_counter()
-        call()
-        return time.perf_counter() - began
-
-    return timed
-
-
-def in_turns(clocks: Mapping[str, Clock], rounds: int, count: int) -> dict[str, float]:
-    """Name -> median seconds; each round calls each of them `count` times."""
-    for timed in clocks.values():
-        timed(), timed()  # the first ones compile
-    seconds: dict[str, list[float]] = {name: [] for name in clocks}
-    for _ in range(rounds):
-        for name, timed in clocks.items():
-            seconds[name] += [timed() for _ in range(count)]
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def measure(given: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, float]:
@@ -169,9 +144,9 @@ def measure(given: argparse.Namespace, environment: Mapping[str, str]) -> dict[s
 
 
 def rows(runs: Sequence[Mapping[str, float]]) -> str:
-    """A Markdown table of what several runs gave: median (lowest to highest).
+    """A Markdown table of several runs: median (lowest to highest).
 
-    Ratios are taken run by run. A row says how to have a program timed that no run timed.
+    Ratios are taken run by run. The row of a program that was not timed says what to set.
     """
     lines = [
         '| step | images/s | share of the peak of float32 | ours in float32 is faster, times '
@@ -201,7 +176,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--batch', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--steps', type=int, default=1, help='of each kind in a round')
+    parser.add_argument('--steps', type=int, default=1, help='steps of each program per round')
     return parser.parse_args(arguments)
 
 

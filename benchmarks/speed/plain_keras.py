@@ -1,7 +1,6 @@
-"""A plain counterpart of the training step: Keras layers, one after another, and a Keras optimizer.
+"""A plain Keras counterpart of the training step, as in a user's own script.
 
-What a user's own script would do in an afternoon. It is no part of the program; `steps` times it
-as a floor.
+It is not part of the program; `steps` and `start` time it for comparison.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Times the pretraining step of the published TF2 SimCLR program, fed from memory, in float32.
 
-Run by `peers` with the program's folder tf2 and this project's Python, where PUBLISHED_SIMCLR
-names the program's clone. Its modules have the names of modules here, so it has a process of its
-own, which imports nothing of this project.
+Run by `peers` with this project's Python, on the folder tf2 in the clone that PUBLISHED_SIMCLR
+names. That program has a module `run`, as this project does, so this script imports nothing of this
+project.
 
-It was tried with a stand-in for that program only: a folder of small modules with the same names
-and the same interface.
+It was tested only with a stand-in for that program: a folder of small modules with the same names
+and interface.
 
-Its first line of output, as JSON, names what is timed. Then each line of input runs one step and
-is answered with the seconds that it took: {"seconds": 1.5}. What libraries print goes to stderr.
+The first line of output is JSON and names what is timed. Then each line of input runs one step, and
+its time is printed: {"seconds": 1.5}. Output of libraries goes to stderr.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def step_of(folder: str, batch: int) -> Callable[[], float]:
     import tensorflow as tf
     from absl import flags
 
-    # LARS there extends the Optimizer of the TensorFlow it was written for, now called legacy.
+    # Its LARS extends the Optimizer of older TensorFlow, which is now called legacy.
     tf.keras.optimizers.Optimizer = tf.keras.optimizers.legacy.Optimizer
     _, objective, models = map(importlib.import_module, ('run', 'objective', 'model'))
     settings = ['--resnet_depth=18', f'--image_size={SIZE}', f'--train_batch_size={batch}']
@@ -67,12 +67,12 @@ def step_of(folder: str, batch: int) -> Callable[[], float]:
 
 
 def main() -> None:
-    """Answers each line of input with the seconds of one step."""
+    """For each line of input, runs one step and prints its seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folder', help='tf2 of the published program')
     parser.add_argument('--batch', type=int, default=64)
     given = parser.parse_args()
-    # Libraries that write to the standard output would be taken for answers.
+    # Output of libraries on stdout would be taken for answers.
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     step = step_of(given.folder, given.batch)

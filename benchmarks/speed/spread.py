@@ -1,4 +1,4 @@
-"""How figures of several runs are written."""
+"""Formats the figures of several runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def spread(values: Sequence[float], unit: str = '') -> str:
-    """Median, with the lowest and the highest in brackets, to three digits."""
+    """'MEDIAN (LOWEST to HIGHEST)', to three digits."""
     middle = _three_digits(statistics.median(values))
     low, high = (_three_digits(value) for value in (min(values), max(values)))
     return f'{middle}{unit} ({low} to {high})'

@@ -1,12 +1,12 @@
-"""Times the program from its start to its end, each time as a process of its own.
+"""Times whole runs of the program, each in its own process.
 
     python -m benchmarks.speed.start
 
-A run is one step of pretraining on the bundled images with its checkpoint written, the module
-exported and checked. Beside it stand what nothing can go below, Python importing TensorFlow, and a
-plain Keras script that builds the same network, fits it to one batch of random numbers and writes
-its weights. Usage errors and `--help` are timed too. Processor seconds are user and system time of
-the process and of those it started; they depend less than the others on what else the machine does.
+A run takes one step of pretraining on the bundled images, writes a checkpoint, and exports and
+checks a module. For comparison, the lower bound is Python importing TensorFlow; a plain Keras
+script builds the same network, fits it to one batch of random numbers and writes its weights. Usage
+errors and `--help` are timed too. Processor seconds are user and system time of the process and its
+children; they depend less on what else the machine does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PARTS = {
 
 
 def command_of(part: str, given: argparse.Namespace, folder: str) -> tuple[list[str], int]:
-    """The command of one of PARTS, which may write to `folder`, and its exit status."""
+    """The command of one of PARTS, which may write to `folder`, and its expected exit status."""
     if part == 'import_tensorflow':
         return [sys.executable, '-c', 'import tensorflow'], 0
     if part == 'plain_keras':
@@ -66,10 +66,10 @@ def command_of(part: str, given: argparse.Namespace, folder: str) -> tuple[list[
 
 
 def timed(command: Sequence[str], status: int) -> tuple[float, float]:
-    """Seconds, and processor seconds, that `command` takes until its process is gone.
+    """Seconds and processor seconds of `command`, until its process has ended.
 
     Raises:
-        RuntimeError: if it ends with another exit status than `status`.
+        RuntimeError: if it ends with an exit status other than `status`.
     """
     with tempfile.TemporaryFile() as output:
         started = time.monotonic()
@@ -86,7 +86,7 @@ def timed(command: Sequence[str], status: int) -> tuple[float, float]:
 
 
 def plain_script(given: argparse.Namespace) -> None:
-    """What a user's own script does: build, compile, fit to one batch, save the weights."""
+    """Does what a user's own script would: build, compile, fit to one batch, save the weights."""
     choose_keras_2()
     import numpy as np
     import tensorflow as tf
@@ -96,7 +96,7 @@ def plain_script(given: argparse.Namespace) -> None:
     classes = 10
     model = plain_keras.network(given.depth, given.width, given.size, classes)
     model.compile(
-        # Without XLA, which Keras would take for the update alone, and which takes seconds.
+        # Keras would compile the update with XLA, which takes seconds.
         tf.keras.optimizers.SGD(0.01, momentum=0.9, jit_compile=False),
         [
             lambda _, projections: plain_keras.contrast(projections),
@@ -111,7 +111,7 @@ def plain_script(given: argparse.Namespace) -> None:
 
 
 def measure(given: argparse.Namespace) -> dict[str, float]:
-    """Seconds and processor seconds of every part that is asked for, one after the other."""
+    """Times each of the given parts."""
     found = {}
     for part in given.parts:
         with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +121,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
 
 
 def rows(runs: Sequence[Mapping[str, float]]) -> str:
-    """A Markdown table of what several runs gave: median (lowest to highest)."""
+    """A Markdown table of several runs: median (lowest to highest)."""
     lines = [
         '| what | seconds | processor seconds | seconds, times plain Keras |',
         '| --- | --- | --- | --- |',
@@ -149,7 +149,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--parts', nargs='+', choices=PARTS, default=list(PARTS), help='what to time'
     )
-    parser.add_argument('--plain', metavar='FOLDER', help='be the plain script, and write there')
+    parser.add_argument('--plain', metavar='FOLDER', help='run the plain script, writing there')
     return parser.parse_args(arguments)
 
 

@@ -1,10 +1,10 @@
-"""Times a pretraining step, fed from memory, beside a plain Keras step and the machine's peak.
+"""Times a pretraining step, fed from memory, a plain Keras step and the machine's peak.
 
     python -m benchmarks.speed.steps
 
-The three are timed in turns in one process: what slows the machine down for a while slows all of
-them. Each case has a process of its own. Memory is the most that it held after two of the
-program's steps, before anything else was run.
+The three are timed in turns in one process, so that slow spells of the machine slow all of them.
+Each case has its own process. Memory is that process's peak after two of the program's steps,
+before anything else ran.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import json
 import pathlib
 import re
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from common.legacy_keras import choose_keras_2
 
@@ -34,10 +32,11 @@ from benchmarks.scaling import Network, flops, trace
 from benchmarks.speed import plain_keras
 from benchmarks.speed.case import add_case
 from benchmarks.speed.spread import spread
+from benchmarks.speed.timing import Call, clock, in_turns
 from tf2.config import ModelConfig
 from tf2.distribution import build_strategy
 
-# Depth, width, pixels, images a step, precision.
+# Depth, width, pixels, images per step, precision.
 CASES = (
     (18, 1, 32, 64, 'float32'),
     (18, 1, 32, 64, 'bfloat16'),
@@ -46,9 +45,7 @@ CASES = (
     (50, 1, 32, 32, 'bfloat16'),
 )
 CLASSES = 10
-MATRIX = 2048  # rows and columns of the product whose rate counts as the machine's peak
-
-Call = Callable[[], object]
+MATRIX = 2048  # rows and columns of the matrix product that stands for the machine's peak
 
 
 def own_step(case: argparse.Namespace) -> Call:
@@ -94,7 +91,7 @@ def product(precision: str) -> Call:
 
 
 def step_flops(case: argparse.Namespace) -> float:
-    """Floating-point operations of a step an image, of convolutions and products."""
+    """FLOPs of a step per image, in convolutions and matrix products."""
     network = Network(
         ModelConfig(resnet_depth=case.depth, width_multiplier=case.width), case.size, 'float32'
     )
@@ -102,30 +99,16 @@ def step_flops(case: argparse.Namespace) -> float:
     return sum(map(flops, [*graph.forward, *graph.backward])) / 2
 
 
-def in_turns(calls: Mapping[str, Call], rounds: int, steps: int) -> dict[str, float]:
-    """Name -> median seconds of a call; each round calls each of them `steps` times."""
-    for call in calls.values():
-        call()
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            for _ in range(steps):
-                began = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def measure(case: argparse.Namespace) -> dict[str, float]:
     """Rates, shares and memory of one case, in this process."""
     own = own_step(case)
     own()
     own()
-    # Nothing but the program's own steps has run so far.
+    # Only the program's own steps have run so far.
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     calls = {'own': own, 'plain': plain_step(case), 'product': product(case.precision)}
-    seconds = in_turns(calls, case.rounds, case.steps)
+    clocks = {name: clock(call) for name, call in calls.items()}
+    seconds = in_turns(clocks, case.rounds, case.steps)
     peak = 2 * MATRIX**3 / seconds['product']
     work = step_flops(case)
     found = {'peak_gflops': peak / 1e9, 'own_megabytes': held / 1e6}
@@ -136,7 +119,7 @@ def measure(case: argparse.Namespace) -> dict[str, float]:
 
 
 def profile(call: Call) -> dict[str, float]:
-    """Kind of operation -> milliseconds, over all threads, that a call spends in it; most first."""
+    """Type of operation -> milliseconds in a call, over all threads, in descending order."""
     from tensorflow.core.profiler.protobuf import xplane_pb2
 
     space, found = xplane_pb2.XSpace(), collections.Counter()
@@ -147,7 +130,7 @@ def profile(call: Call) -> dict[str, float]:
         space.ParseFromString(file.read_bytes())
     for plane in space.planes:
         for event in (event for line in plane.lines for event in line.events):
-            # 'name of the operation:its kind'; the rest are TensorFlow's own functions.
+            # 'operation name:type'; other events are functions of the runtime.
             match = re.fullmatch(r'[^:]+:([A-Z_]\w+)', plane.event_metadata[event.metadata_id].name)
             if match and not match[1].startswith('__'):
                 found[match[1]] += event.duration_ps / 1e9
@@ -155,7 +138,7 @@ def profile(call: Call) -> dict[str, float]:
 
 
 def profile_rows(found: Mapping[str, float]) -> str:
-    """A Markdown table of the kinds that take at least a hundredth of the time, and of the rest."""
+    """A Markdown table of operation types with at least 1% of the time, and the rest together."""
     whole = sum(found.values())
     kept = {kind: spent for kind, spent in found.items() if spent >= whole / 100}
     lines = ['| operation | ms, over all threads | share |', '| --- | --- | --- |']
@@ -165,7 +148,7 @@ def profile_rows(found: Mapping[str, float]) -> str:
 
 
 def measure_apart(case: Sequence[object], given: argparse.Namespace) -> dict[str, float]:
-    """Figures of one case, each name after the case's, from a process of its own."""
+    """Figures of one case, measured in a separate process; names are 'CASE: FIGURE'."""
     numbers = zip(('depth', 'width', 'size', 'batch', 'precision'), case)
     command = [sys.executable, '-m', 'benchmarks.speed.steps', '--single']
     command += [f'--rounds={given.rounds}', f'--steps={given.steps}']
@@ -178,7 +161,7 @@ def measure_apart(case: Sequence[object], given: argparse.Namespace) -> dict[str
 
 
 def rows(runs: Sequence[Mapping[str, float]]) -> str:
-    """A Markdown table of what several runs gave: median (lowest to highest)."""
+    """A Markdown table of several runs: median (lowest to highest)."""
     lines = [
         '| step | images/s | share of peak | plain Keras, images/s | its share | times plain Keras '
         '| peak, GFLOP/s | memory, MB |',
@@ -211,12 +194,12 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_case(parser)
     parser.add_argument('--precision', default='float32', choices=('float32', 'bfloat16'))
     parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--steps', type=int, default=1, help='of each kind in a round')
-    parser.add_argument('--single', action='store_true', help='this case, in this process')
+    parser.add_argument('--steps', type=int, default=1, help='steps of each kind per round')
+    parser.add_argument('--single', action='store_true', help='only this case, in this process')
     parser.add_argument(
         '--profile',
         action='store_true',
-        help="where this case's time goes, by TensorFlow's profiler",
+        help="profile this case's step with TensorFlow's profiler",
     )
     return parser.parse_args(arguments)
 

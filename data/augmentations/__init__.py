@@ -1,4 +1,4 @@
-"""The registry of augmentations: name → what it does, with which arguments."""
+"""The registry of augmentations: name → function and arguments."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ class Augmentation:
     """One entry of the registry.
 
     Attributes:
-        apply: (image, seed, **arguments) → image. float32 RGB in [0, 1] in and out, but what crops
-            also takes integers as they are stored; `seed` is a pair of integers and fixes every
-            draw.
-        takes_batches: whether `apply` also takes [b, h, w, 3] images of one size with [b, 2]
-            seeds, gives the same as one image at a time, and XLA compiles both.
-        settings: (config, size of the view in pixels) → arguments that a view may leave open.
+        apply: (image, seed, **arguments) → image, float32 RGB in [0, 1]. Crops also take integers
+            as stored. `seed` is a pair of integers and determines every draw.
+        takes_batches: whether `apply` also takes [b, h, w, 3] images with [b, 2] seeds, with the
+            same result as one image at a time, and compiles with XLA.
+        settings: (config, size of the view in pixels) → arguments for which a view has no value.
         is_off: (config, size of the view) → whether the settings turn it off in every view.
     """
 
@@ -77,7 +76,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
             'strength': config.color_jitter_strength,
             'brightness': config.color_jitter_brightness,
         },
-        # Grey included.
+        # Strength 0 turns off grey too.
         is_off=lambda config, size: config.color_jitter_strength == 0,
     ),
     'blur': Augmentation(
@@ -94,10 +93,10 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 def apply_op(
     op: Op, image: tf.Tensor, seed: tf.Tensor, *, config: DataConfig, size: int
 ) -> tf.Tensor:
-    """What `op` makes of an image, or of a batch where its entry takes batches.
+    """Applies `op` to an image, or to a batch if its entry takes batches.
 
     Args:
-        op: its own arguments win over the settings.
+        op: its own arguments override the settings.
         image: [h, w, 3] or [b, h, w, 3].
         seed: [2] or [b, 2] integers.
         config: the settings.
@@ -110,7 +109,7 @@ def apply_op(
 
 
 def entry_of(op: Op) -> Augmentation:
-    """The entry of an operation.
+    """The registry entry of an operation.
 
     Raises:
         ValueError: if there is no such operation, or it has no such argument.

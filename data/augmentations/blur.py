@@ -1,4 +1,4 @@
-"""Gaussian blur of half of the images, each with its own width (SimCLR appendix A)."""
+"""Gaussian blur of half of the images, each with its own sigma (SimCLR appendix A)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def random_blur(
     probability: float = 0.5,
     sigma: tuple[float, float] = (0.1, 2.0),
 ) -> tf.Tensor:
-    """Blurs some of the images, each with its own width.
+    """Blurs an image with a probability, and with a random sigma.
 
     Defaults are those of SimCLR.
 
@@ -26,27 +26,27 @@ def random_blur(
         seed: [2] or [b, 2] integers.
         kernel_size: width of the kernel in pixels, made odd; the paper takes 10% of the image's.
         probability: of an image to be blurred.
-        sigma: least and largest standard deviation in pixels, between which it is uniform.
+        sigma: range of the uniform standard deviation, in pixels.
 
     Returns:
         Tensor of `image`'s shape, float32 in [0, 1].
     """
     draws = uniform(seed, 2, 'blur')  # [..., 2]
-    width = sigma[0] + draws[..., 1] * (sigma[1] - sigma[0])
+    sigmas = sigma[0] + draws[..., 1] * (sigma[1] - sigma[0])
     chosen = draws[..., 0] < probability
     if image.shape.rank == 3:
         return tf.cond(
             chosen,
-            lambda: gaussian_blur(image, width, kernel_size=kernel_size),
+            lambda: gaussian_blur(image, sigmas, kernel_size=kernel_size),
             lambda: image,
         )
-    # Where shapes must not depend on values, as on accelerators, all are computed.
-    blurred = gaussian_blur(image, width, kernel_size=kernel_size)
+    # All images are blurred, since on accelerators shapes must not depend on values.
+    blurred = gaussian_blur(image, sigmas, kernel_size=kernel_size)
     return tf.where(chosen[:, tf.newaxis, tf.newaxis, tf.newaxis], blurred, image)
 
 
 def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, *, kernel_size: int) -> tf.Tensor:
-    """Convolves each image with its own Gaussian; beyond the border the images are 0.
+    """Convolves each image with its own Gaussian, with zero padding.
 
     Args:
         images: [h, w, c] or [b, h, w, c] float32 in [0, 1]; static h, w and c.
@@ -60,7 +60,7 @@ def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, *, kernel_size: int) -> t
     batch = [-1] * (images.shape.rank - 3)
     radius = kernel_size // 2
     band = _band(sigma, radius)
-    # With the channels in the middle, rows and columns are both blurred by plain products.
+    # With the channels in the middle, plain matrix products blur both rows and columns.
     swap = [*range(len(batch) + 1), len(batch) + 2, len(batch) + 1]
     images = tf.reshape(tf.transpose(images, swap), [*batch, height, channels * width])
     rows = [tf.matmul(weights, part) for weights, part in _blocks(images, -2, band, radius)]
@@ -74,7 +74,7 @@ def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, *, kernel_size: int) -> t
 
 
 def _band(sigma: tf.Tensor, radius: int) -> tf.Tensor:
-    """[..., _BLOCK, _BLOCK + 2 · radius]: a normalised Gaussian, one place further in each row."""
+    """[..., _BLOCK, _BLOCK + 2 · radius]: a normalised Gaussian, shifted by one in each row."""
     sigma = sigma[..., tf.newaxis]
     taps = tf.range(-radius, radius + 1, dtype=tf.float32)
     norm = tf.reduce_sum(tf.exp(-(taps**2) / (2 * sigma**2)), axis=-1)  # [...]
@@ -89,9 +89,9 @@ def _band(sigma: tf.Tensor, radius: int) -> tf.Tensor:
 def _blocks(
     images: tf.Tensor, axis: int, band: tf.Tensor, radius: int
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """Weights, and the part of `images` that they make the next block along `axis` of.
+    """For each block along `axis`: weights, and the part of `images` that they are applied to.
 
-    One matrix for the whole length would hold zeros for the most part.
+    A single matrix for the whole length would be mostly zeros.
     """
     length = images.shape[axis]
     paddings = [[0, 0] for _ in images.shape]

@@ -13,7 +13,7 @@ from data.randomness import uniform
 
 _OPERATIONS = 4
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as tf.image.rgb_to_grayscale
-_TINY = 1e-20  # in place of 0 as a divisor
+_TINY = 1e-20  # avoids a division by 0
 # For red, green and blue: centre, sign and offset in clip(offset + sign * |hue - centre|).
 _SHARES_OF_SPAN = ((3.0, 2.0, 4.0), (1.0, -1.0, -1.0), (-1.0, 2.0, 2.0))
 
@@ -23,13 +23,13 @@ Operation: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
-    """What is done to an image, or, with a first axis [b], to each image of a batch.
+    """The draws for an image or, with a first axis [b], for a batch.
 
     Attributes:
-        operations: the four that there are.
-        amounts: [..., 4] float32, of each operation.
-        order: [..., 4] int32, which operation comes at which turn.
-        jitters: [...] bool, whether they are done at all.
+        operations: the four operations of the jitter.
+        amounts: [..., 4] float32, one for each operation.
+        order: [..., 4] int32, numbers of the operations in the order in which they are applied.
+        jitters: [...] bool, whether they are applied.
         becomes_grey: [...] bool.
     """
 
@@ -50,16 +50,16 @@ def distort_color(
     probability: float = 0.8,
     grey_probability: float = 0.2,
 ) -> tf.Tensor:
-    """Jitters the colours of some images, then makes some of them grey.
+    """Jitters colours with a probability, then makes the image grey with another.
 
     Defaults are those of SimCLR.
 
     Args:
         image: [h, w, 3] or [b, h, w, 3] float32 in [0, 1].
         seed: [2] or [b, 2] integers.
-        strength: s, a factor on `strengths`.
+        strength: s, multiplies `strengths`.
         brightness: 'multiply' (SimCLRv2) or 'add' (SimCLRv1).
-        strengths: by how much brightness, contrast, saturation and hue vary at s = 1.
+        strengths: of brightness, contrast, saturation and hue jitter, at s = 1.
         probability: of an image to be jittered.
         grey_probability: of an image to become grey.
 
@@ -78,7 +78,7 @@ def distort_color(
 
 
 def _distort_one(image: tf.Tensor, drawn: _Drawn) -> tf.Tensor:
-    """One image, [h, w, 3]: at each turn, what its order says is done, and nothing else."""
+    """Distorts one image, [h, w, 3]: computes only the operations that it has drawn."""
 
     def take_turn(turn: tf.Tensor, planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         branches = [
@@ -88,7 +88,7 @@ def _distort_one(image: tf.Tensor, drawn: _Drawn) -> tf.Tensor:
         return turn + 1, tf.switch_case(drawn.order[turn], branches)
 
     turns = tf.where(drawn.jitters, _OPERATIONS, 0)
-    # With whole planes of one channel, the processor works on many pixels at once.
+    # With one plane per channel, operations vectorize over pixels.
     planes = tf.transpose(image, [2, 0, 1])
     _, planes = tf.while_loop(lambda turn, _: turn < turns, take_turn, (0, planes))
     planes = tf.cond(drawn.becomes_grey, lambda: grey(planes), lambda: planes)
@@ -96,13 +96,13 @@ def _distort_one(image: tf.Tensor, drawn: _Drawn) -> tf.Tensor:
 
 
 def _distort_batch(images: tf.Tensor, drawn: _Drawn) -> tf.Tensor:
-    """A batch, [b, h, w, 3]: at each turn everything is done, and each image keeps its own part.
+    """Distorts a batch, [b, h, w, 3]: computes everything and selects what each image has drawn.
 
-    On accelerators shapes must not depend on values, and arithmetic costs little.
+    On accelerators shapes must not depend on values, and arithmetic is cheap.
     """
 
     def for_images(numbers: tf.Tensor) -> tf.Tensor:
-        return numbers[:, tf.newaxis, tf.newaxis]  # [b, 1, 1], to go with [3, b, h, w]
+        return numbers[:, tf.newaxis, tf.newaxis]  # [b, 1, 1], broadcasts to [3, b, h, w]
 
     def take_turn(turn: tf.Tensor, planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         chosen, result = tf.gather(drawn.order, turn, axis=-1), planes
@@ -152,7 +152,7 @@ def _lighten(planes: tf.Tensor, summand: tf.Tensor) -> tf.Tensor:
 
 
 def _contrast(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    # Of each channel; first along rows, so that no sum is so long that rounding adds up.
+    # The mean of each channel, in two steps: shorter sums round less.
     mean = tf.reduce_mean(tf.reduce_mean(planes, axis=-1, keepdims=True), axis=-2, keepdims=True)
     return mean + (planes - mean) * factor
 
@@ -174,8 +174,8 @@ def _turn_hue(planes: tf.Tensor, summand: tf.Tensor) -> tf.Tensor:
     past_red = tf.where(green == largest, 2 + (blue - red) * per_span, 4 + (red - green) * per_span)
     hue = tf.where(red == largest, (green - blue) * per_span, past_red) + 6 * summand
     hue -= 6 * tf.floor(hue / 6)
-    # A channel has the whole span within a sixth of its own hue, falls within the next, and is the
-    # smallest in the others. Red lies where the circle was cut open.
+    # A channel has the whole span within a sixth of its own hue, falls within the next sixth, and
+    # is the smallest beyond. Red is where the circle wraps around.
     place = [-1] + [1] * (planes.shape.rank - 1)
     centre, sign, offset = (tf.reshape(tf.constant(row), place) for row in _SHARES_OF_SPAN)
     return smallest + span * _clip(offset + sign * tf.abs(hue - centre))

@@ -1,4 +1,4 @@
-"""The one view of evaluation: the middle of the image, without chance."""
+"""The evaluation view: a central crop."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ _SHARE = 0.875
 
 
 def eval_crop(image: tf.Tensor, seed: tf.Tensor | None = None, *, size: int) -> tf.Tensor:
-    """Cuts the central square of 87.5% of the shorter side and resizes it (bicubic).
+    """Crops the central square, 87.5% of the shorter side, and resizes it (bicubic).
 
-    Views of 32 pixels or less are resized from the whole image: such data sets show their
-    object without a margin (SimCLR appendix B.9, arXiv:2002.05709).
+    Views of 32 pixels or less show the whole image, since such data sets have no margin around the
+    object (SimCLR appendix B.9, arXiv:2002.05709).
 
     Args:
-        image: [h, w, 3] float32 in [0, 1], or integers as they are stored: only the cut is
-            converted.
-        seed: nothing is left to chance, so it is not read.
+        image: [h, w, 3] float32 in [0, 1], or integers as stored: only the crop is converted.
+        seed: not read; nothing here is random.
         size: height and width of the result, in pixels.
 
     Returns:

@@ -8,7 +8,7 @@ from data.randomness import uniform
 
 
 def random_flip(image: tf.Tensor, seed: tf.Tensor, *, probability: float = 0.5) -> tf.Tensor:
-    """Mirrors left and right with a probability.
+    """Mirrors an image left to right with a probability.
 
     Args:
         image: [h, w, 3] or [b, h, w, 3].

@@ -13,19 +13,18 @@ _ATTEMPTS = 100
 def random_crop(
     image: tf.Tensor, seed: tf.Tensor, *, size: int, area: tuple[float, float]
 ) -> tf.Tensor:
-    """Cuts a random box out of one image and resizes it (bicubic).
+    """Crops a random box from one image and resizes it (bicubic).
 
-    The box has a width / height ratio in [3/4, 4/3] and a share of the image's area in
-    `area`; where no such box is found within 100 attempts, it is the whole image.
+    The box has a width / height ratio in [3/4, 4/3] and a share of the image's area in `area`. If
+    100 attempts find no such box, it is the whole image.
 
     Args:
-        image: [h, w, 3] float32 in [0, 1], or integers as they are stored: only the cut is
-            converted.
+        image: [h, w, 3] float32 in [0, 1], or integers as stored: only the crop is converted.
         seed: [2] int32.
         size: height and width of the result, in pixels.
-        area: least and largest share of the image's area. With a largest of 1, as in the published
-            program, boxes below 10% are drawn again at its 8%, so the smallest share seen is 1.25
-            times the least.
+        area: smallest and largest share of the image's area. If the largest is 1, boxes below 1.25
+            times the smallest, or below 0.1 if that is less, are redrawn: the published program
+            draws from 0.08 of the area on, but redraws below 0.1.
 
     Returns:
         [size, size, 3] float32 in [0, 1].
@@ -41,6 +40,6 @@ def random_crop(
         max_attempts=_ATTEMPTS,
         use_image_if_no_bounding_boxes=True,
     )
-    # The cut's channel count is unknown to a graph.
-    cut = tf.ensure_shape(tf.slice(image, begin, extent), [None, None, 3])
-    return resize(cut, size)
+    # The graph loses the number of channels.
+    crop = tf.ensure_shape(tf.slice(image, begin, extent), [None, None, 3])
+    return resize(crop, size)

@@ -10,7 +10,7 @@ from data.randomness import uniform
 def random_solarize(
     image: tf.Tensor, seed: tf.Tensor, *, threshold: float = 0.5, probability: float = 0.2
 ) -> tf.Tensor:
-    """Inverts the values from `threshold` on, x → 1 - x, in some of the images.
+    """Inverts values of at least `threshold`, x → 1 - x, with a probability.
 
     Args:
         image: [h, w, 3] or [b, h, w, 3] float32 in [0, 1].
@@ -21,7 +21,6 @@ def random_solarize(
     Returns:
         Tensor of `image`'s shape, float32 in [0, 1].
     """
-    chosen = (
-        uniform(seed, 1, 'solarize')[..., tf.newaxis, tf.newaxis] < probability
-    )  # [..., 1, 1, 1]
+    draws = uniform(seed, 1, 'solarize')[..., tf.newaxis, tf.newaxis]  # [..., 1, 1, 1]
+    chosen = draws < probability
     return tf.where(chosen & (image >= threshold), 1 - image, image)

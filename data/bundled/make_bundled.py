@@ -1,8 +1,8 @@
 """Turns Fashion-MNIST's four idx files into a data set in TFDS's on-disk format.
 
-Without `--full` it makes the small data set that ships in this folder: stratified and seeded,
-with the same bytes on every run. With `--full` it makes all of Fashion-MNIST, in the place where
-`tfds.builder('fashion_mnist', data_dir=OUT)` looks for it, so that nothing is downloaded.
+Without `--full` it makes the small data set that ships in this folder, a stratified and seeded
+subset with the same bytes on every run. With `--full` it makes all of Fashion-MNIST, where
+`tfds.builder('fashion_mnist', data_dir=OUT)` finds it, so that nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
 
-# TensorFlow's notes at its start are nothing a user can act on.
+# Silences TensorFlow's start-up log, which a user can't act on.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import numpy as np
@@ -33,7 +33,7 @@ LABELS = (
     'Bag',
     'Ankle boot',
 )
-FILE_PREFIX = {'train': 'train', 'test': 't10k'}  # split → how its files' names begin
+FILE_PREFIX = {'train': 'train', 'test': 't10k'}  # split → prefix of its files' names
 SMALL_SIZE = {'train': 6000, 'test': 1000}
 SMALL_VERSION = '1.0.0'
 SEED = 0
@@ -49,10 +49,10 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
     """Reads a gzipped idx file of bytes.
 
     Args:
-        path: the file; its fourth byte is the rank, then each dimension as 4 big-endian bytes.
+        path: the file. After its fourth byte, the rank, come the dimensions in 4 big-endian bytes.
 
     Returns:
-        A uint8 array of the shape that the header names.
+        A uint8 array of the shape in the header.
     """
     raw = gzip.decompress(path.read_bytes())
     if len(raw) < 4 or raw[:3] != b'\0\0\x08':
@@ -77,8 +77,8 @@ def pick_stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 
     Args:
         labels: [n], every class of LABELS among them.
-        size: how many to pick in all, a multiple of the number of classes.
-        seed: of the choice.
+        size: total number to pick, a multiple of the number of classes.
+        seed: of the random choice.
 
     Returns:
         [size] indices into `labels`, ascending.
@@ -86,7 +86,7 @@ def pick_stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     each, rest = divmod(size, len(LABELS))
     if rest:
         raise ValueError(f'{size} examples cannot be shared among {len(LABELS)} classes.')
-    # RandomState and not default_rng: NumPy promises that its stream never changes.
+    # RandomState rather than default_rng, because NumPy guarantees its stream.
     rng = np.random.RandomState(seed)
     picked = []
     for label, name in enumerate(LABELS):
@@ -116,10 +116,10 @@ def write(
 
     Args:
         folder: where the idx files are.
-        out: gets the folder name/version.
+        out: where the folder name/version is created.
         name: of the data set.
         version: of the data set.
-        size: split → number of examples to pick; None takes all of them.
+        size: split → number of examples to pick; None for all of them.
 
     Returns:
         The new data set's folder, for `tfds.builder_from_directory`.
@@ -148,8 +148,8 @@ def write(
         homepage='https://github.com/zalandoresearch/fashion-mnist',
         citation=CITATION,
     )
-    # Nothing is downloaded, but TFDS asks the network for a prepared copy unless told not to, and
-    # makes a folder for downloads all the same.
+    # Nothing is downloaded, but by default TFDS would look for a prepared copy on the network, and
+    # it always creates a folder for downloads.
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     with tempfile.TemporaryDirectory() as downloads:
         builder.download_and_prepare(download_dir=downloads, download_config=config)
@@ -185,7 +185,7 @@ def write_small(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
 
 def write_full(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     """Writes all of Fashion-MNIST; see `write`."""
-    # TFDS takes a folder as prepared if its version is the one its own builder has.
+    # TFDS accepts a prepared folder only in the version of its own builder.
     version = str(tfds.builder_cls('fashion_mnist').VERSION)
     return write(folder, out, 'fashion_mnist', version, None)
 
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument('out', type=pathlib.Path, help='TFDS data_dir to write below')
     parser.add_argument('--full', action='store_true', help='all images, not the small part')
     args = parser.parse_args()
-    tfds.disable_progress_bar()  # it takes seconds
+    tfds.disable_progress_bar()  # writing takes only seconds
     try:
         made = (write_full if args.full else write_small)(args.folder, args.out)
     except (OSError, ValueError) as error:

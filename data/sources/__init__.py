@@ -1,4 +1,4 @@
-"""Opens data sets: those in `SOURCES`, and whatever TensorFlow Datasets has."""
+"""Opens data sets: those in `SOURCES`, and any in TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from common.errors import UserError
 from common.registry import load
 from data.config import DataConfig
-from data.names import SOURCES, check_place, find_builder, folders_of, source_for
+from data.names import SOURCES, check_is_utf8, find_builder, source_for
 from data.sources.source import NO_LABEL, Source
 from data.sources.tfds import open_tfds
 
@@ -32,16 +32,15 @@ def open_source(config: DataConfig) -> Source:
     name = DEFAULT_SOURCE if config.dataset is None else config.dataset
     if not name:
         raise UserError(f'--dataset must be a name; found {name!r}. See python run.py --help.')
-    for place in folders_of(config.data_dir) if name in SOURCES else [config.data_dir]:
-        check_place(place, for_tfds=name not in SOURCES)
-    if name not in SOURCES:
-        return open_tfds(dataclasses.replace(config, dataset=name))
-    opened = load(SOURCES[source_for(name, config.data_dir)])
-    return opened(dataclasses.replace(config, dataset=name))
+    config = dataclasses.replace(config, dataset=name)
+    if name in SOURCES:
+        return load(SOURCES[source_for(name, config.data_dir)])(config)
+    check_is_utf8(config.data_dir)
+    return open_tfds(config)
 
 
 def is_here(config: DataConfig) -> bool:
-    """Whether `open_source` reads what is there: it neither downloads nor prepares, images or code.
+    """Whether `open_source` only reads: it neither downloads nor prepares a data set, nor its code.
 
     Args:
         config: `dataset` and `data_dir` are read.
@@ -52,6 +51,6 @@ def is_here(config: DataConfig) -> bool:
     name = config.dataset or DEFAULT_SOURCE
     if name in SOURCES:
         return True
-    # A name with a namespace stands for code that TFDS fetches.
+    # A name with a namespace refers to code that TFDS downloads.
     fetched = re.match(r'[^/:]+:\D', name) is not None
     return not fetched and find_builder(name, config.data_dir).is_prepared()

@@ -1,4 +1,4 @@
-"""Which features of a TensorFlow data set are its image and its label."""
+"""Finds the image and the label among the features of a TFDS data set."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from data.sources.source import NO_LABEL
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# A whole number that nothing declares to be the label is taken for one if there are as many
-# examples as this for every class at least; numbers of the images themselves have one each.
+# An integer feature that is not declared as the label is taken for it only if each class has at
+# least this many examples on average: an image's own number would have one.
 _EXAMPLES_PER_CLASS = 2
 _LARGEST = 2**31 - 1  # labels are int32
 
@@ -38,14 +38,14 @@ class Label:
     is_vector: bool = False
 
     def number(self, value: tf.Tensor) -> tf.Tensor:
-        """The feature of one example → its class, int32 scalar."""
+        """The class of one example, int32 scalar, from its feature."""
         if self.is_vector:
             chosen = tf.argmax(value, output_type=tf.int32)
             return tf.where(tf.reduce_any(tf.cast(value, tf.bool)), chosen, NO_LABEL)
         return tf.cast(value, tf.int32)
 
 
-# Key of a feature → its stored values, arrays [n] or [n, c] one after the other.
+# Key of a feature → its stored values, in arrays [n] or [n, c].
 Reader = Callable[[str], Iterator[np.ndarray]]
 
 
@@ -80,22 +80,22 @@ def find_image(name: str, info: tfds.core.DatasetInfo, key: str | None = None) -
 def find_label(
     name: str, info: tfds.core.DatasetInfo, key: str | None, read: Reader
 ) -> tuple[Label | None, str]:
-    """The label: `key`, the supervised target, 'label', or the only one there could be.
+    """The label: `key`, the supervised target, 'label', or the only candidate.
 
-    Labels are classes, as TFDS calls them; where there are none, also integers, whose number of
-    classes is one more than the highest found, and one-hot vectors.
+    Candidates are the features of type `ClassLabel`. If there are none, integers, with one class
+    more than the highest value, and one-hot vectors are candidates too.
 
     Args:
         name: what the user called the data set.
         info: of the data set.
-        key: the feature that was asked for.
-        read: reads the values of a feature from the data, or enough of them.
+        key: the feature that the user asked for.
+        read: reads the values of a feature, or enough of them.
 
     Returns:
-        The label, or None and what could be one; that is empty where nothing could.
+        The label and '', or None and a hint at what could be the label, '' if nothing could.
 
     Raises:
-        UserError: if `key` is no feature that could be a label.
+        UserError: if `key` is not a feature that could be a label.
     """
     classes = [k for k, feature in info.features.items() if _is_class(feature)]
     others = [k for k, f in info.features.items() if _is_integer(f) or _is_vector(f)]
@@ -120,23 +120,23 @@ def find_label(
 def _only(
     name: str, info: tfds.core.DatasetInfo, key: str, read: Reader
 ) -> tuple[Label | None, str]:
-    """The label that nothing declares to be one: if its values look like it."""
+    """An undeclared feature as the label, if its values look like labels."""
     hint = f'{key!r} ({_kind(info.features[key])}) could be one: say so with --label_key={key}'
     values = list(read(key))
     try:
         label = _label(name, info, key, lambda _: iter(values))
     except UserError:
-        return None, ''  # no one-hot vector, say: it holds something else
+        return None, ''  # for example a vector that is not one-hot
     if not label.is_vector and label.num_classes * _EXAMPLES_PER_CLASS > sum(map(len, values)):
         return None, hint
     return label, ''
 
 
 def _label(name: str, info: tfds.core.DatasetInfo, key: str, read: Reader) -> Label:
-    """The feature `key` as the label; raises UserError if its values are none."""
+    """The feature `key` as the label; raises UserError if its values can't be labels."""
     feature = info.features[key]
     if _is_class(feature):
-        # Without names of their own TFDS calls them by their numbers.
+        # For classes without names, `names` would return their numbers.
         names = feature.names if feature._int2str is not None else None
         return Label(key, feature.num_classes, tuple(names) if names else None)
     if _is_vector(feature):
@@ -175,25 +175,25 @@ def _is_class(feature: Any) -> bool:
 
 
 def _is_integer(feature: Any) -> bool:
-    return _is_plain(feature) and feature.shape == () and _letter(feature) in 'iu'
+    return _is_plain(feature) and feature.shape == () and _dtype_kind(feature) in 'iu'
 
 
 def _is_vector(feature: Any) -> bool:
     if not _is_plain(feature) or len(feature.shape) != 1:
         return False
-    return (feature.shape[0] or 0) >= 2 and _letter(feature) in 'uifb'
+    return (feature.shape[0] or 0) >= 2 and _dtype_kind(feature) in 'uifb'
 
 
 def _is_plain(feature: Any) -> bool:
-    """Whether it is numbers that TFDS knows nothing more of."""
+    """Whether it is a plain tensor, without a more specific type."""
     import tensorflow_datasets as tfds
 
     kinds = (tfds.features.Tensor, tfds.features.Scalar)
     return type(feature) in kinds
 
 
-def _letter(feature: Any) -> str:
-    """Letter of NumPy for the kind of a feature's type, which it tells by a dtype or a class."""
+def _dtype_kind(feature: Any) -> str:
+    """NumPy's letter for the kind of a feature's dtype, such as 'f' or 'u'."""
     return np.dtype(feature.np_dtype).kind
 
 
@@ -202,7 +202,7 @@ def _holds_image(feature: Any) -> bool:
 
     if isinstance(feature, tfds.features.Image):
         return True
-    if type(feature) is not tfds.features.Tensor or _letter(feature) not in 'uifb':
+    if type(feature) is not tfds.features.Tensor or _dtype_kind(feature) not in 'uifb':
         return False
     shape = feature.shape
     return len(shape) == 2 or (len(shape) == 3 and shape[-1] in (None, 1, 2, 3, 4))

@@ -1,7 +1,7 @@
-"""TFRecord files on disk: whether they are whole, and the good records of one that is not.
+"""Checks TFRecord files, and reads the good records of damaged ones.
 
 A file is a sequence of records: length, checksum of the length, data, checksum of the data.
-TensorFlow's reader stops at a record that is corrupt; here the ones behind it are found again.
+TensorFlow's reader stops at a corrupt record; this module also finds the records after it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from common.errors import UserError, shown
 _HEADER, _FOOTER = 12, 4  # bytes before and after the data of a record
 _POLYNOMIAL = 0x82F63B78  # of CRC-32C, reflected
 _MASK = 0xA282EAD8
-_COUNTED_AT_ONCE = 256
-_SEARCHED_AT_ONCE = 1 << 20
+_RECORDS_PER_BATCH = 256
+_BYTES_PER_SEARCH = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file of a data set, with what the data set says of it.
+    """A file of a data set.
 
     Attributes:
-        path: where it is.
-        expected: number of records.
+        path: of the file.
+        expected: number of records that it should have by the metadata of the data set.
         size: bytes on disk.
-        modified: when it was last written.
+        modified: time of the last write, in nanoseconds.
     """
 
     path: str
@@ -45,10 +45,10 @@ class Records:
     """The good records of a damaged file.
 
     Attributes:
-        offsets: [n] int64, where the data of each begins.
+        offsets: [n] int64, where the data of each record begins.
         lengths: [n] int64, bytes of data.
-        gaps: places at which there is something else.
-        is_cut_off: whether the last record goes on beyond the end of the file.
+        gaps: number of corrupt stretches between them.
+        is_cut_off: whether the last record continues beyond the end of the file.
     """
 
     offsets: np.ndarray
@@ -58,7 +58,7 @@ class Records:
 
 
 def find_files(expected: Mapping[str, int]) -> list[File]:
-    """Looks at the files of a split.
+    """Finds the files of a split on disk.
 
     Args:
         expected: path → number of records.
@@ -80,12 +80,12 @@ def find_files(expected: Mapping[str, int]) -> list[File]:
 
 
 def check_total(files: Sequence[File], num_bytes: int) -> None:
-    """Raises UserError if files have fewer bytes than the data set says that records take."""
+    """Raises UserError if files have fewer bytes than their records by the metadata."""
     found = sum(file.size for file in files)
     if found < num_bytes:
         smallest = min(files, key=lambda file: file.size / max(1, file.expected))
         raise UserError(
-            f'The {len(files)} files of {shown(smallest.path)} and its like should have more than '
+            f'The {len(files)} files of the split of {shown(smallest.path)} should have more than '
             f'{num_bytes:,} bytes, as dataset_info.json says; found {found:,}. Some are cut off: '
             'restore them, or prepare the data set again.'
         )
@@ -93,14 +93,15 @@ def check_total(files: Sequence[File], num_bytes: int) -> None:
 
 @functools.cache
 def examine(files: tuple[File, ...]) -> dict[str, Records]:
-    """Reads all records and compares their checksums and their number.
+    """Reads all records and checks their checksums and their number.
+
+    Prints how many corrupt records are skipped.
 
     Args:
         files: of one split.
 
     Returns:
-        The good records of each file with corrupt ones, by path; mostly none. It is said how many
-        are left out.
+        Path → good records, only for files with corrupt ones.
 
     Raises:
         UserError: if a file is cut off, or holds another number of records than it should.
@@ -111,14 +112,14 @@ def examine(files: tuple[File, ...]) -> dict[str, Records]:
 def _count(path: str) -> int:
     """The number of records of a file, -1 if one is corrupt."""
     try:
-        # Eagerly: nothing has to be traced, which would take longer than reading a small file.
-        return sum(len(batch) for batch in tf.data.TFRecordDataset(path).batch(_COUNTED_AT_ONCE))
+        # Eagerly, because tracing would take longer than reading a small file.
+        return sum(len(batch) for batch in tf.data.TFRecordDataset(path).batch(_RECORDS_PER_BATCH))
     except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
         return -1
 
 
 def _salvage(file: File) -> Records:
-    """The good records of a file, where only a few are corrupt."""
+    """The good records of a file with a few corrupt ones."""
     with tf.io.gfile.GFile(file.path, 'rb') as opened:
         records = find_records(np.frombuffer(opened.read(), np.uint8))
     good, lost = len(records.offsets), file.expected - len(records.offsets)
@@ -163,12 +164,12 @@ def find_records(content: np.ndarray) -> Records:
 
 
 def _follow(content: np.ndarray, place: int) -> tuple[np.ndarray, int]:
-    """Where records begin, by their lengths alone, from `place` on; the end of the last one."""
+    """Where records begin from `place` on, going by lengths alone, and the last one's end."""
     found = []
     while place + _HEADER <= len(content):
         found.append(place)
         place += _HEADER + struct.unpack_from('<Q', content, place)[0] + _FOOTER
-    # Fewer bytes than a header has are the beginning of one.
+    # Bytes too few for a header are a header that is cut off.
     return np.array(found, np.int64), place if place >= len(content) else len(content) + 1
 
 
@@ -177,7 +178,7 @@ def _lengths(content: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def find_corrupt(paths: Iterable[str], place: int) -> str | None:
-    """Which of several files has corrupt data at byte `place`; None if that cannot be told."""
+    """Which of several files has corrupt data at byte `place`; None if unknown."""
     for path in paths:
         with tf.io.gfile.GFile(path, 'rb') as file:
             if place < _HEADER or file.size() < place:
@@ -199,31 +200,31 @@ def _is_header(header: np.ndarray) -> bool:
 
 
 def _next_header(content: np.ndarray, place: int) -> int:
-    """The first place from `place` on where a record begins; the end if there is none."""
-    for start in range(place, len(content), _SEARCHED_AT_ONCE):
-        found = _headers(content[start : start + _SEARCHED_AT_ONCE + _HEADER - 1])
+    """Where the next record begins, from `place` on; the end of the file if there is none."""
+    for start in range(place, len(content), _BYTES_PER_SEARCH):
+        found = _headers(content[start : start + _BYTES_PER_SEARCH + _HEADER - 1])
         if len(found):
             return start + int(found[0])
     return len(content)
 
 
 def _headers(content: np.ndarray) -> np.ndarray:
-    """Places in `content` at which there is a length with its checksum."""
+    """Offsets in `content` of each length that is followed by its checksum."""
     starts = np.arange(max(0, len(content) - _HEADER + 1))
     lengths = np.full(len(starts), 8)
     return np.flatnonzero(_checksums(content, starts, lengths) == _stored(content, starts + 8))
 
 
 def _stored(content: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The checksums in a file at `places`, [n] uint32."""
+    """The checksums stored in a file at `places`, [n] uint32."""
     bytes_ = content[places[:, np.newaxis] + np.arange(4)].astype(np.uint32)
     return bytes_ @ (np.uint32(1) << np.arange(0, 32, 8, dtype=np.uint32))
 
 
 def _checksums(content: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Masked CRC-32C of parts of `content`, byte by byte of all of them at once: [n] uint32."""
+    """Masked CRC-32C of parts of `content`, vectorized over the parts: [n] uint32."""
     table = _table()
-    order = np.argsort(-lengths, kind='stable')  # so that those that go on are the first ones
+    order = np.argsort(-lengths, kind='stable')  # longest first: unfinished parts are a prefix
     starts, ascending = starts[order], np.sort(lengths)
     state = np.full(len(starts), 0xFFFFFFFF, np.uint32)
     for i in range(int(ascending[-1]) if len(ascending) else 0):
@@ -249,15 +250,15 @@ def read_files(
     at_once: int,
     in_a_row: int,
 ) -> tf.data.Dataset:
-    """The records of several files in turns, as TFDS reads them, without corrupt ones.
+    """The good records of several files, interleaved as TFDS reads them.
 
     A damaged file is held in memory while it is read.
 
     Args:
-        files: path, number of records to leave out, number to read.
-        damaged: good records of those that are damaged.
-        at_once: files that take turns.
-        in_a_row: records of one file before the next one's.
+        files: path, number of records to skip, number to read.
+        damaged: path → good records, for damaged files.
+        at_once: number of files that are interleaved.
+        in_a_row: number of consecutive records of one file.
 
     Returns:
         Dataset of scalar strings.

@@ -1,4 +1,4 @@
-"""What every data set looks like from the pipeline."""
+"""The interface of a data set to the input pipeline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import tensorflow as tf
 from data.worker import Worker
 
 NO_LABEL = -1
-# Beyond this not all labels of a split are read where they lie among its images: as much takes
-# seconds from a disk.
-BYTES_LOOKED_AT = 2**30
-HELD_BYTES = 2 << 30  # most that the encoded examples in a shuffle buffer or a subset may take
+# Of a larger split, labels or files are read up to about this size only, which takes seconds.
+BYTES_SAMPLED = 2**30
+HELD_BYTES = 2 << 30  # limit for the encoded examples in a shuffle buffer or a cached subset
 
 
 def no_share(split: str, worker: Worker) -> None:
@@ -24,13 +23,13 @@ def no_share(split: str, worker: Worker) -> None:
 
 
 def unknown_size(split: str) -> None:
-    """The `bytes_per_example` of a data set that doesn't tell."""
+    """The `bytes_per_example` of a data set for which it is unknown."""
     del split
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set whose images are still as they were stored.
+    """A data set, with images as they are stored.
 
     Attributes:
         name: what the user called it.
@@ -39,8 +38,9 @@ class Source:
         num_examples: split → number of examples. A split may be a slice or a sum in TFDS's
             notation, such as 'train[:10%]'. Raises UserError if there is no such split.
         examples: split → finite dataset of {'image': what `read` takes, or `decode` if there is no
-            `read`; 'label': scalar int32, NO_LABEL if there is none}, always in the same order.
-            Raises UserError if there is no such split.
+            `read`; 'label': scalar int32, NO_LABEL if there is none; any other features}, always
+            in the same order. 'index', scalar int64, is the position in the split if that is not
+            the one in this dataset. Raises UserError if there is no such split.
         decode: image as stored → decoded image, [h, w] or [h, w, c] of any real dtype.
         share: split, worker → the worker's own part of the files: a finite dataset of (position
             in the order of `examples`, scalar int64; example), always in the same order. The
@@ -81,7 +81,7 @@ class Source:
     summary: str = ''
 
     def with_contents(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """`dataset` of (..., example) or of examples, with contents for the paths."""
+        """`dataset`, of (..., example) or of examples, with paths replaced by contents."""
         if self.read is None:
             return dataset
 

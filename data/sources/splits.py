@@ -1,4 +1,4 @@
-"""Split notation shared by all sources: 'train', 'train[:10%]', 'train+test[5:]'."""
+"""TFDS split notation, for all sources: 'train', 'train[:10%]', 'train+test[5:]'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.errors import UserError, shown
 
 
 def check_split(dataset: str, split: str, available: Iterable[str]) -> None:
-    """Checks that every split which `split` names exists.
+    """Checks that every split named in `split` exists.
 
     Args:
         dataset: name of the data set, for the message.
@@ -44,7 +44,7 @@ def malformed_split(dataset: str, split: str) -> UserError:
 
 
 def parts_of(dataset: str, split: str, infos: Mapping[str, Any]) -> list[tuple[str, range]]:
-    """What `split` consists of.
+    """The parts of splits that `split` consists of.
 
     Args:
         dataset: name of the data set, for messages.
@@ -52,10 +52,10 @@ def parts_of(dataset: str, split: str, infos: Mapping[str, Any]) -> list[tuple[s
         infos: the splits that exist, name → `tfds.core.SplitInfo`.
 
     Returns:
-        Pairs of the name of a split and the numbers of its examples, in reading order.
+        Pairs of a split's name and the numbers of its examples, in reading order.
 
     Raises:
-        UserError: if there is no such split, it can't be read, or a slice ends before it starts.
+        UserError: if there is no such split, it is malformed, or a slice ends before it starts.
     """
     import tensorflow_datasets as tfds
 
@@ -73,7 +73,7 @@ def parts_of(dataset: str, split: str, infos: Mapping[str, Any]) -> list[tuple[s
             raise UserError(
                 f'A slice must not end before it starts; found {split!r} of data set {dataset}, '
                 f'which asks for examples {start} to {stop} of the {count} in '
-                f'{part.splitname!r}. Exchange the two.'
+                f'{part.splitname!r}. Swap the two.'
             )
         found.append((part.splitname, range(start, stop)))
     return found

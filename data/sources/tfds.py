@@ -1,4 +1,4 @@
-"""Any TensorFlow Datasets name, and builders that were prepared on disk."""
+"""Opens any data set of TensorFlow Datasets, by name or as a prepared builder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 from common.errors import UserError, one_line
 from data.config import DataConfig
 from data.image_range import check_integers, find_range
-from data.names import check_reachable, find_builder
+from data.names import check_downloadable, find_builder
 from data.sources.features import Label, find_image, find_label
 from data.sources.records import (
     Records,
@@ -26,16 +26,16 @@ from data.sources.records import (
     find_files,
     read_files,
 )
-from data.sources.source import BYTES_LOOKED_AT, NO_LABEL, Source
+from data.sources.source import BYTES_SAMPLED, NO_LABEL, Source
 from data.sources.splits import check_split, parts_of, split_names
 from data.worker import Worker
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-_READ_IN_A_ROW = 16  # examples of one file before the next one's, TFDS's own choice
-_NUMBERS_AT_ONCE = 65_536
-# Builder → split that was examined → path → good records of a damaged file.
+_READ_IN_A_ROW = 16  # consecutive examples of one file, TFDS's own choice
+_NUMBERS_PER_BATCH = 65_536
+# Builder → examined split → path → good records of a damaged file.
 _DAMAGED: weakref.WeakKeyDictionary[Any, dict[str, dict[str, Records]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -44,7 +44,7 @@ _DAMAGED: weakref.WeakKeyDictionary[Any, dict[str, dict[str, Records]]] = (
 def open_tfds(config: DataConfig) -> Source:
     """Opens `config.dataset`, 'name', 'name/config' or 'name/config:version'.
 
-    What is not yet in `config.data_dir` is downloaded and prepared there.
+    A data set that is not in `config.data_dir` yet is downloaded and prepared there.
 
     Args:
         config: `dataset`, `data_dir`, `image_key` and `label_key` are read.
@@ -53,13 +53,13 @@ def open_tfds(config: DataConfig) -> Source:
         The source.
 
     Raises:
-        UserError: if the data set doesn't exist, cannot be had or has no images, or not the
+        UserError: if the data set doesn't exist, can't be prepared, has no images, or lacks the
             features that are asked for.
     """
     builder = find_builder(config.dataset, config.data_dir)
-    # Looked at first: a data set without images shouldn't be downloaded to find that out.
+    # Checked first, so that a data set without images is not downloaded.
     find_image(config.dataset, builder.info, config.image_key)
-    # TFDS warns of a folder that isn't there.
+    # `is_prepared` warns if the folder does not exist.
     if not tf.io.gfile.isdir(os.fspath(builder.data_path)) or not builder.is_prepared():
         _prepare(config.dataset, builder)
     return source_of_builder(config.dataset, builder, config)
@@ -68,7 +68,7 @@ def open_tfds(config: DataConfig) -> Source:
 def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
     folder = pathlib.Path(os.fspath(builder._data_dir_root))
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (folder / 'downloads').exists():
-        check_reachable(name, builder.url_infos, str(folder))
+        check_downloadable(name, builder.url_infos, str(folder))
     try:
         builder.download_and_prepare()
     # A download can fail in any layer (DNS, HTTP, checksums, manual steps, missing libraries).
@@ -80,7 +80,7 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
 
 
 def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: DataConfig) -> Source:
-    """Makes a Source of a prepared TFDS builder.
+    """Makes a Source from a prepared TFDS builder.
 
     Args:
         name: what the user called the data set.
@@ -92,7 +92,7 @@ def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: Data
         encoded where TFDS stores them encoded.
 
     Raises:
-        UserError: if there is no image feature, or not the ones that are asked for.
+        UserError: if there is no image feature, or it lacks the features that are asked for.
     """
     image_key = find_image(name, builder.info, config.image_key)
     label, hint = find_label(
@@ -100,7 +100,7 @@ def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: Data
     )
     if label:
         _check_names(builder, label)
-    # Whatever reads a split calls it first: it has the split's files examined.
+    # Everything that reads a split calls this first, so that the split's files are examined.
     parts = functools.partial(_parts, name, builder)
 
     def examples(split: str) -> tf.data.Dataset:
@@ -145,7 +145,7 @@ def _check_names(builder: tfds.core.DatasetBuilder, label: Label) -> None:
 def _labels(builder: tfds.core.DatasetBuilder, split: str, label: Label) -> Iterator[np.ndarray]:
     read = _read(builder, split, [label.key])
     numbers = read.map(lambda example: label.number(example[label.key]))
-    return numbers.batch(_NUMBERS_AT_ONCE).as_numpy_iterator()
+    return numbers.batch(_NUMBERS_PER_BATCH).as_numpy_iterator()
 
 
 def _corrupt_file(builder: tfds.core.DatasetBuilder, place: int) -> str | None:
@@ -156,7 +156,7 @@ def _corrupt_file(builder: tfds.core.DatasetBuilder, place: int) -> str | None:
 
 
 def _parts(name: str, builder: tfds.core.DatasetBuilder, split: str) -> list[tuple[str, range]]:
-    """What `split` consists of, once its files were examined."""
+    """The parts of `split`, see `parts_of`, after its files are examined."""
     check_split(name, split, builder.info.splits)
     for each in split_names(split):
         _examine(builder, each)
@@ -164,7 +164,7 @@ def _parts(name: str, builder: tfds.core.DatasetBuilder, split: str) -> list[tup
 
 
 def _examine(builder: tfds.core.DatasetBuilder, split: str) -> None:
-    """Raises UserError if a file of `split` is damaged; leaves single corrupt records out."""
+    """Raises UserError if a file of `split` is damaged; skips a few corrupt records."""
     import tensorflow_datasets as tfds
 
     info, damaged = builder.info.splits[split], _DAMAGED.setdefault(builder, {})
@@ -173,7 +173,7 @@ def _examine(builder: tfds.core.DatasetBuilder, split: str) -> None:
     lengths = {f.filename: f.examples_in_shard for f in info.file_instructions}
     files = find_files(lengths)
     found: dict[str, Records] = {}
-    if sum(file.size for file in files) > BYTES_LOOKED_AT:
+    if sum(file.size for file in files) > BYTES_SAMPLED:
         check_total(files, int(info.num_bytes))
     elif builder.info.file_format == tfds.core.FileFormat.TFRECORD:
         found = examine(tuple(files))
@@ -190,7 +190,7 @@ def _count(parts: Sequence[tuple[str, range]]) -> int:
 
 
 def _bytes(builder: tfds.core.DatasetBuilder, parts: Sequence[tuple[str, range]]) -> int:
-    """How much there is to read for `parts`: TFDS knows it for whole splits."""
+    """The size of `parts`, in proportion to the sizes of whole splits, which TFDS records."""
     infos = builder.info.splits
     sizes = (
         int(infos[split].num_bytes) * len(numbers) // max(1, infos[split].num_examples)
@@ -200,14 +200,14 @@ def _bytes(builder: tfds.core.DatasetBuilder, parts: Sequence[tuple[str, range]]
 
 
 def _sample(builder: tfds.core.DatasetBuilder, key: str) -> Iterator[np.ndarray]:
-    """Values of a feature, of all splits: the first ones where a split is large."""
+    """Values of a feature in all splits; of large splits only the first ones."""
     for split in list(builder.info.splits):
         _examine(builder, split)
         info = builder.info.splits[split]
-        share = min(1.0, BYTES_LOOKED_AT / max(1, info.num_bytes))
+        share = min(1.0, BYTES_SAMPLED / max(1, info.num_bytes))
         first = int(info.num_examples * share)
         values = _read(builder, split, [key]).take(first).map(lambda example: example[key])
-        yield from values.batch(_NUMBERS_AT_ONCE).as_numpy_iterator()
+        yield from values.batch(_NUMBERS_PER_BATCH).as_numpy_iterator()
 
 
 def _identify(
@@ -216,7 +216,7 @@ def _identify(
     parts: Sequence[tuple[str, range]],
     positions: Sequence[int],
 ) -> list[str]:
-    """The slices that hold nothing but the example at each of `positions` in reading order."""
+    """For each of `positions` in reading order, the slice that holds only that example."""
     names = [f'{name}[{number}:{number + 1}]' for name, numbers in parts for number in numbers]
     order = _reading_order(builder, split)
     return [names[order[position]] for position in positions]
@@ -225,7 +225,7 @@ def _identify(
 def _image_range(
     name: str, builder: tfds.core.DatasetBuilder, key: str, config: DataConfig
 ) -> str | None:
-    """The range of floating-point images, as given or as the first ones have it."""
+    """The range of floating-point images, given or inferred; None for integers."""
     feature, given = builder.info.features[key], config.image_range
     if np.dtype(feature.np_dtype).kind != 'f':
         check_integers(name, given)
@@ -267,7 +267,7 @@ def _read(
     import tensorflow_datasets as tfds
 
     class Only(tfds.decode.PartialDecoding):
-        """As its parent, without comparing features with themselves, which logs a warning."""
+        """Skips the base class's comparison of features, which logs a warning."""
 
         def extract_features(self, features: Any) -> Any:
             return tfds.features.FeaturesDict({key: features[key] for key in keys})
@@ -302,7 +302,7 @@ def _read(
 
 
 def _files_at_once(builder: tfds.core.DatasetBuilder) -> int:
-    # TFDS's own choice, said here because `_share` has to know it.
+    # TFDS's own choice, explicit because `_share` relies on it.
     return 1 if builder.info.disable_shuffling else 16
 
 
@@ -313,7 +313,7 @@ def _share(
     worker: Worker,
     examples: Callable[[Any], tf.data.Dataset],
 ) -> tf.data.Dataset | None:
-    """(position in the split, example) of the part of the files that is the worker's.
+    """(position in the split, example) from the worker's part of the files.
 
     None if there are fewer files than workers.
     """
@@ -321,7 +321,7 @@ def _share(
         return None
     own = worker.part(_count(parts))
     instruction = _cut(parts, own)
-    # Several files are read in turns, so the order of reading is not the one within the files.
+    # Files are interleaved, so the reading order is not the order within the files.
     position = np.argsort(_reading_order(builder, split))
     positions = position[own.start + _reading_order(builder, instruction)]
     return tf.data.Dataset.zip(
@@ -330,7 +330,7 @@ def _share(
 
 
 def _cut(parts: Sequence[tuple[str, range]], wanted: range) -> tfds.core.ReadInstruction:
-    """What reads the `wanted` ones of all examples of `parts`, (split, its examples) each."""
+    """An instruction that reads the `wanted` examples of `parts`, (split, its examples) each."""
     import tensorflow_datasets as tfds
 
     pieces, before = [], 0
@@ -345,9 +345,9 @@ def _cut(parts: Sequence[tuple[str, range]], wanted: range) -> tfds.core.ReadIns
 
 
 def _reading_order(builder: tfds.core.DatasetBuilder, split: Any) -> np.ndarray:
-    """For every example that is read, its place if the files were read one after the other.
+    """For each example in reading order, its position if files were not interleaved.
 
-    Found with the operation that TFDS reads with, over numbers.
+    Found by interleaving numbers with the operation that TFDS uses for records.
     """
     lengths = np.array([file.take for file in builder.info.splits[split].file_instructions])
     stops = np.cumsum(lengths)
@@ -358,7 +358,7 @@ def _reading_order(builder: tfds.core.DatasetBuilder, split: Any) -> np.ndarray:
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    return np.concatenate(list(places.batch(_NUMBERS_AT_ONCE).as_numpy_iterator()))
+    return np.concatenate(list(places.batch(_NUMBERS_PER_BATCH).as_numpy_iterator()))
 
 
 def _decoder(feature: Any) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -1,4 +1,4 @@
-"""Peers of the training step, with stand-ins for other programs."""
+"""Steps of other programs are timed, with stand-ins for these programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from benchmarks.speed import peers, steps
+from benchmarks.speed import peers, steps, timing
 from common.errors import UserError
 from tf2.models import resnet
 
@@ -173,7 +173,7 @@ def test_programs_take_turns_and_the_first_two_steps_do_not_count() -> None:
         return timed
 
     clocks = {'a': clock('a', [90, 90, 3, 5, 1, 2]), 'b': clock('b', [90, 90, 7, 7, 8, 8])}
-    assert peers.in_turns(clocks, rounds=2, count=2) == {'a': 2.5, 'b': 7.5}
+    assert timing.in_turns(clocks, rounds=2, count=2) == {'a': 2.5, 'b': 7.5}
     assert ''.join(order) == 'aabb' + 'aabb' * 2
 
 

@@ -149,7 +149,7 @@ def test_every_figure_of_the_estimate_is_printed(
 ) -> None:
     rows = scaling.estimate(SMALL, 64, DEVICES, global_bn=True, slots=1)
     assert len(rows) == len({what for what, _ in rows})
-    assert dict(rows)['images a device'] == '16'
+    assert dict(rows)['images per device'] == '16'
     with pytest.raises(SystemExit):
         scaling.arguments(['--train_batch_size=100', '--devices=32'])
     assert 'must be a multiple of --devices' in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The document that the benchmarks of speed write, from made-up figures; one tiny step."""
+"""The document of `make bench`, from made-up figures; one tiny step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of the input runs, and its table holds the right medians. No rate is judged."""
+"""The input benchmark runs, and its table holds the right medians. Rates are not judged."""
 
 from __future__ import annotations
 

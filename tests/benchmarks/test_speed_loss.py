@@ -1,4 +1,4 @@
-"""The benchmark of NT-Xent's growth: that both formulations agree, and what it prints."""
+"""The NT-Xent benchmark: both formulations agree, and its output."""
 
 from __future__ import annotations
 

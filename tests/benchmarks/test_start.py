@@ -1,4 +1,4 @@
-"""The benchmark of start and end: what it runs, and how it writes what it found."""
+"""The start-up benchmark: what it runs, and its output."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_every_part_is_timed(capsys: pytest.CaptureFixture[str], parts: list[str
     assert len(lines) == 2 + len(parts) + 1
 
 
-def test_another_status_than_expected_is_no_figure() -> None:
+def test_an_unexpected_exit_status_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r'ended with 1 instead of 0: .*no_such_module'):
         start.timed(['/usr/bin/env', 'python3', '-c', 'import no_such_module'], 0)
 
 
-def test_a_child_that_was_waited_for_counts() -> None:
+def test_processor_time_of_children_counts() -> None:
     busy = 'import time; begun = time.process_time()\nwhile time.process_time() < begun + 0.3: pass'
     parent = f'import subprocess, sys; subprocess.run([sys.executable, "-c", {busy!r}])'
     _, used = start.timed(['/usr/bin/env', 'python3', '-c', parent], 0)

@@ -23,7 +23,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def memory_source() -> Callable[..., Source]:
-    """Makes a source of PNG images; image i has the label i, and its pixels tell i."""
+    """Makes a source of random PNG images; image i has the label i."""
 
     def make(count: int, height: int = 12, width: int = 10, images: Any = None) -> Source:
         if images is None:
@@ -32,7 +32,7 @@ def memory_source() -> Callable[..., Source]:
         encoded = [tf.io.encode_png(image).numpy() for image in images]
 
         def examples(split: str) -> tf.data.Dataset:
-            del split  # There is one only.
+            del split
             return tf.data.Dataset.from_tensor_slices(
                 {'image': tf.constant(encoded), 'label': tf.range(count)}
             )
@@ -51,7 +51,7 @@ def memory_source() -> Callable[..., Source]:
 
 @pytest.fixture(scope='session')
 def write_builder(tmp_path_factory) -> Callable[..., pathlib.Path]:
-    """Writes arrays as a TFDS data set; returns its data_dir. The name is not registered."""
+    """Writes arrays as a TFDS data set with an unregistered name; returns its data_dir."""
 
     def write(
         name: str,

@@ -109,7 +109,7 @@ def test_a_resumed_run_goes_on_where_it_stopped(memory_source, start_step, cache
     assert_same_batches(rest, whole[start_step:])
 
 
-def test_what_was_seen_is_not_decoded_again(memory_source, monkeypatch):
+def test_skipped_examples_are_not_decoded(memory_source, monkeypatch):
     source = memory_source(40)
     labels = {raw['image'].numpy(): int(raw['label']) for raw in source.examples('train')}
     decoded = []
@@ -177,7 +177,7 @@ def test_encoded_examples_in_the_shuffle_buffer_have_a_limit_in_bytes(
     assert _most_buffered(source, DataConfig(image_size=image_size), 'train') == most
 
 
-def test_nothing_is_said_about_the_compiled_part() -> None:
+def test_compilation_logs_nothing() -> None:
     """XLA would, once in a process; so this takes one of its own."""
     program = (
         'from data.config import DataConfig\n'
@@ -256,7 +256,7 @@ def test_small_data_sets_are_refused(memory_source):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 300))
-def test_groups_divide_the_batch_or_are_as_large_as_they_may_be(batch_size, limit):
+def test_group_sizes_divide_the_batch_unless_divisors_are_small(batch_size, limit):
     size, largest = _group_size(batch_size, limit), min(batch_size, limit)
     divides = batch_size % size == 0
     assert size == largest or divides
@@ -269,7 +269,7 @@ def test_batches_with_a_large_prime_factor_are_not_made_image_by_image(batch_siz
     assert _group_size(batch_size, 64) == 64
 
 
-def test_groups_across_batches_give_what_single_images_do(memory_source, monkeypatch):
+def test_groups_across_batches_equal_single_images(memory_source, monkeypatch):
     """And a run that starts behind the first batch, whose groups are others, sees the same."""
     source = memory_source(40)
     whole = train(source, 3, batch_size=17)
@@ -409,7 +409,7 @@ def test_a_views_own_arguments_win_and_settings_fill_in_the_rest(memory_source):
         np.testing.assert_allclose(np.ptp(batch['views'][0], axis=-1), 0, atol=1e-6)
 
 
-def test_batches_say_which_example_is_which(memory_source):
+def test_batches_hold_the_index_of_each_example(memory_source):
     source = memory_source(10)
     labels = [int(example['label']) for example in source.examples('train')]
     seen = []
@@ -425,20 +425,23 @@ def whole_of(source):
     return eval_batches(source, CONFIG, split='train', batch_size=4)
 
 
-def test_what_else_a_source_says_of_an_example_reaches_the_batches(memory_source):
+def test_other_numbers_of_an_example_reach_the_batches_and_strings_do_not(memory_source):
     source = memory_source(10)
 
-    def with_weight(split):
-        return source.examples(split).map(
-            lambda example: {**example, 'weight': tf.cast(example['label'], tf.float32) / 2}
-        )
+    def with_more(example):
+        label = example['label']
+        weight, text = tf.cast(label, tf.float32) / 2, tf.strings.as_string(label)
+        return {**example, 'weight': weight, 'caption': text, 'nested': {'a': label, 'b': text}}
 
-    weighted = dataclasses.replace(source, examples=with_weight)
+    weighted = dataclasses.replace(
+        source, examples=lambda split: source.examples(split).map(with_more)
+    )
     unfinished = train_batches(
         weighted, CONFIG, split='train', views=CONTRAST, batch_size=4, seed=1, finished=False
     ).map(finisher(CONFIG, views=CONTRAST))
     for batch in [*train(weighted, 3), *first(unfinished, 3), *first(whole_of(weighted), 2)]:
         np.testing.assert_array_equal(batch['weight'], batch['label'] / 2)
+        assert set(batch) - {'mask'} == {'views', 'label', 'index', 'weight'}
 
 
 def distilled(source, extra, *, size=21):

@@ -1,4 +1,4 @@
-"""The data set that ships with the project, and the program that made it."""
+"""The bundled data set, and the program that made it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with an image costs one line that says what to do."""
+"""A bad image gives a one-line error that says what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.views import SUPERVISED
 from data.batches import decode_for_evaluation, eval_batches, sample_views, train_batches
 from data.config import DataConfig
-from data.failures import explain, told
+from data.failures import as_user_errors, explain
 from data.sources import open_source
 
 SIDE = 10_000
@@ -66,7 +66,7 @@ def in_folder(folder: pathlib.Path, content: bytes) -> DataConfig:
 
 def read_all(config: DataConfig, how: str) -> None:
     source = open_source(config)
-    with told(source):
+    with as_user_errors(source):
         if how == 'train':
             batches = train_batches(
                 source, config, split='train', views=SUPERVISED, batch_size=4, seed=0
@@ -80,7 +80,7 @@ def read_all(config: DataConfig, how: str) -> None:
 
 @pytest.mark.parametrize('how', ['train', 'eval', 'samples'])
 @pytest.mark.parametrize('write', [png, jpeg, gif, bmp])
-def test_an_image_that_would_fill_the_memory_is_refused_by_its_header(tmp_path, write, how):
+def test_a_huge_image_is_refused_by_its_header(tmp_path, write, how):
     """Small files that claim many pixels, in every format, wherever images are decoded."""
     content = write(SIDE, SIDE + 1)
     assert len(content) < 20_000
@@ -111,7 +111,7 @@ def test_every_format_that_can_be_decoded_passes():
 
 
 @pytest.mark.parametrize('content', [b'', b'text', png(9, 9)[:40], b'\xff\xd8\xff\xe0'])
-def test_a_file_that_is_no_image_is_one_line(tmp_path, content):
+def test_a_file_that_is_not_an_image_is_one_line(tmp_path, content):
     """Empty, of another kind, cut off, damaged."""
     with pytest.raises(UserError, match='whole PNG, JPEG, GIF or BMP') as error:
         read_all(in_folder(tmp_path, content), 'train')
@@ -134,7 +134,10 @@ def test_a_file_that_is_gone_is_named_whatever_its_name_is(tmp_path):
     os.rename(tmp_path / 'train' / '0.png', name)
     source = open_source(config)
     os.remove(name)
-    with pytest.raises(UserError, match=r'no longer be read: .*caf\\xe9.png'), told(source):
+    with (
+        pytest.raises(UserError, match=r'no longer be read: .*caf\\xe9.png'),
+        as_user_errors(source),
+    ):
         list(eval_batches(source, config, split='train', batch_size=2))
 
 
@@ -147,7 +150,7 @@ def test_a_file_that_is_gone_is_named_whatever_its_name_is(tmp_path):
         (tf.errors.InternalError(None, None, 'a.jpg'), None),
     ],
 )
-def test_only_what_a_user_can_mend_is_explained(memory_source, error, words):
+def test_only_what_a_user_can_fix_is_explained(memory_source, error, words):
     line = explain(error, memory_source(1))
     assert (line is None) == (words is None)
     if words:

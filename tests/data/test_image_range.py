@@ -1,4 +1,4 @@
-"""One range for all floating-point images of a data set, never one for each."""
+"""The range of floating-point images is that of the whole data set, not of each image."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 from common.errors import UserError
 from data.batches import eval_batches
 from data.config import DataConfig
-from data.failures import told
-from data.image_range import LOOKED_AT, find_range
+from data.failures import as_user_errors
+from data.image_range import IMAGES_SAMPLED, find_range
 from data.sources import open_source
 
 
@@ -40,7 +40,7 @@ def opened(write_builder):
 
 
 def views(source, config) -> np.ndarray:
-    with told(source):
+    with as_user_errors(source):
         batches = list(eval_batches(source, config, split='train', batch_size=2))
     return np.concatenate([batch['views'][0] for batch in batches])
 
@@ -60,7 +60,7 @@ def test_the_range_is_that_of_the_first_images(opened, name, least, most):
 
 
 @pytest.mark.parametrize(('least', 'most'), [(-2.1, 2.6), (0, 65_535), (-1, 255), (0, np.nan)])
-def test_images_of_no_range_are_refused(opened, least, most):
+def test_images_that_fit_no_range_are_refused(opened, least, most):
     """Normalised, 16-bit, mixed, not numbers."""
     with pytest.raises(UserError, match=r'must be in 0..1, -1..1, 0..255; found values') as error:
         opened(images_in(least, most))
@@ -95,7 +95,7 @@ def test_a_bounded_number_of_images_is_looked_at():
         )
 
     assert find_range('many', 'train', tf.data.Dataset.range(10_000).map(image)) == '0..1'
-    assert len(seen) <= LOOKED_AT + 1
+    assert len(seen) <= IMAGES_SAMPLED + 1
 
 
 @pytest.mark.parametrize('dataset', ['bundled', 'image_folder'])

@@ -1,4 +1,4 @@
-"""Subsets of the labels: stratified, seeded, nested, and nothing else is read in training."""
+"""Subsets of the labels are stratified, seeded and nested; training reads nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.views import SUPERVISED
-from data.batches import train_batches
+from data.batches import eval_batches, train_batches
 from data.config import DataConfig
 from data.label_subset import (
     choose_labels,
@@ -81,6 +81,9 @@ def test_training_sees_the_chosen_examples_only() -> None:
     for batch in batches.take(3):
         seen = np.rint(batch['views'][0][:, 0, 0, 0].numpy() * 255)
         assert sorted(seen.tolist()) == subset.indices.tolist()
+        np.testing.assert_array_equal(batch['index'], seen)
+    (batch,) = eval_batches(limited, config, split='train', batch_size=8)
+    assert batch['index'].numpy().tolist() == [*subset.indices, -1, -1]
 
 
 def test_unlabelled_examples_are_never_chosen() -> None:

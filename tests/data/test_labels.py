@@ -1,4 +1,4 @@
-"""Labels are counted, and matched by name, before an image is read."""
+"""Labels are counted and classes matched by name, without decoding images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from data import labels as labels_module
-from data.labels import count_labels, in_order, read_labels, relabelled
+from data.labels import count_labels, read_labels, relabelled, with_class_order
 from data.sources.source import Source
 from data.worker import Worker
 
@@ -62,8 +62,8 @@ def test_labels_are_counted_by_class(
     assert counts.labelled == sum(label >= 0 for label in labels)
 
 
-def test_of_large_sets_no_more_is_read_than_tells_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels_module, 'BYTES_LOOKED_AT', 10)
+def test_counting_stops_early_in_large_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels_module, 'BYTES_SAMPLED', 10)
     source = source_of([-1, -1, -1, 0, 1, 1], label_bytes=lambda split: 20)
     counts = count_labels(source, 'train')
     assert (counts.read, counts.complete) == (6, True)  # none was found before
@@ -76,7 +76,7 @@ def test_of_large_sets_no_more_is_read_than_tells_enough(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize('wrong', [3, -2, 2**32])
-def test_labels_of_no_class_are_refused(wrong: int) -> None:
+def test_labels_out_of_range_are_refused(wrong: int) -> None:
     with pytest.raises(
         UserError, match=f'from 0 to 2, or -1 for none; found {wrong}, of example 4'
     ):
@@ -86,7 +86,7 @@ def test_labels_of_no_class_are_refused(wrong: int) -> None:
 def test_classes_are_renumbered_by_name() -> None:
     source = source_of([0, 1, 2, -1])
     order = ('owl', 'cat', 'dog')
-    for renamed in (relabelled(source, order), in_order(source, order, 'it')):
+    for renamed in (relabelled(source, order), with_class_order(source, order, 'it')):
         expected = [1, 2, 0, -1]
         assert renamed.class_names == order
         assert [int(e['label']) for e in renamed.examples('train')] == expected
@@ -94,7 +94,7 @@ def test_classes_are_renumbered_by_name() -> None:
         assert read_labels(renamed, 'train').tolist() == expected
         without = dataclasses.replace(renamed, labels=None)
         assert read_labels(without, 'train').tolist() == expected
-    assert in_order(source, NAMES, 'it') is source
+    assert with_class_order(source, NAMES, 'it') is source
     alone = dataclasses.replace(source, share=lambda split, worker: None)
     assert relabelled(alone, order).share('train', Worker(0, 2)) is None
 
@@ -111,5 +111,5 @@ def test_classes_are_renumbered_by_name() -> None:
     ],
 )
 def test_other_classes_are_refused_with_both_lists(names: tuple, words: str) -> None:
-    with pytest.raises(UserError, match=f'The run knows other classes than pets: {words}'):
-        in_order(source_of([0]), names, 'The run')
+    with pytest.raises(UserError, match=f'The run has other classes than pets: {words}'):
+        with_class_order(source_of([0]), names, 'The run')

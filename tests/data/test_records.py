@@ -1,4 +1,4 @@
-"""Damaged data sets on disk: what can be read is read; all else costs a line at the start."""
+"""Damaged data sets: a few corrupt records are skipped, other damage is a one-line error."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def flip(file: pathlib.Path, record: int, part: str) -> None:
 
 
 @pytest.mark.parametrize('part', ['length', 'checksum of the length', 'data', 'checksum'])
-def test_a_corrupt_record_is_left_out_and_counted(shards, copy, capsys, part):
+def test_a_corrupt_record_is_skipped_and_counted(shards, copy, capsys, part):
     """Wherever the damage is, the order of the others stays; slices and labels are without it."""
     numbers = values(opened(shards))
     flip(middle(copy), 7, part)
@@ -127,7 +127,7 @@ def _parsed(file: pathlib.Path) -> list[dict]:
     return [tf.io.parse_single_example(r, features) for r in tf.data.TFRecordDataset(str(file))]
 
 
-def test_several_corrupt_records_and_workers_and_going_on(copy, capsys):
+def test_several_corrupt_records_with_workers_and_resuming(copy, capsys):
     flip(middle(copy), 0, 'data')
     flip(middle(copy), 1, 'length')
     flip(middle(copy), -1, 'checksum')
@@ -187,7 +187,7 @@ def overwrite(file: pathlib.Path) -> None:
         ),
     ],
 )
-def test_a_damaged_file_is_named_when_its_split_is_asked_for(copy, damage, found):
+def test_a_damaged_file_is_named_when_its_split_is_read(copy, damage, found):
     damage(middle(copy))
     source = opened(copy)
     assert source.num_examples('test') == COUNT
@@ -205,7 +205,7 @@ def test_a_damaged_file_is_named_when_its_split_is_asked_for(copy, damage, found
 @pytest.mark.parametrize('name', ['dataset_info.json', 'features.json'])
 def test_broken_metadata_is_named(copy, name, content):
     (copy / name).write_bytes(content)
-    with pytest.raises(UserError, match='must be JSON as TensorFlow Datasets writes it') as error:
+    with pytest.raises(UserError, match='must be JSON as written by TensorFlow Datasets') as error:
         opened(copy)
     assert str(copy / name) in str(error.value)
     assert '\n' not in str(error.value)
@@ -229,7 +229,7 @@ def test_broken_metadata_of_the_bundled_images_is_one_line(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize('lost', [1, 11, 20, 30])
-def test_whatever_is_cut_off_the_records_before_it_are_found(tmp_path, lost):
+def test_records_before_a_cut_are_found(tmp_path, lost):
     """Within the last record's header, its data, its checksum."""
     with tf.io.TFRecordWriter(str(tmp_path / 'file')) as writer:
         for number in range(3):
@@ -246,7 +246,7 @@ def test_whatever_is_cut_off_the_records_before_it_are_found(tmp_path, lost):
 
 @pytest.fixture
 def large(monkeypatch) -> None:
-    monkeypatch.setattr(tfds_module, 'BYTES_LOOKED_AT', 1000)
+    monkeypatch.setattr(tfds_module, 'BYTES_SAMPLED', 1000)
 
 
 def test_large_files_are_compared_by_their_size(large, copy):
@@ -258,7 +258,7 @@ def test_large_files_are_compared_by_their_size(large, copy):
     assert str(file) in str(error.value)
 
 
-def test_a_corrupt_record_of_a_large_data_set_is_named_when_it_is_met(large, copy):
+def test_a_corrupt_record_of_a_large_data_set_is_named_when_it_is_read(large, copy):
     flip(middle(copy), 30, 'data')
     source = opened(copy)
     assert source.num_examples('train') == COUNT

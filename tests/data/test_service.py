@@ -1,4 +1,4 @@
-"""A tf.data service of real processes on this machine makes the training batches."""
+"""A tf.data service of real processes makes the training batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from data.sources import Source
 from data.worker import Worker
 
 ROOT = pathlib.Path(__file__).parents[2]
-LONGEST = 60  # seconds any wait here may take; then the test fails
+TIMEOUT = 60  # seconds, for any wait in these tests
 
 
 def start(*arguments: str) -> subprocess.Popen:
@@ -56,7 +56,7 @@ def bounded(function: Callable[[], Any]) -> Any:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future.result(timeout=LONGEST)
+    return future.result(timeout=TIMEOUT)
 
 
 def first_line(process: subprocess.Popen) -> str:
@@ -68,7 +68,7 @@ def end(process: subprocess.Popen, ending: signal.Signals) -> None:
     process.send_signal(signal.SIGUSR1)  # SLURM's warning, at which a training still needs batches
     process.send_signal(ending)
     try:
-        out, error = process.communicate(timeout=LONGEST)
+        out, error = process.communicate(timeout=TIMEOUT)
         assert (process.returncode, out) == (0, '')
         assert 'Traceback' not in error
     finally:
@@ -124,7 +124,7 @@ def read_until(
 ) -> list[dict]:
     """Batches of `dataset`, until these are enough."""
     found, iterator = [], dataset.as_numpy_iterator()
-    deadline = time.monotonic() + LONGEST
+    deadline = time.monotonic() + TIMEOUT
     while not is_enough(found):
         assert time.monotonic() < deadline, f'{len(found)} batches are not enough'
         found += bounded(lambda: list(itertools.islice(iterator, at_once)))
@@ -201,12 +201,12 @@ def test_a_port_that_is_taken_is_refused(capsys):
         with pytest.raises(SystemExit) as status:
             service.main(['dispatcher', f'--port={number}'])
     assert status.value.code == 2
-    assert f'--port must be a free port; cannot listen at {number}' in capsys.readouterr().err
+    assert f'--port must be a free port; cannot listen on {number}' in capsys.readouterr().err
     # A process that went on deaf to these would pass that on to every process it starts.
     assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def test_an_address_where_nothing_answers_is_refused(capsys):
+def test_an_unreachable_address_is_refused(capsys):
     with taken_port() as taken:
         port = taken.getsockname()[1]
     address = f'grpc://localhost:{port}'
@@ -249,7 +249,7 @@ def devices_of(numbers: set[int]) -> set[bytes]:
     return found
 
 
-def test_servers_are_for_this_machine_unless_told_otherwise():
+def test_servers_accept_only_local_connections_by_default():
     """Whatever listens: a dispatcher, a worker, and a dispatcher that is open to all."""
     before = service._listening()
     dispatcher, words = service.start_dispatcher(0)
@@ -264,13 +264,15 @@ def test_servers_are_for_this_machine_unless_told_otherwise():
     del dispatcher, worker, opened
 
 
-def test_where_others_cannot_be_kept_out_nothing_starts(monkeypatch: pytest.MonkeyPatch):
+def test_nothing_starts_if_remote_connections_cannot_be_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(service, '_listening', lambda: set())
     with pytest.raises(UserError, match='keeps other machines out, which this system does not'):
         service.start_dispatcher(0)
 
 
-def test_a_worker_of_another_machines_dispatcher_has_to_be_open(monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_of_a_remote_dispatcher_must_accept_connections(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr(service, 'ask', lambda host, port: '10.0.0.7')
     with pytest.raises(UserError, match=r'--bind must let other machines connect.*--bind=0\.0\.0'):
         service.start_worker('grpc://elsewhere:5050', 0)

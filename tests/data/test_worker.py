@@ -1,4 +1,4 @@
-"""What several workers read: shares of the files, or rows of the batches of a single process."""
+"""Several workers read shares of the files, or rows of a single process's batches."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ def test_parts_follow_each_other_and_are_even(total, count):
 
 
 @pytest.mark.parametrize(('index', 'count'), [(2, 2), (-1, 2), (0, 0)])
-def test_a_worker_that_cannot_be_is_refused(index, count):
+def test_an_impossible_worker_is_refused(index, count):
     with pytest.raises(ValueError, match=f'index={index}, count={count}'):
         Worker(index, count)
 
 
-def test_batches_that_cannot_be_shared_out_are_refused():
+def test_batches_that_do_not_divide_are_refused():
     source, worker = number_source(20), Worker(0, 3)
     with pytest.raises(UserError, match=r'train_batch_size must be a multiple .* 3; found 8'):
         train(source, 1, batch_size=8, worker=worker)
@@ -148,7 +148,7 @@ def test_batches_of_all_workers_are_those_of_a_single_process(
     assert_same(joined(parts), train(source, 3, start=18, **arguments))
 
 
-def test_neither_other_rows_nor_seen_ones_are_decoded(memory_source):
+def test_only_own_and_unseen_rows_are_decoded(memory_source):
     source = memory_source(1600)
     decoded = []
 
@@ -343,7 +343,7 @@ def test_hidden_labels_are_the_same_in_shares(sharded):
     assert masked.share('train', Worker(0, 6)) is None
 
 
-def test_few_labels_are_shared_out_by_rows(sharded):
+def test_label_subsets_are_divided_by_rows(sharded):
     source = open_sharded(sharded)
     subset = choose_labels(source, DataConfig(labels_per_class=4), split='train', seed=0)
     few = restrict(source, 'train', subset)
@@ -355,7 +355,7 @@ def test_few_labels_are_shared_out_by_rows(sharded):
     )
 
 
-def test_image_folders_are_shared_out_by_file(tmp_path):
+def test_image_folders_are_divided_by_files(tmp_path):
     for number in range(11):
         path = tmp_path / 'train' / 'ab'[number % 2] / f'{number}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -377,5 +377,5 @@ def test_image_folders_are_shared_out_by_file(tmp_path):
     assert len(set(np.rint(pixels * 255))) == 10
 
 
-def test_the_bundled_data_set_is_shared_out_by_rows():
+def test_the_bundled_data_set_is_divided_by_rows():
     assert open_source(DataConfig()).share('train', Worker(0, 2)) is None
