@@ -29,6 +29,7 @@ BEYOND = [
     ({'train_batch_size': 1_000_000_000}, 'train_batch_size'),
     ({'eval_batch_size': 1_000_000_000, 'mode': 'train_then_eval'}, 'eval_batch_size'),
     ({'image_size': 1_000_000}, 'image_size'),
+    ({'num_proj_layers': 1000, 'width_multiplier': 4, 'ft_proj_selector': 5}, 'num_proj_layers'),
 ]
 
 
