@@ -24,11 +24,11 @@ from data.sources.listing import (
     FOLDER,
     Identity,
     Listing,
-    identify_local,
     is_image,
     list_images,
     scan_local,
 )
+from data.sources.listing_cache import list_with_cache
 from data.sources.source import Source
 from data.sources.splits import parts_of, split_names
 from data.worker import Worker
@@ -115,7 +115,7 @@ def _is_folder(path: str) -> bool:
 def _list(root: str) -> Listing:
     if '://' in root:
         return list_images(root, scan=_scan_remote, identify=_identify_remote)
-    return list_images(root, scan=scan_local, identify=identify_local)
+    return list_with_cache(root, scan_local)
 
 
 def _identify_remote(folder: str) -> Identity | None:
