@@ -40,7 +40,10 @@ def check_schemes(given: Mapping[str, Any]) -> None:
 
 def remote_places(given: Mapping[str, Any]) -> dict[str, str]:
     """Flag -> place, of those `given` that TensorFlow reads over a network."""
-    return {flag: given[flag] for flag in _PLACES if (given.get(flag) or '').startswith('gs://')}
+    named = {flag: given.get(flag) or '' for flag in _PLACES}
+    # Of several folders the first one tells whether the network is there.
+    named['data_dir'] = next(iter(folders_of(named['data_dir'])), '')
+    return {flag: place for flag, place in named.items() if place.startswith('gs://')}
 
 
 def check_places(config: Config) -> None:

@@ -8,7 +8,7 @@ from common.connections import split_address
 from common.errors import UserError
 from common.settings import check_options, option
 
-OWN_IMAGES = ('image_folder', 'image_list')  # data sets that are the user's own files
+OWN_IMAGES = ('image_folder', 'image_list', 'tfrecords')  # data sets that are the user's own files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DataConfig:
     data_dir: str | None = option(
         None,
         'Folder in which the data set is, or is to be prepared. Of your own images: a folder, '
-        'several separated by commas, or a list of files (text, CSV, JSON lines).',
+        'several separated by commas, a list of files (text, CSV, JSON lines), or TFRecord files.',
         modes=('eval',),
         resume='free',
     )
@@ -44,14 +44,15 @@ class DataConfig:
     )
     image_key: str | None = option(
         None,
-        'TensorFlow Datasets: the feature that is the image. Unset: the only one there is.',
+        'TensorFlow Datasets and TFRecord files: the feature that is the image. Unset: the only '
+        'one there is, or the one with a usual name.',
         modes=('eval',),
     )
     label_key: str | None = option(
         None,
         'TensorFlow Datasets: the feature that is the label, a class, an integer or a one-hot '
         'vector. Unset: the one the data set declares as its target, else "label", else the only '
-        'one there is.',
+        'one there is. TFRecord files: an integer or text.',
         modes=('eval',),
     )
     cache_dataset: bool = option(

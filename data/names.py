@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -24,7 +26,11 @@ SOURCES = {
     'bundled': 'data.sources.bundled:open_bundled',
     'image_folder': 'data.sources.image_folder:open_image_folder',
     'image_list': 'data.sources.file_list:open_file_list',
+    'tfrecords': 'data.sources.tfrecords:open_tfrecords',
 }
+PREPARED_FILE = 'dataset_info.json'  # in the folder of a data set that TFDS prepared
+_RECORDS = re.compile(r'\.tfrecords?\b|-\d{5}-of-\d{5}$', re.IGNORECASE)
+_LOOKED_AT, _FOLDERS_LOOKED_AT = 1000, 8  # entries of a folder, folders in it
 _LISTS = ('.txt', '.lst', '.csv', '.tsv', '.jsonl', '.ndjson', '.json')
 
 
@@ -45,9 +51,58 @@ def source_for(name: str, data_dir: str | None) -> str:
     if name != 'image_folder':
         return name
     for place in folders_of(data_dir):
+        if _names_records(place):
+            return 'tfrecords'
         if os.path.isfile(place) or ('://' in place and place.lower().endswith(_LISTS)):
             return 'image_list'
     return name
+
+
+def is_record_file(name: str) -> bool:
+    """Whether a file is taken for a TFRecord file, by its name."""
+    return _RECORDS.search(name) is not None
+
+
+def _names_records(place: str) -> bool:
+    """Whether `place` is a TFRecord file, a pattern of such, or a folder that holds such files."""
+    if '://' in place or not os.path.isdir(place):
+        return is_record_file(os.path.basename(place))
+    first = _first_names(place)
+    if any(map(is_record_file, first)):
+        return True
+    folders = filter(os.path.isdir, (os.path.join(place, name) for name in first))
+    below = itertools.islice(folders, _FOLDERS_LOOKED_AT)
+    return any(is_record_file(name) for folder in below for name in _first_names(folder))
+
+
+def _first_names(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in itertools.islice(entries, _LOOKED_AT)]
+    except OSError:
+        return []  # whoever opens it says why it can't be read
+
+
+def how_to_open(folder: str) -> str:
+    """The flags for the data set that TFDS prepared in a folder.
+
+    Args:
+        folder: .../name/version or .../name/config/version.
+    """
+    *above, _ = os.path.abspath(folder).split('/')
+    named = len(above) - 1
+    try:
+        with open(os.path.join(folder, PREPARED_FILE), encoding='utf-8') as file:
+            named = len(above) - 1 - above[::-1].index(json.load(file)['name'])
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # the folder above is its name, then
+    data_dir = '/'.join(above[:named]) or '/'
+    return f'--dataset={shown("/".join(above[named:]))} --data_dir={shown(data_dir)}'
+
+
+def find_prepared(root: str) -> str | None:
+    """A folder of this machine, `root` or below, with a data set that TFDS prepared."""
+    return next((at for at, _, names in os.walk(root) if PREPARED_FILE in names), None)
 
 
 def check_name(name: str, data_dir: str | None) -> None:

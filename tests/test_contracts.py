@@ -54,11 +54,25 @@ def image_list(tmp_path: pathlib.Path) -> DataConfig:
     return DataConfig(dataset='image_list', data_dir=str(tmp_path / 'list.csv'))
 
 
+def tfrecords(tmp_path: pathlib.Path) -> DataConfig:
+    image = tf.io.encode_png(np.full([3, 5, 3], 77, np.uint8)).numpy()
+    for split in ('train', 'test'):
+        with tf.io.TFRecordWriter(str(tmp_path / f'{split}.tfrecord')) as writer:
+            for label in (b'cat', b'dog'):
+                features = {'image': image, 'label': label}
+                example = tf.train.Example()
+                for key, value in features.items():
+                    example.features.feature[key].bytes_list.value.append(value)
+                writer.write(example.SerializeToString())
+    return DataConfig(dataset='tfrecords', data_dir=str(tmp_path))
+
+
 # A data set with the splits train and test, for every name in SOURCES.
 OPENED: dict[str, Callable[[pathlib.Path], DataConfig]] = {
     'bundled': bundled,
     'image_folder': image_folder,
     'image_list': image_list,
+    'tfrecords': tfrecords,
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from common.errors import UserError, shown
+from data.names import find_prepared, how_to_open
 from data.sources.files import NO_CLASS, Files, Group, files_of, hold_out
 from data.sources.listing import Folder, Listing, describe_left
 
@@ -117,6 +118,12 @@ def understand(listings: Sequence[Listing], asked: Asked) -> Images:
 
 
 def _no_images(listing: Listing) -> UserError:
+    prepared = find_prepared(listing.root)
+    if prepared is not None:
+        return UserError(
+            f'--data_dir={shown(listing.root)} must hold images; found a data set that TensorFlow '
+            f'Datasets prepared. Give {how_to_open(prepared)}.'
+        )
     left = f', but {describe_left(listing.left)}' if listing.left else ''
     return UserError(
         f'--data_dir={shown(listing.root)} must hold images, as {LAYOUT}; found no such '

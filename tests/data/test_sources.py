@@ -586,4 +586,4 @@ def test_bundled_says_where_its_files_should_be(tmp_path, monkeypatch):
 
 
 def test_registry_names_its_own_sources():
-    assert set(SOURCES) == {'bundled', 'image_folder', 'image_list'}
+    assert set(SOURCES) == {'bundled', 'image_folder', 'image_list', 'tfrecords'}
