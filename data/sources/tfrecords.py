@@ -372,7 +372,7 @@ def _features(file: _File, config: DataConfig) -> _Features:
     label = _label_key(file, found, config.label_key)
     if label is not None:
         return _Features(image, label, _kind(found[label]) == 'bytes')
-    could = [shown(key) for key, feature in sorted(found.items()) if _is_label(feature)]
+    could = [shown(key) for key, f in sorted(found.items()) if _is_label(f) and key != image]
     hint = f'{" or ".join(could[:3])} could be one: choose with --label_key' if could else ''
     return _Features(image, None, hint=hint)
 
