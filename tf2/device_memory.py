@@ -1,4 +1,4 @@
-"""How much memory the devices have, as the system tells it; no TensorFlow is imported."""
+"""Memory of the devices as the system reports it, without importing TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = 10.0
 
 
 def host_memory() -> int:
-    """Bytes of this host that this process may use: what is there, or a container's limit."""
+    """Bytes this process may use: the host's memory or a container's lower limit."""
     there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return min([there, *_limits()])
 
@@ -34,7 +34,7 @@ def _limits() -> Iterator[int]:
 
 
 def _own_groups() -> Iterator[pathlib.Path]:
-    """Folders of this process's control groups and of all that those are in."""
+    """Folders of this process's control groups and their parents."""
     try:
         lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:  # not Linux
@@ -48,7 +48,7 @@ def _own_groups() -> Iterator[pathlib.Path]:
 
 
 def gpu_memory() -> int | None:
-    """Bytes of the largest GPU, None if nobody tells."""
+    """Bytes of the largest GPU's memory, None if unknown."""
     try:
         done = subprocess.run(_NVIDIA, capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):  # other GPUs, or no tool to ask with
@@ -58,5 +58,5 @@ def gpu_memory() -> int | None:
 
 
 def has_accelerators() -> bool:
-    """Whether there may be something else to run on than the host's processor."""
+    """Whether there may be a device other than the CPU."""
     return any(map(os.path.exists, ACCELERATORS))

@@ -1,4 +1,4 @@
-"""One pass over images: embeddings, logits, labels and positions, whoever needs them."""
+"""One pass over images: their embeddings, logits, labels and positions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ EMBEDDING, LOGITS = 'final_avg_pool', 'logits_sup'  # endpoints of a model
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a model makes of some examples, a row each.
+    """A model's outputs for some examples, one row each.
 
     Attributes:
         embeddings: [n, d] float32.
         logits: [n, c] float32; None without a classifier.
         labels: [n] int32, -1 where there is none.
-        index: [n] int64, position in the data set; -1 where the batches don't tell.
+        index: [n] int64, position in the data set; -1 if the batches have none.
     """
 
     embeddings: np.ndarray
@@ -32,7 +32,7 @@ class Features:
         return len(self.labels)
 
     def at(self, rows: Any) -> Features:
-        """Those of `rows`: a slice, indices or a mask."""
+        """Selects `rows`, given as a slice, indices or a mask."""
         logits = None if self.logits is None else self.logits[rows]
         return Features(self.embeddings[rows], logits, self.labels[rows], self.index[rows])
 
@@ -51,11 +51,11 @@ class FeaturePass:
         self._run = tf.function(self._run_replicas, reduce_retracing=True, autograph=False)
 
     def of_batch(self, batch: Mapping[str, Any]) -> Features:
-        """The rows of one batch, of all replicas, but those that merely fill it.
+        """The rows of one batch from all replicas, without padding.
 
         Args:
-            batch: 'views', of which the first is seen, [b, h, w, 3]; 'label' [b]; maybe 'mask' and
-                'index' [b].
+            batch: 'views', of which only the first is used, [b, h, w, 3]; 'label' [b]; optionally
+                'mask' and 'index' [b].
         """
         found = {name: rows.numpy() for name, rows in self._run(batch).items()}
         shown = Features(found[EMBEDDING], found.get(LOGITS), found['label'], found['index'])
@@ -68,7 +68,7 @@ class FeaturePass:
         limit: int | None = None,
         labelled: bool = False,
     ) -> Features:
-        """The rows of `batches`, up to the `limit`-th; only those with a label if `labelled`."""
+        """The first `limit` rows of `batches`; only those with a label if `labelled`."""
         parts, count = [], 0
         for batch in batches:
             part = self.of_batch(batch)
@@ -89,7 +89,7 @@ class FeaturePass:
             for name in (EMBEDDING, LOGITS)
             if name in endpoints
         }
-        # Not every kind of gathering takes booleans.
+        # Not every strategy can gather booleans.
         mask = tf.cast(batch.get('mask', tf.ones_like(labels)), tf.int32)
         index = batch.get('index', tf.fill(tf.shape(labels), tf.constant(-1, tf.int64)))
         return {**kept, 'label': labels, 'index': index, 'mask': mask}

@@ -1,4 +1,4 @@
-"""What a device's memory that is exhausted looks like, and what to try then."""
+"""Recognizes out-of-memory errors and suggests what to try."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import tensorflow as tf
 
 from tf2.config import EvaluationConfig, TrainConfig
 
-# As TensorFlow's allocators, CUDA and XLA put it. They raise several types of errors.
+# Messages of TensorFlow's allocators, CUDA and XLA, which raise several types of errors.
 _SAID = re.compile(r'\bOOM\b|out of memory|OUT_OF_MEMORY|failed to allocate', re.IGNORECASE)
-# What other things are exhausted than memory: TensorFlow has one type of error for all.
+# Exhausted resources other than memory: TensorFlow raises the same type of error for all.
 _OTHERS = re.compile(r'no space left|quota|too many open files|larger than max', re.IGNORECASE)
 _END_OTHERS = 'to end other programs that use the memory'
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory, of the host or a device, did not suffice."""
+    """Whether `error` says that the host or a device ran out of memory."""
     if isinstance(error, tf.errors.ResourceExhaustedError):
         return _OTHERS.search(' '.join(str(error).split())) is None
     said = isinstance(error, tf.errors.OpError) and _SAID.search(str(error)) is not None
@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice_for(doing: str, train: TrainConfig, evaluation: EvaluationConfig, replicas: int) -> str:
-    """What to try, what helps most first.
+    """A sentence listing what to try, most effective first.
 
     Args:
         doing: 'training', 'evaluation' or 'export'.
@@ -35,9 +35,9 @@ def advice_for(doing: str, train: TrainConfig, evaluation: EvaluationConfig, rep
     advice = {
         'training': _for_training(train, replicas),
         'evaluation': _for_evaluation(evaluation, replicas),
-        # It works with one image, on the host.
+        # Export runs on the host with a single image.
         'export': [
-            'to end other programs that use the memory',
+            _END_OTHERS,
             '--mode=export on a larger machine',
         ],
     }
@@ -61,5 +61,5 @@ def _for_evaluation(config: EvaluationConfig, replicas: int) -> list[str]:
 
 
 def _half(batch_size: int, replicas: int) -> int:
-    """Half of a global batch, as far as it splits over the replicas; 0 if it can't be halved."""
+    """Half of a global batch, rounded down to a multiple of `replicas`; may be 0."""
     return batch_size // 2 // replicas * replicas

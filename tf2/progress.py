@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a bar in a terminal, else a line now and then."""
+"""Progress of a training run: a bar in a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
 _DAY = 86_400.0  # seconds
-_LONGEST = 100 * 365  # days; beyond them, how many it is makes no difference
+_LONGEST = 100 * 365  # days; longer times are shown as 'over 100 years'
 
 
 def time_left(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The training loop. There is no other: methods differ in `Method` and batches alone."""
+"""The only training loop; methods differ only in their `Method` and their batches."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tf2.optimizers import builder
 from tf2.optimizers.decay import l2_penalty
 from tf2.progress import Progress
 
-# In the record of a checkpoint.
+# Keys of a checkpoint's record.
 EXAMPLES_SEEN = 'examples_seen'
 FIRST_LOSS = 'first_loss'
 METRICS = 'metrics'
 
-SECONDS_PER_CALL = 1.0  # so often the loop returns to Python, where `steps_per_loop` is not given
+SECONDS_PER_CALL = 1.0  # target duration of a call if `steps_per_loop` is not set
 MAX_STEPS_PER_CALL = 100
 
 ControlSignals: TypeAlias = tf.Tensor | Sequence[float]
@@ -50,18 +50,18 @@ class Penalty:
 class Trainer:
     """Updates what a method trains, step by step, under a distribution strategy.
 
-    To be made within the strategy's scope.
+    Must be created within the strategy's scope.
 
     Args:
-        method: what is trained, and the loss; its model is built.
-        optimizer: whose `iterations` count the steps.
+        method: the loss and the variables it trains; its model must be built.
+        optimizer: its `iterations` count the steps.
         penalty: L2 term added to the loss.
         config: lengths, intervals and seeds.
-        prepare: what is done on the device to each replica's share of a batch, before the loss.
+        prepare: applied on the device to each replica's share of a batch, before the loss.
 
     Attributes:
-        metrics: names of what is measured at each step.
-        means: of these, since they were last written.
+        metrics: names of the metrics computed at each step.
+        means: their means since they were last written.
         latest_loss: mean total loss of the newest steps; None before the first.
     """
 
@@ -92,15 +92,15 @@ class Trainer:
         """Number of updates done."""
         return int(self._optimizer.iterations.numpy())
 
-    # AutoGraph has nothing to convert here, and takes seconds to find that out.
+    # AutoGraph has nothing to convert here, and would spend seconds finding that out.
     @tf.autograph.experimental.do_not_convert
     def replica_step(self, batch: Batch, signals: ControlSignals = NO_SIGNALS) -> tf.Tensor:
         """One update, as each replica runs it on its share of the batch.
 
         Args:
             batch: this replica's share.
-            signals: [2] float32 of this process: above 0 where a signal asks it to stop, and how
-                many updates it would take in a call.
+            signals: [2] float32, from this process: above 0 if a signal asks it to stop, and the
+                number of updates per call that it prefers.
 
         Returns:
             `metrics` of this replica's share, then `signals`: [len(metrics) + 2] float32.
@@ -135,15 +135,15 @@ class Trainer:
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Runs up to `steps` updates.
 
-        Ends after one whose loss is not finite, and after one for which any process was to stop:
-        all processes after the same one. They must all ask for as many `steps`: messages between
-        them carry the number of the update within the call.
+        Ends early after an update whose loss is not finite, or after the first one if `signals` of
+        any process ask to stop; all end after the same update. All processes must pass the same
+        `steps`: messages between them carry the number of the update within the call.
 
         Returns:
             Sums of `metrics` over the updates, means over replicas, float64; the number of updates;
             means of `signals` over updates and replicas, float64, equal on all processes.
         """
-        # In float64 sums of float32 don't depend on how the updates are grouped into calls.
+        # Float64, so that the sums don't depend on how the updates are grouped into calls.
         sums = tf.zeros([len(self.metrics) + 2], tf.float64)
         done = tf.constant(0)
         while done < steps and tf.math.is_finite(sums[0]) and sums[-2] == 0:
@@ -165,11 +165,11 @@ class Trainer:
         stop: Stop | None = None,
         explain: Explain = lambda error: None,
     ) -> None:
-        """Trains until `total_steps` updates are done, exactly.
+        """Trains until exactly `total_steps` updates are done.
 
         Args:
-            batches: each replica's shares of global batches, the first one for the next step.
-            total_steps: updates of the run, those done before included.
+            batches: each replica's share of global batches, starting with the next step's.
+            total_steps: updates of the whole run, including those already done.
             checkpoints: written every `checkpoint_steps` steps and at the end.
             checkpoint_steps: see `checkpoints`.
             write: called every `train_summary_steps` steps with the step and the means of
@@ -177,13 +177,13 @@ class Trainer:
             on_checkpoint: called with the step after each checkpoint.
             stop: a signal to any process makes all of them finish the step, write a checkpoint and
                 raise.
-            explain: what TensorFlow raised in a step → a line for the user who can mend the cause,
-                None if nobody can.
+            explain: maps an exception raised in a step to a line for the user, or to None if the
+                user can't fix the cause.
 
         Raises:
             UserError: when the loss, or a weight that would be saved, is not finite; when
-                `explain` has an explanation, or what is to be written can't be.
-            Interrupted: when a signal came.
+                `explain` returns a line, or a file can't be written.
+            Interrupted: when a signal arrived.
         """
         iterator = iter(batches)
         stop = stop or Stop()
@@ -210,7 +210,7 @@ class Trainer:
                         self._check_weights(checkpoints)
                         checkpoints.record[METRICS] = self.means.state()
                         checkpoints.save(self.step)
-                        # A signal may have come since the last step: all stop behind that one.
+                        # A signal may have arrived since the last step: then all stop here.
                         heard = stop.number is not None
                         stopping |= not distribution.all_agree(self._strategy, not heard)
                         if on_checkpoint is not None and not stopping:
@@ -225,7 +225,7 @@ class Trainer:
         return self.step % interval == 0 or self.step == total_steps
 
     def _steps_until(self, total_steps: int, *intervals: int) -> int:
-        """How many updates the next call may do without running past something that is due."""
+        """Updates that fit before `total_steps` and the next end of an interval."""
         step = self.step
         return min(
             self._steps_per_call,
@@ -241,7 +241,7 @@ class Trainer:
         checkpoints: Checkpoints,
         explain: Explain,
     ) -> tuple[dict[str, float], bool]:
-        """Runs up to `steps` updates; means of the metrics over them, and whether to stop."""
+        """Runs up to `steps` updates; returns the metrics' means and whether to stop."""
         first = self.step
         started = time.monotonic()
         signals = tf.constant([float(stop.number is not None), self._wanted_steps])
@@ -269,18 +269,18 @@ class Trainer:
             ) from error
 
     def _check_weights(self, checkpoints: Checkpoints) -> None:
-        """Refuses to go on with weights that a finite loss with an infinite gradient broke."""
+        """Raises UserError if weights are not finite, which a finite loss doesn't rule out."""
         variables = self._method.trainable_variables
         if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in variables):
             raise _diverged('weights are', self.step, checkpoints)
 
     def _adapt(self, seconds: float, steps: int, wanted: float) -> None:
-        """Lets a call take about a second, so that overhead is small and the display lively.
+        """Adjusts the updates per call so that a call takes about `SECONDS_PER_CALL`.
 
         Args:
-            seconds: that the last call took here.
-            steps: updates it did.
-            wanted: updates a call that all processes agreed on.
+            seconds: duration of the last call in this process.
+            steps: updates done in that call.
+            wanted: preferred updates per call, averaged over all processes.
         """
         if self._config.steps_per_loop:
             return
@@ -295,7 +295,7 @@ class Trainer:
 def _check_gradients(
     gradients: Sequence[tf.Tensor | None], variables: Sequence[tf.Variable]
 ) -> None:
-    """Raises ValueError if the loss doesn't depend on a variable that is said to be trained."""
+    """Raises ValueError if the loss doesn't depend on one of the trained variables."""
     without = [v.name for v, gradient in zip(variables, gradients) if gradient is None]
     if without:
         raise ValueError(
@@ -313,10 +313,10 @@ def _diverged(what: str, step: int, checkpoints: Checkpoints) -> UserError:
 
 
 class Means:
-    """Means of metrics over updates, also over those before an interruption.
+    """Running means of metrics over updates, kept across an interruption.
 
     Args:
-        names: of the metrics.
+        names: names of the metrics.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -325,20 +325,20 @@ class Means:
 
     def _clear(self) -> None:
         self._sums, self._steps = dict.fromkeys(self._names, 0.0), 0
-        # Of this process alone: how long earlier updates took is not known.
+        # Of this process only: the duration of updates before a restart is unknown.
         self._recent, self._seconds = 0, 0.0
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes, for JSON."""
+        """A JSON-serializable state for `restore`."""
         return {'steps': self._steps, 'sums': dict(self._sums)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state`, unless it is of other metrics."""
+        """Restores a `state`; ignored if it holds other metrics."""
         if state['sums'].keys() == self._sums.keys():
             self._steps, self._sums = state['steps'], dict(state['sums'])
 
     def add(self, sums: Sequence[float], steps: int, seconds: float) -> dict[str, float]:
-        """Takes in sums over `steps` updates, which took `seconds`; returns the means over them."""
+        """Adds sums over `steps` updates that took `seconds`; returns their means."""
         for name, value in zip(self._sums, sums, strict=True):
             self._sums[name] += value
         self._steps += steps
@@ -347,7 +347,7 @@ class Means:
         return {name: value / steps for name, value in zip(self._sums, sums, strict=True)}
 
     def take(self, batch_size: int) -> dict[str, float]:
-        """Means since this was last called, and 'images_per_second' of the updates alone."""
+        """Returns the means since the last call, and 'images_per_second', and resets them."""
         means = {name: value / self._steps for name, value in self._sums.items()}
         rate = self._recent * batch_size / max(self._seconds, 1e-9)
         self._clear()
