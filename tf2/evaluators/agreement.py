@@ -1,4 +1,4 @@
-"""What a student is measured by beside its accuracy: its teacher's, and how often they agree."""
+"""Teacher's accuracy, and how often student and teacher agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tf2.evaluators.classification import topk_correct
 
 
 class TeacherAgreement:
-    """Share of examples that student and teacher give one class, and the teacher's accuracy.
+    """Share of examples on which student and teacher agree, and the teacher's accuracy.
 
     Args:
         inputs: `predict`, `teach` and `batches` are used; the last view of a batch is for the

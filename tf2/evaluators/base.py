@@ -1,4 +1,4 @@
-"""What evaluators are given, and what they share."""
+"""Inputs and base class of the evaluators."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ class Evaluator(Protocol):
 
 
 def labelled(batch: Batch) -> tf.Tensor:
-    """Which rows of `batch` count, [b] bool: those with a label that are not mere filling."""
+    """Which rows of `batch` count, [b] bool: those that have a label and aren't padding."""
     has_label = batch['label'] >= 0
     return has_label & tf.cast(batch['mask'], tf.bool) if 'mask' in batch else has_label

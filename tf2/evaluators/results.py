@@ -31,7 +31,7 @@ def write_results(model_dir: str, step: int, results: Mapping[str, Any]) -> None
 
 
 def read_results(path: str) -> dict[str, Any]:
-    """What `write_results` wrote to `path`; nothing where there is no such file.
+    """What `write_results` wrote to `path`; empty if there is no such file.
 
     Raises:
         UserError: if the file holds something else.
