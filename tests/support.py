@@ -68,34 +68,41 @@ def mirrored(replicas: int) -> tf.distribute.Strategy:
     )
 
 
-def run_on_replicas(
-    strategy: tf.distribute.Strategy, function: Callable[..., Any], *shares: Sequence[Any]
-) -> list[Any]:
-    """Runs `function` in a graph, replica r on the r-th element of each of `shares`.
+def on_replicas(
+    strategy: tf.distribute.Strategy, function: Callable[..., Any]
+) -> Callable[..., list[Any]]:
+    """Runs `function` in a graph, which is traced once.
 
     Returns:
-        The result of each replica, in order, with arrays for tensors.
+        A function of shares, replica r taking the r-th element of each: the result of every
+        replica, in their order, with arrays for tensors.
     """
     replicas = strategy.num_replicas_in_sync
+    run = tf.function(lambda *values: strategy.run(function, values), autograph=False)
 
-    @tf.function
-    def run(*values: Any) -> Any:
-        return strategy.run(function, values)
-
-    distributed = [
-        strategy.experimental_distribute_values_from_function(
-            lambda context, share=share: tf.constant(share[context.replica_id_in_sync_group])
-        )
-        for share in shares
-    ]
-    results = run(*distributed)
-
-    def of_replica(index: int) -> Any:
+    def of_replica(results: Any, index: int) -> Any:
         return tf.nest.map_structure(
             lambda value: strategy.experimental_local_results(value)[index].numpy(), results
         )
 
-    return [of_replica(index) for index in range(replicas)]
+    def results_of(*shares: Sequence[Any]) -> list[Any]:
+        distributed = [
+            strategy.experimental_distribute_values_from_function(
+                lambda context, share=share: tf.constant(share[context.replica_id_in_sync_group])
+            )
+            for share in shares
+        ]
+        results = run(*distributed)
+        return [of_replica(results, index) for index in range(replicas)]
+
+    return results_of
+
+
+def run_on_replicas(
+    strategy: tf.distribute.Strategy, function: Callable[..., Any], *shares: Sequence[Any]
+) -> list[Any]:
+    """As `on_replicas`, once."""
+    return on_replicas(strategy, function)(*shares)
 
 
 def loss_of(method: Method, batch: Batch, training: bool = True) -> Terms:

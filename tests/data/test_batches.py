@@ -238,7 +238,7 @@ def test_a_device_finishes_what_the_host_began(memory_source, compiled):
     whole = first(train_batches(source, CONFIG, **arguments), 3)
     begun = train_batches(source, CONFIG, finished=False, **arguments)
     finish = finisher(CONFIG, views=views)
-    finish = tf.function(finish, jit_compile=compiled)
+    finish = tf.function(finish, jit_compile=compiled, autograph=False)
     for batch, expected in zip(begun.take(3), whole, strict=True):
         assert not np.array_equal(batch['views'][0], expected['views'][0])
         finished = finish(batch)
@@ -353,7 +353,7 @@ CROPS = (
 def test_views_of_one_batch_may_differ_in_size(memory_source):
     arguments = {'split': 'train', 'views': CROPS, 'batch_size': 4, 'seed': 1}
     on_host = first(train_batches(memory_source(10), CONFIG, **arguments), 3)
-    finish = tf.function(finisher(CONFIG, views=CROPS))
+    finish = tf.function(finisher(CONFIG, views=CROPS), autograph=False)
     unfinished = train_batches(memory_source(10), CONFIG, finished=False, **arguments)
     for batch, later in zip(on_host, unfinished.take(3), strict=True):
         assert [view.shape for view in batch['views']] == [

@@ -89,7 +89,7 @@ def check(function: Callable[..., Any], *args: Any) -> Any:
 # --- the checks can fail
 
 
-@tf.function
+@tf.function(autograph=False)
 def some_rows(rows: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.boolean_mask(rows, rows > 0))
 
@@ -192,7 +192,7 @@ def step_of(
     if compiled:
         metrics = check(trainer.replica_step, batch())
     else:
-        metrics = tf.function(trainer.replica_step)(batch())
+        metrics = tf.function(trainer.replica_step, autograph=False)(batch())
     changes = [variable.numpy() - old for variable, old in zip(variables, before, strict=True)]
     assert trainer.step == 1
     return metrics.numpy(), np.concatenate([change.ravel() for change in changes])
@@ -241,7 +241,7 @@ def test_every_optimizer_compiles(name: str) -> None:
         run(step, tf.constant([0.5]))
         return np.append(kernel.numpy(), bias.numpy())
 
-    plain = updated(lambda step, slope: tf.function(step)(slope))
+    plain = updated(lambda step, slope: tf.function(step, autograph=False)(slope))
     np.testing.assert_allclose(updated(check), plain, rtol=1e-5)
     assert (plain != [3, -4, 2]).all()
 
@@ -275,7 +275,7 @@ def test_a_compiled_evaluation_gives_what_the_plain_one_does(kind: type, precisi
     step = EVALUATIONS[kind](kind(inputs))
     filled = {**batch(), 'mask': tf.range(BATCH) < BATCH - 2}
     tolerance = 1e-4 if precision == 'float32' else 0.02
-    plain = tf.nest.flatten(tf.function(step)(filled))
+    plain = tf.nest.flatten(tf.function(step, autograph=False)(filled))
     for found, expected in zip(tf.nest.flatten(check(step, filled)), plain, strict=True):
         assert found.dtype == expected.dtype
         assert relative_error(*(tf.cast(v, tf.float64) for v in (found, expected))) < tolerance

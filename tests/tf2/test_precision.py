@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.support import mirrored, run_on_replicas
+from tests.support import mirrored, on_replicas
 from tests.tf2.test_compiled_step import MODEL
 from tf2 import distribution, precision
 from tf2.config import LearningConfig, OptimizerConfig, TrainConfig
@@ -97,17 +97,18 @@ def test_an_update_that_overflows_is_left_out_and_counted(
     def step(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
         return trainer.replica_step({'views': (first, second), 'label': tf.zeros([8], tf.int32)})
 
+    run = on_replicas(strategy, step)
     before = [weight.numpy() for weight in weights]
     with strategy.scope():
         optimizer._loss_scale._current_loss_scale.assign(1e30)
-    run_on_replicas(strategy, step, *views)
+    run(*views)
     for weight, value in zip(weights, before):
         np.testing.assert_array_equal(weight, value)
     assert trainer.step == 1
     assert float(optimizer.loss_scale) == pytest.approx(5e29)
     with strategy.scope():
         optimizer._loss_scale._current_loss_scale.assign(8.0)
-    run_on_replicas(strategy, step, *views)
+    run(*views)
     assert trainer.step == 2
     assert any((weight.numpy() != value).any() for weight, value in zip(weights, before))
     assert all(np.isfinite(weight).all() for weight in weights)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import loss_of, mirrored, relative_error, run_on_replicas
+from tests.support import loss_of, mirrored, on_replicas, relative_error
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.memory import Memory, Queue
 from tf2.methods.simclr import SimCLR
@@ -94,9 +94,10 @@ def test_the_queue_is_the_same_on_all_replicas(replicas: int) -> None:
         queue.enqueue(local)
         return queue.rows.read_value(), queue.filled()
 
+    run = on_replicas(strategy, enqueue)
     for batch, filled in zip(rows, (8, 12), strict=True):
         alone.enqueue(tf.constant(batch))
-        for found, count in run_on_replicas(strategy, enqueue, np.split(batch, replicas)):
+        for found, count in run(np.split(batch, replicas)):
             np.testing.assert_array_equal(found, alone.rows)
             assert count == filled
 
