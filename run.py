@@ -23,7 +23,7 @@ from app.capacity import check_on_host
 from app.config.resolution import resolve
 from app.config.schema import DEFAULTS, OPTIONS, Config, all_options
 from app.modes import MODES
-from app.preflight import check_characters, check_places, check_schemes, remote_places
+from app.preflight import check_characters, check_paths, check_schemes, remote_paths
 from app.presets import PRESETS
 from common.errors import UserError, command_line, shown
 from common.interruption import Interrupted, Stop
@@ -54,7 +54,7 @@ SimCLR for TensorFlow 2: pretrain an image encoder without labels.
   python run.py --mode=export --checkpoint=WEIGHTS --model_dir=DIR
       turn a run, or published weights of any format, into a TF-Hub module
 
-A rerun with the same --model_dir goes on where it stopped. It may have another batch size or
+A rerun with the same --model_dir resumes where it stopped. It may have another batch size or
 length; other settings that change the result are refused unless --allow_changes names them.
 """
 
@@ -241,7 +241,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     check_characters(given)
     check_schemes(given)
-    check_places(config)
+    check_paths(config)
     check_on_host(config)
     with _gc_disabled_during_import():
         # Imported here: TensorFlow takes seconds, and most errors of usage are to show at once.
@@ -251,7 +251,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
 
     logging.set_verbosity(logging.WARNING)
     seconds = given.get('connect_timeout', config.devices.connect_timeout)
-    for flag, place in remote_places(given).items():
+    for flag, place in remote_paths(given).items():
         experiment.check_reachable(flag, place, seconds)
     action(config, given, stop)
 
@@ -277,7 +277,7 @@ def main(arguments: list[str]) -> int:
     """Runs the program.
 
     Returns:
-        The exit status: 2 for what the user can mend, 128 and its number after a signal: 143 after
+        The exit status: 2 for what the user can fix, 128 and its number after a signal: 143 after
         SIGTERM, 130 after SIGINT.
     """
     with output.lasting():
@@ -300,7 +300,7 @@ def _run_and_tell(arguments: list[str]) -> int:
         print(f'{os.path.basename(arguments[0])}: error: {shown(str(error))}', file=sys.stderr)
         return 2
     except Interrupted as error:
-        print(f'\nStopped by {error}. To go on: {_again(arguments, given)}', file=sys.stderr)
+        print(f'\nStopped by {error}. To resume: {_again(arguments, given)}', file=sys.stderr)
         return 128 + error.number
     finally:
         if asked.get('model_dir') is None and given.get('model_dir') is not None:
@@ -316,7 +316,7 @@ def _remove_empty(*folders: str) -> None:
 
 
 def _again(arguments: list[str], given: dict[str, Any]) -> str:
-    """The command that goes on in the same folder."""
+    """The command that resumes in the same folder."""
     folder = given.get('model_dir')
     named = any(argument.lstrip('-').startswith('model_dir') for argument in arguments)
     more = [f'--model_dir={folder}'] if folder and not named else []

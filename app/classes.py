@@ -96,7 +96,7 @@ def number_of_classes(
         return source.num_classes
     if not config.learning.lineareval_while_pretraining:
         return None
-    # A run that goes on has the variables that it began with.
+    # A resumed run has the variables it began with.
     begun = recorded is not None and recorded.get('num_classes') is not None
     return source.num_classes if data.train_labels.labelled or begun else None
 

@@ -234,7 +234,7 @@ def _with_batch(
         config = _changed(config, train_batch_size=fitting)
         words.append(f'--train_batch_size={fitting} instead of {batch}')
     train, output = config.train, config.output
-    epoch = max(1, round(examples / train.train_batch_size))
+    epoch = schedules.epoch_steps(examples, train)
     interval = output.checkpoint_epochs * epoch
     fewest = math.ceil(schedules.train_steps(examples, train) / _MOST_CHECKPOINTS)
     asked = output.checkpoint_steps or 'checkpoint_epochs' in given
@@ -247,7 +247,7 @@ def _with_batch(
 def _batch_for(config: Config, examples: int, replicas: int) -> int:
     """The largest batch up to `examples` that replicas and a memory divide evenly; 0 for none.
 
-    A run that goes on keeps the one it began with.
+    A resumed run keeps the one it began with.
     """
     memory = config.learning.memory_size
     recorded = recorded_run(config.output.model_dir) or {}

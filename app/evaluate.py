@@ -107,7 +107,7 @@ def _as_they_come(model_dir: str, total_steps: int) -> Iterator[str]:
             reached = f'is at step {step_of(newest)}' if newest else 'has no checkpoint'
             raise UserError(
                 f'--mode=eval follows {model_dir} to step {total_steps}; it {reached}, and no '
-                'training is at work there. Give the command of the training to go on with it.'
+                'training is at work there. Run the command of the training to resume it.'
             )
         elif '://' in model_dir or lock.holder(model_dir):
             idle = 0.0

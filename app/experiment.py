@@ -18,7 +18,7 @@ from app.config.schema import TRAIN_EXAMPLES, Config, to_values, with_values
 from app.data_checks import RunData, open_data
 from app.preflight import with_model_dir
 from app.presets import PRESETS
-from app.resuming import Course
+from app.resuming import History
 from app.run_folder import read_flags, recorded_run
 from common.connections import bounded
 from common.errors import UserError, one_line
@@ -53,7 +53,7 @@ class Experiment:
             there is no classifier.
         other_classes: why the classifier in `weights` is not one of these classes; None if it is,
             or may be.
-        course: what the model folder says about a run that goes on.
+        history: what the model folder says about a run that is resumed.
     """
 
     config: Config
@@ -64,7 +64,7 @@ class Experiment:
     teacher: Teacher | None = None
     class_names: tuple[str, ...] | None = None
     other_classes: str | None = None
-    course: Course = Course()
+    history: History = History()
 
     @property
     def source(self) -> Source:
@@ -89,21 +89,21 @@ class Experiment:
     @property
     def total_steps(self) -> int:
         """Updates of the run."""
-        train, position = self.config.train, self.course.position
+        train, position = self.config.train, self.history.position
         return schedules.total_steps(self._epoch_of_schedule, train, position)
 
     @property
     def _epoch_of_schedule(self) -> int:
         """Training examples in an epoch; an evaluation may look at other data."""
         evaluates = not self.config.run.does.trains
-        recorded = self.course.recorded.get(TRAIN_EXAMPLES) if evaluates else None
+        recorded = self.history.recorded.get(TRAIN_EXAMPLES) if evaluates else None
         return recorded or self.train_examples
 
     @property
     def checkpoint_steps(self) -> int:
         """Updates between checkpoints."""
         output = self.config.output
-        epoch = max(1, round(self.train_examples / self.config.train.train_batch_size))
+        epoch = schedules.epoch_steps(self.train_examples, self.config.train)
         return output.checkpoint_steps or output.checkpoint_epochs * epoch
 
 
@@ -115,15 +115,15 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         given: those of them that were given on the command line.
 
     Raises:
-        UserError: for whatever the user can mend.
+        UserError: for whatever the user can fix.
     """
     evaluates = not config.run.does.trains
     config, weights = with_model_dir(config), None
     model_dir = config.output.model_dir
     strategy = distribution.build_strategy(config.devices)
-    course = resuming.course_in(model_dir, config.train.train_batch_size)
+    history = resuming.read_history(model_dir, config.train.train_batch_size)
     if not evaluates:
-        begun = _as_recorded(config, given, course.recorded)
+        begun = _as_recorded(config, given, history.recorded)
         config, weights = begun or with_weights(config, given)
         check_counts(config)
     if config.data.tf_data_service and not evaluates:
@@ -149,7 +149,7 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     num_classes = number_of_classes(config, data, teacher, recorded)
     check_same_architecture(model_dir, config, num_classes)
     if not evaluates:
-        course = resuming.check_changes(config, data.train_examples, course)
+        history = resuming.check_changes(config, data.train_examples, history)
     evaluated = data.evaluated
     if classes.source is not data.source:
         evaluated = with_class_order(evaluated, classes.names, data.source.name)
@@ -157,7 +157,7 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     data = dataclasses.replace(data, source=classes.source, evaluated=evaluated, notes=notes)
     names = classes.names if num_classes else None
     experiment = Experiment(
-        config, data, strategy, num_classes, weights, teacher, names, classes.others, course
+        config, data, strategy, num_classes, weights, teacher, names, classes.others, history
     )
     if not evaluates:
         _check_length(experiment)
@@ -183,11 +183,11 @@ def _check_recorded_data(config: Config, given: Mapping[str, Any]) -> None:
 
 def _check_length(experiment: Experiment) -> None:
     """Raises UserError if the folder's run already went further than it is to go."""
-    train, course = experiment.config.train, experiment.course
+    train, history = experiment.config.train, experiment.history
     # The last batch may begin where the last epoch ends.
-    batch = max(train.train_batch_size, course.recorded.get('train_batch_size', 0))
+    batch = max(train.train_batch_size, history.recorded.get('train_batch_size', 0))
     examples = experiment.train_examples * train.train_epochs + batch
-    position, total_steps = course.position, experiment.total_steps
+    position, total_steps = history.position, experiment.total_steps
     if position.step > total_steps if train.train_steps else position.examples > examples:
         raise UserError(
             f'--train_epochs or --train_steps must not end before what was trained: '
@@ -201,7 +201,7 @@ def _as_recorded(
 ) -> tuple[Config, None] | None:
     """The architecture that a run recorded when it started from `--checkpoint`.
 
-    None for a new run. One that goes on needs its own checkpoints only, and knows itself what it
+    None for a new run. A resumed one needs its own checkpoints only, and knows itself what it
     started from.
     """
     checkpoint = config.learning.checkpoint or recorded.get('checkpoint')
@@ -234,7 +234,7 @@ def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weig
     model = config_for(weights, config.model, known)
     chosen = 'ft_proj_selector' in given or weights.selector is None
     if config.learning.stage.has_teacher and not chosen:
-        # A student that goes on from a fine-tuned network keeps the layer its classifier reads.
+        # A student that starts from a fine-tuned network keeps the layer its classifier reads.
         model = dataclasses.replace(model, ft_proj_selector=weights.selector)
     learning = config.learning
     if learning.stage.classifies or not config.run.does.trains:

@@ -32,7 +32,7 @@ class Holder:
         host: name of its machine.
         pid: its number there.
         since: when it took the lock, local time.
-        beats: a counter that goes on while it runs.
+        beats: a counter that increases while it runs.
     """
 
     host: str = 'an unknown host'
@@ -63,8 +63,8 @@ def held(folder: str) -> Iterator[None]:
         file, own = _taken(folder)
     except OSError as error:
         raise UserError(
-            f'{folder} should take what the run writes, but does not. Make room or mend it, then '
-            f'give the same command. Cause: {error}'
+            f'{folder} must be writable; found otherwise ({error}). Make room or give access, '
+            'then run the same command.'
         ) from error
     ended = threading.Event()
     heart = threading.Thread(target=_beat, args=(file, own, ended), daemon=True)
@@ -158,7 +158,7 @@ def _may_be_alive(found: Holder, free: bool | None) -> bool:
 
 
 def _beats(file: int, found: Holder) -> bool:
-    """Whether the counter of `found` goes on."""
+    """Whether the counter of `found` still increases."""
     ends = time.monotonic() + SECONDS_TO_WATCH
     while time.monotonic() < ends:
         time.sleep(SECONDS_TO_WATCH / 20)

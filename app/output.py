@@ -40,7 +40,7 @@ class _Lasting:
                 self._stream, number = open(os.devnull, 'w'), None  # noqa: SIM115 - to the end
         if number == 1:
             with contextlib.suppress(OSError):
-                os.write(2, b'stdout takes no more output; the program goes on without it.\n')
+                os.write(2, b'stdout takes no more output; the program continues without it.\n')
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -34,8 +34,8 @@ TITLES = {
     'self_distill': 'Self-distillation',
     'student': 'Smaller student',
 }
-# Stage -> flag -> stage whose folder it names. The self-distilled network goes on from its
-# teacher's weights; the small one has nobody's to go on from.
+# Stage -> flag -> stage whose folder it names. The self-distilled network starts from its
+# teacher's weights; the small one starts from scratch.
 _READS = {
     'pretrain': {},
     'finetune': {'checkpoint': 'pretrain'},
@@ -83,7 +83,7 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         stop: whether a signal has come.
 
     Raises:
-        UserError: for whatever the user can mend, as far as possible before the first stage.
+        UserError: for whatever the user can fix, as far as possible before the first stage.
         Interrupted: when a signal came.
     """
     model_dir = with_model_dir(config).output.model_dir
@@ -236,15 +236,15 @@ def _settings(stage: PlannedRun) -> dict[str, Any]:
 
 def is_done(stage: PlannedRun) -> bool:
     """Whether the stage was trained to its end, evaluated and exported."""
-    recorded = read_flags(stage.folder, need=('train_examples',))
+    recorded = read_flags(stage.folder, need=(TRAIN_EXAMPLES,))
     if recorded is None:
         return False
-    course = resuming.course_in(stage.folder, stage.config.train.train_batch_size)
-    if not course.recorded:
+    history = resuming.read_history(stage.folder, stage.config.train.train_batch_size)
+    if not history.recorded:
         return False
     # It may have gone on by itself, with other settings than the pipeline's.
-    train = resuming.settings_before(course).train
-    steps = schedules.total_steps(recorded[TRAIN_EXAMPLES], train, course.position)
+    train = resuming.settings_before(history).train
+    steps = schedules.total_steps(recorded[TRAIN_EXAMPLES], train, history.position)
     result = read_result(stage.folder)
     return result.get('global_step') == steps and has_module(stage.folder, steps)
 

@@ -20,14 +20,14 @@ from tf2.config import WEIGHTS
 # What TensorFlow reads and writes by itself, beside paths of this machine.
 SCHEMES = ('gs', 'file')
 _OF_WEIGHTS = ('http', 'https')  # which tensorflow-hub resolves
-_PLACES = {'model_dir': (), 'data_dir': (), 'checkpoint': _OF_WEIGHTS, 'teacher': _OF_WEIGHTS}
+_PATH_FLAGS = {'model_dir': (), 'data_dir': (), 'checkpoint': _OF_WEIGHTS, 'teacher': _OF_WEIGHTS}
 # Files that a run replaces again and again.
 WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE)
 
 
 def check_schemes(given: Mapping[str, Any]) -> None:
     """Raises UserError if a place among the flags `given` is on a file system nobody can read."""
-    for flag, more in _PLACES.items():
+    for flag, more in _PATH_FLAGS.items():
         scheme, found, _ = (given.get(flag) or '').partition('://')
         if found and scheme not in (*SCHEMES, *more):
             listed = ', '.join(f'{known}://' for known in (*SCHEMES, *more))
@@ -38,20 +38,20 @@ def check_schemes(given: Mapping[str, Any]) -> None:
             )
 
 
-def remote_places(given: Mapping[str, Any]) -> dict[str, str]:
+def remote_paths(given: Mapping[str, Any]) -> dict[str, str]:
     """Flag -> place, of those `given` that TensorFlow reads over a network."""
-    named = {flag: given.get(flag) or '' for flag in _PLACES}
+    named = {flag: given.get(flag) or '' for flag in _PATH_FLAGS}
     # Of several folders the first one tells whether the network is there.
     named['data_dir'] = next(iter(folders_of(named['data_dir'])), '')
     return {flag: place for flag, place in named.items() if place.startswith('gs://')}
 
 
-def check_places(config: Config) -> None:
+def check_paths(config: Config) -> None:
     """Raises UserError if weights or data set that `config` names are not there at all."""
     learning = config.learning
     if config.run.does.several:  # its stages read each other, and it refuses what is given
         learning = dataclasses.replace(learning, checkpoint=None)
-    # A run that goes on needs its own checkpoints only.
+    # A resumed run needs its own checkpoints only.
     begun = config.output.model_dir and _may_hold_checkpoints(config.output.model_dir)
     named = {'checkpoint': None if begun else learning.checkpoint, 'teacher': learning.teacher}
     for flag, path in named.items():

@@ -125,7 +125,7 @@ PRESETS: dict[str, Preset] = {
         {**_SMALL_LINEAR, 'dataset': 'bundled'},
     ),
     'demo_self_distill': Preset(
-        'Self-distillation on the bundled images, without labels. Give --teacher and, to go on '
+        'Self-distillation on the bundled images, without labels. Give --teacher and, to start '
         'from its weights, --checkpoint.',
         {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 5, **_SELF},
     ),
@@ -145,7 +145,7 @@ PRESETS: dict[str, Preset] = {
         {**_FINETUNE, **_OWN, 'ft_proj_selector': 1, 'train_epochs': 30},
     ),
     'own_images_self_distill': Preset(
-        'Self-distillation on your own images, without labels. Give --teacher and, to go on from '
+        'Self-distillation on your own images, without labels. Give --teacher and, to start from '
         'its weights, --checkpoint.',
         {**_OWN, 'train_mode': 'distill', 'ft_proj_selector': 1, 'distill_temperature': 0.1},
     ),
@@ -190,7 +190,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     'fashion_mnist_self_distill': Preset(
-        'Self-distillation on Fashion-MNIST, without labels. Give --teacher and, to go on from its '
+        'Self-distillation on Fashion-MNIST, without labels. Give --teacher and, to start from its '
         'weights, --checkpoint.',
         {**_SMALL_DISTILL, 'dataset': 'fashion_mnist', 'train_epochs': 5, **_SELF},
     ),

@@ -1,4 +1,4 @@
-"""A run that goes on: where it stands, and with which settings it may do so."""
+"""Resuming a run: where it stands, and which settings may change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tf2.trainer import EXAMPLES_SEEN
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A setting with which a run goes on otherwise than it began.
+    """A setting that a resumed run changes.
 
     Attributes:
         setting: its name.
@@ -33,13 +33,13 @@ class Change:
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class History:
     """What the model folder of a run says about it; all empty for a new run.
 
     Attributes:
         recorded: settings and facts that were written down; none where nothing was trained yet.
         position: of the newest checkpoint.
-        changes: settings that the run goes on with otherwise.
+        changes: settings that the resumed run changes.
     """
 
     recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -59,8 +59,8 @@ class Course:
         ]
         return [*self.recorded.get('changes', []), *changes]
 
-    def at(self, step: int, record: Mapping[str, Any], batch: int) -> Course:
-        """The course from another checkpoint on: an older one, where the newest is damaged.
+    def at(self, step: int, record: Mapping[str, Any], batch: int) -> History:
+        """The history from another checkpoint on: an older one, where the newest is damaged.
 
         Args:
             step: updates of the checkpoint.
@@ -80,8 +80,8 @@ class Course:
         return self.recorded.get('train_batch_size', batch)
 
 
-def course_in(model_dir: str, batch: int) -> Course:
-    """The course of the run in `model_dir`, with the settings it has recorded.
+def read_history(model_dir: str, batch: int) -> History:
+    """The history of the run in `model_dir`, with the settings it has recorded.
 
     Args:
         model_dir: a folder, which need not exist.
@@ -92,29 +92,29 @@ def course_in(model_dir: str, batch: int) -> Course:
     """
     found = checkpoints_in(model_dir)
     if not found:
-        return Course()
-    course = Course(read_flags(model_dir) or {})
+        return History()
+    history = History(read_flags(model_dir) or {})
     try:
         record = recorded_in(found[-1]) or {}
     except UserError:  # damaged or out of reach, which is told when it is to be restored
         record = {}
-    return course.at(step_of(found[-1]), record, batch)
+    return history.at(step_of(found[-1]), record, batch)
 
 
-def check_changes(config: Config, train_examples: int, course: Course) -> Course:
-    """`course` with the settings that `config` changes.
+def check_changes(config: Config, train_examples: int, history: History) -> History:
+    """`history` with the settings that `config` changes.
 
     Args:
-        config: settings to go on with; `output.model_dir` is set.
+        config: settings of the resumed run; `output.model_dir` is set.
         train_examples: number of training examples now.
-        course: what `course_in` found.
+        history: what `read_history` found.
 
     Raises:
         UserError: if a change is not allowed; shows both values.
     """
-    if not course.recorded:
-        return course
-    changes = _changes(config, train_examples, course.recorded)
+    if not history.recorded:
+        return history
+    changes = _changes(config, train_examples, history.recorded)
     allowed = allowed_changes(config)
     refused = [c for c in changes if _rule(c.setting) == 'refuse' and c.setting not in allowed]
     for change in changes:
@@ -122,7 +122,7 @@ def check_changes(config: Config, train_examples: int, course: Course) -> Course
             raise UserError(
                 f'--checkpoint={change.after} is for a new run; --model_dir='
                 f'{config.output.model_dir} holds one that started from '
-                f'{change.before or "scratch"} and goes on from its own checkpoints. Leave it '
+                f'{change.before or "scratch"} and resumes from its own checkpoints. Leave it '
                 'out, or choose another --model_dir.'
             )
     if refused:
@@ -134,12 +134,12 @@ def check_changes(config: Config, train_examples: int, course: Course) -> Course
             f'{after}, which changes its result. Choose another --model_dir, the flags it was '
             f'made with, or --allow_changes={names}.'
         )
-    return dataclasses.replace(course, changes=tuple(changes))
+    return dataclasses.replace(history, changes=tuple(changes))
 
 
-def settings_before(course: Course) -> Config:
+def settings_before(history: History) -> Config:
     """The settings that the run was trained with last."""
-    settings = {name: course.recorded[name] for name in OPTIONS if name in course.recorded}
+    settings = {name: history.recorded[name] for name in OPTIONS if name in history.recorded}
     return from_values({**settings, 'mode': 'eval'})
 
 

@@ -63,7 +63,7 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
 
 
 def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
-    """Trains, or goes on training, in the model folder; evaluates if asked to; exports.
+    """Trains, or resumes training, in the model folder; evaluates if asked to; exports.
 
     Args:
         experiment: what to run.
@@ -121,10 +121,10 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         if not resumed:
             method.initialise()
         batch = config.train.train_batch_size
-        course = experiment.course.at(trainer.step, saved.record, batch)
-        experiment = dataclasses.replace(experiment, course=course)
-        saved.record[EXAMPLES_SEEN] = course.position.examples
-        schedule.ahead = course.position.ahead(config.train)
+        history = experiment.history.at(trainer.step, saved.record, batch)
+        experiment = dataclasses.replace(experiment, history=history)
+        saved.record[EXAMPLES_SEEN] = history.position.examples
+        schedule.ahead = history.position.ahead(config.train)
         _announce(experiment, resumed, report)
         _announce_rate(experiment, schedule)
         if experiment.stage.classifies:
@@ -158,7 +158,7 @@ def _initialise(experiment: Experiment, model: SimCLRModel) -> Report | None:
 
 
 def _why_no_classifier(experiment: Experiment) -> str | None:
-    """Why the classifier in `--checkpoint` may not be the one to go on with; None if it may.
+    """Why the classifier in `--checkpoint` may not be the one to start from; None if it may.
 
     It may not if it knows other classes or read another layer of the head, nor if it may have
     learned from labels that this run is not to know. A student may know what its teacher knows,
@@ -218,7 +218,7 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
         'num_classes': experiment.num_classes,
         'class_names': experiment.class_names,
         TRAIN_EXAMPLES: experiment.train_examples,
-        'changes': experiment.course.all_changes(),
+        'changes': experiment.history.all_changes(),
     }
     with writing(model_dir):
         tf.io.gfile.makedirs(model_dir)
@@ -227,20 +227,20 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
 
 
 def _announce_rate(experiment: Experiment, schedule: schedules.WarmupCosine) -> None:
-    """Says what is changed in a run that goes on, and what a schedule does that looks wrong."""
-    config, course = experiment.config, experiment.course
-    step = course.position.step
-    for change in course.changes:
+    """Says what a resumed run changes, and what a schedule does that looks wrong."""
+    config, history = experiment.config, experiment.history
+    step = history.position.step
+    for change in history.changes:
         print(f'From step {step} on {change.setting} is {change.after}; it was {change.before}.')
-    if course.changes:
-        before = resuming.settings_before(course)
-        examples = course.recorded.get(TRAIN_EXAMPLES, experiment.train_examples)
+    if history.changes:
+        before = resuming.settings_before(history)
+        examples = history.recorded.get(TRAIN_EXAMPLES, experiment.train_examples)
         earlier = schedules.build(before.optimizer, before.train, examples)
-        earlier.ahead = course.position.ahead(before.train)
+        earlier.ahead = history.position.ahead(before.train)
         rates = float(earlier(step)), float(schedule(step))
         if not math.isclose(*rates, rel_tol=0.01):
             print(
-                f'The learning rate goes on at {rates[1]:.4g}; it would have been {rates[0]:.4g}.'
+                f'The learning rate resumes at {rates[1]:.4g}; it would have been {rates[0]:.4g}.'
             )
     if schedule.warmup_steps >= schedule.total_steps and schedule.peak:
         rate = float(schedule(experiment.total_steps - 1))
@@ -270,10 +270,10 @@ def _write_labels(experiment: Experiment, resumed: str | None) -> None:
     listing = experiment.subset.listing() if experiment.subset else None
     there = tf.io.gfile.exists(path)
     if resumed and there:
-        if not experiment.course.changes:
+        if not experiment.history.changes:
             return
         stem, extension = os.path.splitext(path)
-        before = f'{stem}_before_{experiment.course.position.step}{extension}'
+        before = f'{stem}_before_{experiment.history.position.step}{extension}'
         if records.read_text(path, RESTORE) == listing:
             return
         tf.io.gfile.rename(path, before, overwrite=True)
@@ -330,7 +330,7 @@ def _batches(experiment: Experiment, worker: int, workers: int) -> tf.data.Datas
         views=views_of(config, experiment.teacher),
         batch_size=config.train.train_batch_size,
         seed=config.train.seed,
-        start=experiment.course.position.examples,
+        start=experiment.history.position.examples,
         worker=Worker(worker, workers),
         finished=not distribution.has_accelerators(experiment.strategy),
     )

@@ -196,7 +196,7 @@ class Run:
 
     def to_go_on(self) -> list[str]:
         """Arguments of the command that was printed at the end."""
-        line = re.search(r'To go on: python run\.py (.*)', self.shown)
+        line = re.search(r'To resume: python run\.py (.*)', self.shown)
         return shlex.split(line[1]) if line else []
 
 

@@ -113,7 +113,7 @@ def answering(port: int) -> Iterator[None]:
 def bounded(function: Callable[[], Result], seconds: float) -> Result:
     """What `function` returns, if it does within `seconds`.
 
-    It runs in a thread of its own, which goes on if it takes longer: TensorFlow's calls can't be
+    It runs in a thread of its own, which continues if it takes longer: TensorFlow's calls can't be
     interrupted.
 
     Raises:

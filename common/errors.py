@@ -1,4 +1,4 @@
-"""The error that a user can mend, and how text is shown in one line."""
+"""The error that a user can fix, and how text is shown in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: expected, found, what to do.
+    """Something the user can fix. The message is one line: expected, found, what to do.
 
     `run.py` prints it without a traceback and exits with status 2.
     """
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 # A TensorFlow graph can't raise a UserError. It fails with an error that holds the line in pieces
 # between these marks; `line_within` puts them together.
-LINE_BEGINS, LINE_ENDS = 'The user can mend this:', 'End of what the user can mend.'
+LINE_BEGINS, LINE_ENDS = 'The user can fix this:', 'End of what the user can fix.'
 
 
 def line_within(error: BaseException) -> str | None:

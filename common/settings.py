@@ -48,7 +48,7 @@ def option(
             only where they differ from what the run has recorded.
         requires: setting -> values, without which this one is not read; no values stand for all
             that are neither None, 0 nor False.
-        resume: what happens where a run goes on with another value.
+        resume: what happens where a resumed run has another value.
             'free': nothing; the setting says where a run executes, what it shows or keeps.
             'continue': it is taken, said and recorded.
             'refuse': it would change the result, so --allow_changes has to name it; then it is

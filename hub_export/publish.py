@@ -97,7 +97,7 @@ def check_place(root: str, step: int) -> None:
     if (os.path.lexists(path) or tf.io.gfile.exists(path)) and not has_record(path):
         raise UserError(
             f'{path} should be free for the module that is exported; found {_foreign(path)}. Move '
-            'it, then give the same command.'
+            'it, then run the same command.'
         )
 
 

@@ -228,11 +228,11 @@ def test_an_interruption_says_how_to_go_on(
     monkeypatch.setattr(train, 'train', interrupt)
     assert run.main(['run.py', '--model_dir=here']) == 130
     shown = capsys.readouterr().err
-    assert shown == '\nStopped by SIGINT. To go on: python run.py --model_dir=here\n'
+    assert shown == '\nStopped by SIGINT. To resume: python run.py --model_dir=here\n'
     # A folder whose name the program chose is told.
     assert run.main(['run.py', '--preset=demo']) == 130
     again = capsys.readouterr().err.strip()
-    assert re.search(r'To go on: python run.py --preset=demo --model_dir=runs/[0-9-]+$', again)
+    assert re.search(r'To resume: python run.py --preset=demo --model_dir=runs/[0-9-]+$', again)
 
 
 def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

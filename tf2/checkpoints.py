@@ -290,7 +290,7 @@ def _reading(path: str) -> Iterator[None]:
         if hindrance:
             raise UserError(
                 f"{path} should be a checkpoint that can be read, but can't be just now: "
-                f'{hindrance}. Mend that, then give the same command.'
+                f'{hindrance}. Fix that, then run the same command.'
             ) from error
         # TensorFlow has no type of its own for most of what a damaged file does to its reader.
         if not (type(error) in (tf.errors.OpError, IndexError) or isinstance(error, _OF_FILES)):

@@ -301,7 +301,7 @@ def together(strategy: tf.distribute.Strategy, folder: str) -> Iterator[None]:
         kept = next(reversed(checkpoints_in(folder)), 'none was written yet')
         raise UserError(
             f'All workers should go on together, but another one is gone: {one_line(error)}. Stop '
-            f'all of them, then give the same command to go on. The last checkpoint: {kept}.'
+            f'all of them, then run the same command to resume. The last checkpoint: {kept}.'
         ) from error
 
 

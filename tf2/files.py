@@ -88,7 +88,7 @@ def is_partial(name: str) -> bool:
 
 @contextlib.contextmanager
 def writing(folder: str) -> Iterator[None]:
-    """Within it a file that can't be written is the user's to mend.
+    """Within it a file that can't be written is a UserError.
 
     Raises:
         UserError: names the folder and the cause.
@@ -100,9 +100,8 @@ def writing(folder: str) -> Iterator[None]:
         if 'Collective ops' in str(error) or is_out_of_memory(error):
             raise
         raise UserError(
-            f'{folder} should take what the run writes, but does not; what was written before is '
-            f'whole. Make room or mend it, then give the same command to go on. Cause: '
-            f'{one_line(error)}'
+            f'{folder} must be writable; found otherwise ({one_line(error)}). What was written '
+            'before is whole. Make room or give access, then run the same command to resume.'
         ) from error
 
 

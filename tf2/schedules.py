@@ -30,7 +30,7 @@ class Position:
     examples: int = 0
 
     def ahead(self, config: TrainConfig) -> int:
-        """By how many batches of now the run is further than its number of updates says.
+        """Batches of the present size in `examples`, less the updates done.
 
         0 where the run's length is a number of updates, and unless the batch size was changed.
         """
@@ -48,6 +48,11 @@ def total_steps(num_examples: int, config: TrainConfig, position: Position) -> i
         position: where the run stands.
     """
     return train_steps(num_examples, config) - position.ahead(config)
+
+
+def epoch_steps(num_examples: int, config: TrainConfig) -> int:
+    """Number of updates in which an epoch of `num_examples` is seen, to the nearest; at least 1."""
+    return max(1, round(num_examples / config.train_batch_size))
 
 
 def train_steps(num_examples: int, config: TrainConfig) -> int:

@@ -265,7 +265,7 @@ class Trainer:
                 raise
             kept = checkpoints.latest or 'none was written yet'
             raise UserError(
-                f'{line} Then give the same command to go on. The last checkpoint: {kept}.'
+                f'{line} Then run the same command to resume. The last checkpoint: {kept}.'
             ) from error
 
     def _check_weights(self, checkpoints: Checkpoints) -> None:

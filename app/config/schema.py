@@ -54,9 +54,8 @@ class RunConfig:
 
     allow_changes: str | None = option(
         None,
-        'Settings, separated by commas, with which the run in --model_dir may go on otherwise '
-        'although that changes its result. flags.json records when each was changed, and from '
-        'what.',
+        'Comma-separated settings that a resumed run may change although they affect its result. '
+        'flags.json records each change: its step, the old value and the new one.',
         resume='free',
     )
 

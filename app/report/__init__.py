@@ -1,4 +1,6 @@
-"""A pipeline of stages as a table and as one page; `runs` reads, `inference` looks, `page` writes.
+"""A pipeline of stages as a table and as one page.
+
+`runs` reads, `predictions` runs models, `page` writes.
 
 All it needs to know of a stage is in the stage's folder.
 """

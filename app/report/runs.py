@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from app.config.resolution import from_values
-from app.config.schema import Config
+from app.config.schema import TRAIN_EXAMPLES, Config
 from app.evaluate import TOP_1
 from app.report.events import Events, read_events
 from app.run_folder import read_flags, read_result
@@ -102,7 +102,7 @@ def read_run(stage: PipelineRun) -> Run:
     Raises:
         UserError: if no training run left its settings there.
     """
-    values = read_flags(stage.folder, need=('num_classes', 'train_examples'))
+    values = read_flags(stage.folder, need=('num_classes', TRAIN_EXAMPLES))
     if values is None:
         raise UserError(
             f'The report needs the runs of all stages; found no {FLAGS_FILE} in '
@@ -126,7 +126,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """The rows of `table`, from what was read."""
     rows, known = [], 0
     for run in runs:
-        labels = count_labels(run)
+        labels = labels_used(run)
         through = known if run.kind.has_teacher and known > labels else 0
         known = max(labels, through)
         rows.append(
@@ -144,13 +144,13 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     return rows
 
 
-def count_labels(run: Run) -> int:
+def labels_used(run: Run) -> int:
     """Labelled examples that a stage itself learned from."""
     if not run.config.learning.learns_from_labels:
         return 0
     path = os.path.join(run.stage.folder, LABELS_FILE)
     if not tf.io.gfile.exists(path):
-        return run.values['train_examples']
+        return run.values[TRAIN_EXAMPLES]
     with tf.io.gfile.GFile(path) as file:
         return len(file.read().splitlines())
 

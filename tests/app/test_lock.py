@@ -145,7 +145,7 @@ def test_a_folder_that_refuses_a_lock_costs_one_line(tmp_path: pathlib.Path) -> 
     (tmp_path / lock.FILE).symlink_to(tmp_path / 'mine')
     (tmp_path / 'file').write_text('')
     for folder in (tmp_path, tmp_path / 'file', tmp_path / 'file' / 'below'):
-        with pytest.raises(UserError, match='should take what the run writes') as error:
+        with pytest.raises(UserError, match='must be writable') as error:
             lock.held(str(folder)).__enter__()
         assert '\n' not in str(error.value)
     assert not (tmp_path / 'mine').exists()

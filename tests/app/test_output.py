@@ -55,7 +55,7 @@ def test_a_program_goes_on_when_nobody_takes_its_output(shell: str, tmp_path: pa
     assert 'Exception ignored' not in done.stderr
     if 'head' in shell:
         assert done.stdout == 'first\n'
-        assert 'the program goes on without it' in done.stderr
+        assert 'the program continues without it' in done.stderr
 
 
 class Broken(io.StringIO):

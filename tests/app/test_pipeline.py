@@ -190,7 +190,7 @@ def test_a_pipeline_killed_in_any_stage_ends_with_the_same_table(
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, 'save', save_and_die)
-        assert 'To go on: python' in main(*SMALL, f'--model_dir={model_dir}', status=130)
+        assert 'To resume: python' in main(*SMALL, f'--model_dir={model_dir}', status=130)
     assert (model_dir / name / 'ckpt-2.index').exists()
     assert not (model_dir / 'report.html').exists()
     for later in STAGES[STAGES.index(name) + 1 :]:  # as they were; only this stage is trained again

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import run
 from app.config.resolution import resolve
-from app.preflight import check_characters, check_places, check_schemes
+from app.preflight import check_characters, check_paths, check_schemes
 from app.presets import PRESETS
 from common.errors import UserError
 
@@ -22,7 +22,7 @@ TUNING = {'train_mode': 'finetune', 'preset': 'fashion_mnist_finetune'}
 
 
 def check(**given: object) -> None:
-    check_places(resolve(given, PRESETS))
+    check_paths(resolve(given, PRESETS))
 
 
 @pytest.mark.parametrize(

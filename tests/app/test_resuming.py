@@ -17,7 +17,7 @@ from app import experiment, resuming, train
 from app.config.resolution import resolve, why_unread
 from app.config.schema import DEFAULTS, OPTIONS, to_values
 from app.presets import PRESETS
-from app.resuming import Course
+from app.resuming import History
 from common.errors import UserError
 from tests.support import GOLDEN
 from tf2 import schedules
@@ -154,12 +154,12 @@ def test_what_changes_the_result_is_refused_with_both_values(
     assert {p: p.read_bytes() for p in finished.rglob('*') if p.is_file()} == files
 
 
-def course(**recorded: object) -> Course:
+def history(**recorded: object) -> History:
     values = to_values(resolve({'model_dir': 'm'}, PRESETS))
-    return Course({**values, 'train_examples': 6000, **recorded}, Position(10, 1280))
+    return History({**values, 'train_examples': 6000, **recorded}, Position(10, 1280))
 
 
-def checked(now: Course, examples: int = 6000, **given: object) -> Course:
+def checked(now: History, examples: int = 6000, **given: object) -> History:
     config = resolve({'model_dir': 'm', **given}, PRESETS)
     return resuming.check_changes(config, examples, now)
 
@@ -176,7 +176,7 @@ def test_every_setting_has_a_rule_and_keeps_it(name: str) -> None:
         return
     choices = [choice for choice in metadata['choices'] or () if choice != values[name]]
     other = choices[0] if choices else STRANGE.get(type(default), lambda v: 'other')(values[name])
-    now = course(**{name: other})
+    now = history(**{name: other})
     if metadata['resume'] == 'fixed':
         return  # see `check_same_architecture`
     if metadata['resume'] == 'refuse' and default != 'auto':
@@ -190,19 +190,21 @@ def test_every_setting_has_a_rule_and_keeps_it(name: str) -> None:
 
 
 def test_a_folder_without_a_setting_had_its_default() -> None:
-    recorded = {**course().recorded, 'temperature': 0.5}
+    recorded = {**history().recorded, 'temperature': 0.5}
     del recorded['crop_min_area'], recorded['seed']
     with pytest.raises(UserError, match=r'crop_min_area 0.08; .*crop_min_area 0.2'):
-        checked(Course(recorded, Position(1, 128)))
+        checked(History(recorded, Position(1, 128)))
 
 
 def test_other_images_in_the_same_place_are_refused() -> None:
     """A count of the images is the only thing that tells."""
     with pytest.raises(UserError, match=r'train_examples 6000; .*train_examples 5999'):
-        checked(course(), 5999)
-    assert len(checked(course(), 5999, allow_changes='train_examples').changes) == 1
+        checked(history(), 5999)
+    assert len(checked(history(), 5999, allow_changes='train_examples').changes) == 1
     # Other settings of the data come with another number.
-    (change,) = checked(course(), 60, train_split='train[:1%]', allow_changes='train_split').changes
+    (change,) = checked(
+        history(), 60, train_split='train[:1%]', allow_changes='train_split'
+    ).changes
     assert change.setting == 'train_split'
 
 
@@ -225,7 +227,7 @@ def test_runs_that_were_moved_together_know_each_other(
 
 
 def test_starting_weights_are_those_of_the_record() -> None:
-    now = course(checkpoint='pre', train_mode='finetune')
+    now = history(checkpoint='pre', train_mode='finetune')
     given = {'train_mode': 'finetune', 'checkpoint': 'other'}
     with pytest.raises(UserError, match=r'--checkpoint=other is for a new run; .* from pre and'):
         checked(now, **given)
@@ -268,12 +270,12 @@ def test_a_list_of_labels_that_a_change_ends_is_kept(tmp_path: pathlib.Path) -> 
     path.write_text('1 2\n')
 
     def write(listing: str | None, *changes: str, resumed: str | None = 'ckpt-3') -> list[str]:
-        now = Course({}, Position(3, 24), tuple(resuming.Change(c, 1, 2) for c in changes))
+        now = History({}, Position(3, 24), tuple(resuming.Change(c, 1, 2) for c in changes))
         config = resolve({'model_dir': str(tmp_path)}, PRESETS)
         subset = None
         if listing is not None:
             subset = type('Subset', (), {'listing': lambda self: listing})()
-        prepared = type('E', (), {'config': config, 'course': now, 'subset': subset})()
+        prepared = type('E', (), {'config': config, 'history': now, 'subset': subset})()
         train._write_labels(prepared, resumed)
         return sorted(file.name for file in tmp_path.iterdir())
 
@@ -303,7 +305,7 @@ def test_an_older_checkpoint_saw_batches_of_its_time(
     shutil.copytree(OLDER, folder)
     flags = {**json.loads((OLDER / 'flags.json').read_text()), 'train_batch_size': 16}
     (folder / 'flags.json').write_text(json.dumps({**flags, 'changes': changes}))
-    assert resuming.course_in(str(folder), 99).position == Position(8, seen)
+    assert resuming.read_history(str(folder), 99).position == Position(8, seen)
 
 
 # --- what is said about the schedule

@@ -436,7 +436,7 @@ def test_what_an_error_of_a_step_is_explained_by_costs_one_line(
         )
     assert explained == [error]
     if line:
-        assert str(refused.value).startswith('a.jpg is gone. Then give the same command')
+        assert str(refused.value).startswith('a.jpg is gone. Then run the same command')
         assert str(refused.value).endswith('The last checkpoint: ckpt-4.')
 
 
