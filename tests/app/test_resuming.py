@@ -107,7 +107,7 @@ def test_a_larger_batch_and_more_epochs_end_after_their_examples(
     record = recorded_in(str(folder / 'ckpt-34'))
     assert record['examples_seen'] == 136 + 17 * 24 >= 64 * 8
     assert starts == [136]
-    rates = [float(rate) for rate in re.search(r'goes on at (\S+); .*been (\S+)\.', shown).groups()]
+    rates = [float(rate) for rate in re.search(r'resumes at (\S+); .*been (\S+)\.', shown).groups()]
     schedule = schedules.build(
         OptimizerConfig(warmup_epochs=0.5),
         TrainConfig(train_batch_size=24, train_epochs=8),
