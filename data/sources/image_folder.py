@@ -56,7 +56,8 @@ def open_image_folder(config: DataConfig) -> Source:
                 f'--dataset=image_folder needs --data_dir, a folder with {LAYOUT}; found '
                 f'{shown(root or repr(config.data_dir))}, which is no folder. Check the path.'
             )
-    images = understand([_list(root) for root in roots], asked_by(config))
+    seen: set[tuple[int, int]] = set()  # a folder may lie in another one that is named
+    images = understand([_list(root, seen) for root in roots], asked_by(config))
     return source_of_images('image_folder', images)
 
 
@@ -112,10 +113,10 @@ def _is_folder(path: str) -> bool:
     return tf.io.gfile.isdir(path) if '://' in path else os.path.isdir(path)
 
 
-def _list(root: str) -> Listing:
+def _list(root: str, seen: set[tuple[int, int]]) -> Listing:
     if '://' in root:
         return list_images(root, scan=_scan_remote, identify=_identify_remote)
-    return list_with_cache(root, scan_local)
+    return list_with_cache(root, scan_local, seen)
 
 
 def _identify_remote(folder: str) -> Identity | None:

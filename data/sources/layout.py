@@ -146,7 +146,7 @@ def _layout_of(listing: Listing, asked: Asked, alone: bool = True) -> _Found:
     """
     loose = [folder for folder in listing.folders if not folder.path]
     top = _top(listing)
-    if _training_folder(top, asked.train) is not None:
+    if _training_folder([*top, *listing.aliases], asked.train) is not None:
         return _split_folders(listing, loose)
     if loose:
         beside = f', some of them beside {len(top)} folders' if top else ''
@@ -172,11 +172,16 @@ def _training_folder(names: Iterable[str], wanted: Sequence[str]) -> str | None:
 
 
 def _split_folders(listing: Listing, loose: list[Folder]) -> _Found:
+    folders = [folder for folder in listing.folders if folder.path]
+    for name, target in listing.aliases.items():  # as 'val', a link to 'test'
+        folders += [
+            dataclasses.replace(folder, path='/'.join([name, *folder.parts[1:]]))
+            for folder in listing.folders
+            if folder.parts[:1] == [target]
+        ]
     members: list[_Member] = []
     unsorted: dict[str, Folder] = {}  # which splits have images that are in no folder of a class
-    for folder in listing.folders:
-        if not folder.path:
-            continue
+    for folder in folders:
         split, *below = folder.parts
         if not below:
             unsorted[split] = folder
@@ -212,6 +217,10 @@ def _empty(what: str, names: list[str]) -> str:
 def _class_folders(listing: Listing) -> _Found:
     members = [_Member(listing.root, f, None, f.parts[0]) for f in listing.folders]
     notes = [_empty('class folder', [p[0] for p in listing.empty if len(p) == 1])]
+    notes += [
+        f'{shown(name)} is a link to {shown(target)} and left alone'
+        for name, target in listing.aliases.items()
+    ]
     name = os.path.basename(os.path.abspath(listing.root)).lower()
     if name in (*_NAMES_OF_TRAIN, *_NAMES_OF_EVALUATION):
         notes.append(

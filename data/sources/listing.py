@@ -22,12 +22,12 @@ _UPPER = (1, 2, 3)  # levels of folders that may be splits and classes
 _ARCHIVER = '__MACOSX'  # what macOS leaves in archives; no folder of images
 # What is left alone besides files that are no images: in the plural → in the singular.
 _HIDDEN, _BROKEN = 'hidden folders', 'broken links or special files'
-_LEADS_BACK, _READ_ALREADY = 'links that lead back', 'links to folders that are read already'
+_LEADS_BACK, _READ_ALREADY = 'links that lead back', 'folders that are read already'
 _SINGULAR = {
     _HIDDEN: 'hidden folder',
     _BROKEN: 'broken link or special file',
     _LEADS_BACK: 'link that leads back',
-    _READ_ALREADY: 'link to a folder that is read already',
+    _READ_ALREADY: 'folder that is read already',
 }
 
 
@@ -81,12 +81,15 @@ class Listing:
         empty: the upper folders in which, and below which, there is no image, as tuples of the
             names that lead to them.
         left: what was left alone, in words, and how often.
+        aliases: links right in it to folders right in it: name → name of the folder. They are not
+            followed.
     """
 
     root: str
     folders: tuple[Folder, ...]
     empty: tuple[tuple[str, ...], ...]
     left: Mapping[str, int]
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 # Path of a folder → (name, kind) of everything in it.
@@ -180,6 +183,7 @@ def list_images(
     scan: Scan = scan_local,
     identify: Callable[[str], Identity | None] = identify_local,
     lookup: Callable[[str, Identity | None], Entries] | None = None,
+    seen: set[tuple[int, int]] | None = None,
 ) -> Listing:
     """Lists a folder and all below it.
 
@@ -191,11 +195,13 @@ def list_images(
         identify: looks at one folder; gives None where folders can't be told apart and there are no
             links.
         lookup: gives the entries of one folder, from a cache maybe. None: they are read.
+        seen: which folders were listed already, for another root; this one's are added.
 
     Raises:
         UserError: if a folder cannot be listed.
     """
-    walk = _Walk(root, identify, lookup or (lambda folder, _: entries_of(folder, scan)))
+    lookup = lookup or (lambda folder, _: entries_of(folder, scan))
+    walk = _Walk(root, identify, lookup, set() if seen is None else seen)
     walk.run()
     with_images = {parts[:depth] for parts in walk.folders for depth in _UPPER}
     return Listing(
@@ -203,6 +209,7 @@ def list_images(
         folders=tuple(walk.folders[parts] for parts in sorted(walk.folders)),
         empty=tuple(sorted(walk.upper - with_images)),
         left=dict(walk.left),
+        aliases=walk.aliases,
     )
 
 
@@ -214,12 +221,14 @@ class _Walk:
         root: str,
         identify: Callable[[str], Identity | None],
         lookup: Callable[[str, Identity | None], Entries],
+        seen: set[tuple[int, int]],
     ) -> None:
         self._root, self._identify, self._lookup = root, identify, lookup
-        self._seen: set[tuple[int, int]] = set()
+        self._seen = seen
         self._pending: list[tuple[str, ...]] = [()]
         self._links: collections.deque[tuple[str, ...]] = collections.deque()
         self.folders: dict[tuple[str, ...], Folder] = {}
+        self.aliases: dict[str, str] = {}
         self.upper: set[tuple[str, ...]] = set()
         self.left: collections.Counter[str] = collections.Counter()
 
@@ -255,10 +264,20 @@ class _Walk:
             self.folders[parts] = Folder('/'.join(parts), entries.images)
         self._pending += [(*parts, name) for name in reversed(entries.folders)]
         for name in entries.links:
-            if _leads_back(os.path.join(place, name), self._root):
+            link = os.path.join(place, name)
+            brother = _brother(link)
+            if not parts and brother in entries.folders:
+                self.aliases[name] = brother
+            elif _leads_back(link, self._root):
                 self.left[_LEADS_BACK] += 1
             else:
                 self._links.append((*parts, name))
+
+
+def _brother(link: str) -> str:
+    """The name of the folder beside it that a link leads to, '' if it leads elsewhere."""
+    folder, name = os.path.split(os.path.realpath(link))
+    return name if folder == os.path.realpath(os.path.dirname(link)) else ''
 
 
 def _leads_back(link: str, root: str) -> bool:

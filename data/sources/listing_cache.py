@@ -20,14 +20,19 @@ _FORMAT = 1
 _SETTLED = 2_000_000_000  # nanoseconds; some file systems tell the time no finer
 
 
-def list_with_cache(root: str, scan: Scan) -> Listing:
+def list_with_cache(root: str, scan: Scan, seen: set[tuple[int, int]] | None = None) -> Listing:
     """`list_images` for a folder of this machine, with the cache of the user.
+
+    Args:
+        root: path of the folder.
+        scan: lists one folder.
+        seen: as `list_images` takes it.
 
     Raises:
         UserError: if a folder cannot be listed.
     """
     cache = _Cache(root, scan)
-    listing = list_images(root, scan=scan, lookup=cache.lookup)
+    listing = list_images(root, scan=scan, lookup=cache.lookup, seen=seen)
     if cache.changed and sum(folder.count for folder in listing.folders) >= KEPT_FROM:
         with contextlib.suppress(OSError):  # no place to keep it, so the next run lists again
             cache.write()

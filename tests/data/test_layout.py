@@ -273,18 +273,34 @@ def test_links_are_followed_once_and_never_back(tmp_path):
     (data / 'a' / 'up').symlink_to(tmp_path)
     (data / '0').symlink_to(data / 'b')  # comes first by name, and is not the folder itself
     (data / 'c').symlink_to(tmp_path / 'elsewhere')
+    (data / 'd').symlink_to(tmp_path / 'elsewhere')
     (tmp_path / 'elsewhere' / 'again').symlink_to(tmp_path / 'elsewhere')
     (data / 'b' / '5.jpg').symlink_to(data / 'a' / '1.jpg')  # a link to a file is a file
     images = images_of(data, fraction=0)
     (found,) = found_in(images).values()
+    assert '0 is a link to b and left alone' in images.summary
     expected = {'a': ['1'], 'b': ['2', '5'], 'c': ['3', 'deep/4']}
     assert found == {f'{c}/{n}.jpg': c for c, names in expected.items() for n in names}
     assert images.summary.endswith(
-        '3 links that lead back, 1 link to a folder that is read already'
+        'left alone: 1 folder that is read already, 3 links that lead back'
     )
     linked = tmp_path / 'linked'
     linked.symlink_to(data)
     assert found_in(images_of(linked, fraction=0))['train'] == found
+
+
+def test_a_split_may_be_a_link_to_another(tmp_path):
+    make(tmp_path, 'train/a/1-3.jpg', 'test/a/4-9.jpg', 'test/b/1-5.jpg')
+    (tmp_path / 'val').symlink_to('test')
+    images = images_of(tmp_path)
+    assert sorted(paths_of(images.splits['validation'])) == sorted(
+        path.replace('test/', 'val/') for path in paths_of(images.splits['test'])
+    )
+    assert paths_of(images.splits['val']) == in_today_s_order(tmp_path, 'val')
+    assert 'left alone' not in images.summary
+    make(tmp_path / 'x', '.hidden/a/1.jpg', 'test/a/2.jpg')
+    (tmp_path / 'x' / 'train').symlink_to('.hidden')
+    assert paths_of(images_of(tmp_path / 'x').splits['train']) == ['train/a/1.jpg']
 
 
 def test_classes_that_differ_by_case_are_told(tmp_path):
@@ -354,6 +370,9 @@ def test_a_source_of_several_folders_and_slices(tmp_path):
     assert source.num_examples('train+validation') == 17
     assert len(list(source.examples('train[10:]+validation'))) == 7
     assert read_labels_of(source, 'validation') == [1]
+    inside = DataConfig(dataset='image_folder', data_dir=f'{tmp_path}/d,{tmp_path}/d/train')
+    with pytest.raises(UserError, match=r'no such images, but 1 folder that is read already\.'):
+        open_source(inside)
     single = DataConfig(dataset='image_folder', data_dir=f'{tmp_path}/b, c')
     assert open_source(single).num_examples('train') == 8
     assert str(tmp_path) in open_source(single).summary
