@@ -6,14 +6,16 @@ Only what is plainly missing is refused here. Whoever opens a place then looks c
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.config.schema import Config, with_values
-from common.errors import UserError
+from common.errors import UserError, shown
 from common.file_names import CHECKPOINT_LIST, FLAGS_FILE, MODULES, MOMENTUM_MODULES, RESULT_FILE
+from data.config import OWN_IMAGES
 from data.names import check_name, folders_of
 from tf2.config import WEIGHTS
 
@@ -62,7 +64,19 @@ def check_paths(config: Config) -> None:
             )
     if config.data.dataset and config.run.does.needs_data:
         check_name(config.data.dataset, config.data.data_dir)
+    if config.data.dataset in OWN_IMAGES and config.run.does.needs_data:
+        _check_images(config.data.data_dir)
     _check_apart(config.output.model_dir, config.data.data_dir)
+
+
+def _check_images(data_dir: str | None) -> None:
+    """Raises UserError if there is nothing of this machine where the user's images should be."""
+    for place in folders_of(data_dir):
+        if '://' not in place and not os.path.exists(place) and not glob.has_magic(place):
+            raise UserError(
+                f'--data_dir={shown(place)} must be a folder of images, a list of files, or '
+                'TFRecord files; found nothing there. Check the path.'
+            )
 
 
 def _check_apart(model_dir: str | None, data_dir: str | None) -> None:

@@ -31,6 +31,7 @@ def check(**given: object) -> None:
         (['--train_mode=finetune', '--checkpoint=none/here'], '--checkpoint=none/here should be'),
         (['--train_mode=distill', '--teacher=none/here'], '--teacher=none/here should be a'),
         (['--dataset=cifer10', '--data_dir=none'], 'Did you mean cifar10'),
+        (['--data_dir=none/here'], '--data_dir=none/here must be a folder of images'),
         (['--train_batch_size=many'], '--train_batch_size must be a whole number'),
     ],
 )
