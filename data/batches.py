@@ -26,6 +26,7 @@ from common.limits import SMALL_IMAGE
 from common.views import EVALUATION, View
 from data.augmentations import apply_op, entry_of
 from data.config import DataConfig
+from data.image_files import decode_anywhere
 from data.images import check_size, to_rgb
 from data.randomness import epoch_key, view_seed
 from data.service import check_answers
@@ -325,8 +326,7 @@ def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
         [image_size, image_size, 3] float32 in [0, 1].
     """
     encoded = check_size(encoded, config.max_pixels, 'one')
-    image = to_rgb(tf.io.decode_image(encoded, expand_animations=False))
-    return _augment(image, tf.zeros([2], tf.int32), EVALUATION[0], config)
+    return _augment(decode_anywhere(encoded), tf.zeros([2], tf.int32), EVALUATION[0], config)
 
 
 def _count(source: Source, split: str) -> int:

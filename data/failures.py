@@ -9,9 +9,12 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from common.errors import UserError, line_within, shown, text_of
+from data.image_files import NOT_AN_IMAGE
 from data.sources.source import Source
 
 _GONE = (tf.errors.NotFoundError, tf.errors.PermissionDeniedError)
+_NOT_AN_IMAGE = re.compile(rf'{NOT_AN_IMAGE}(.*?)\. Traceback')
+_ELSEWHERE = re.compile(r'callback pyfunc_\d+ is not found')
 _UNDECODABLE = re.compile(r'Invalid (PNG|JPEG|GIF|BMP)|Unknown image file format|Input is empty')
 
 
@@ -44,10 +47,16 @@ def explain(error: tf.errors.OpError | UnicodeDecodeError, source: Source) -> st
     disguised = isinstance(error, UnicodeDecodeError)
     if isinstance(error, _GONE) or (disguised and 'No such file' in said):
         return f'The images should stay where they are, but one can no longer be read: {said}.'
-    if isinstance(error, tf.errors.InvalidArgumentError) and _UNDECODABLE.search(said):
+    reason = _NOT_AN_IMAGE.search(said)
+    if reason or (isinstance(error, tf.errors.InvalidArgumentError) and _UNDECODABLE.search(said)):
         return (
-            f'Images must be whole PNG, JPEG, GIF or BMP files; one of {source.name} cannot be '
-            f'decoded ({said}). Restore it, or remove it from the data set.'
+            f'Images must be whole image files; one of {source.name} cannot be decoded '
+            f'({reason[1] if reason else said}). Restore it, or remove it from the data set.'
+        )
+    if _ELSEWHERE.search(said):
+        return (
+            'With --tf_data_service images must be PNG or JPEG files; found another format in '
+            f'{source.name}, which only this process decodes. Convert it, or leave the flag out.'
         )
     place = re.search(r'corrupted record at (\d+)', said)
     if isinstance(error, tf.errors.DataLossError) and place:

@@ -6,6 +6,7 @@ labels, class folders without splits, and several folders at once.
 
 from __future__ import annotations
 
+import functools
 import mimetypes
 import os
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from common.errors import UserError, one_line, shown
 from data.config import DataConfig
+from data.image_files import decode_file
 from data.image_range import check_integers
 from data.names import folders_of
 from data.sources.files import Files, concatenate
@@ -58,7 +60,7 @@ def open_image_folder(config: DataConfig) -> Source:
             )
     seen: set[tuple[int, int]] = set()  # a folder may lie in another one that is named
     images = understand([_list(root, seen) for root in roots], asked_by(config))
-    return source_of_images('image_folder', images)
+    return source_of_images('image_folder', images, config.max_pixels)
 
 
 def check_no_keys(config: DataConfig, dataset: str, labels: str) -> None:
@@ -82,12 +84,13 @@ def asked_by(config: DataConfig) -> Asked:
     )
 
 
-def source_of_images(name: str, images: Images) -> Source:
+def source_of_images(name: str, images: Images, max_pixels: int) -> Source:
     """A source of image files.
 
     Args:
         name: of the data set, for messages.
         images: what was found.
+        max_pixels: of an image; 0 for no limit.
     """
     classes, splits = images.classes, images.splits
 
@@ -100,7 +103,7 @@ def source_of_images(name: str, images: Images) -> Source:
         class_names=tuple(map(shown, classes)) or None,
         num_examples=lambda split: len(select(split)),
         examples=lambda split: _examples(select(split)),
-        decode=_decode,
+        decode=functools.partial(decode_file, max_pixels=max_pixels),
         share=lambda split, worker: _share(select(split), worker),
         labels=lambda split: iter([select(split).labels]),
         identify=lambda split, positions: _relative(select(split), positions),
@@ -168,13 +171,3 @@ def _share(files: Files, worker: Worker) -> tf.data.Dataset | None:
         return None
     own = worker.part(len(files))
     return _examples(files.take(slice(own.start, own.stop))).enumerate(own.start)
-
-
-def _decode(encoded: tf.Tensor) -> tf.Tensor:
-    # As 16-bit integers both 8-bit and 16-bit files keep their precision: 257 times an 8-bit value
-    # is to 65,535 what the value is to 255. TensorFlow multiplies those of JPEGs by 256.
-    image = tf.io.decode_image(encoded, channels=3, dtype=tf.uint16, expand_animations=False)
-    image = tf.cond(
-        tf.io.is_jpeg(encoded), lambda: image + tf.bitwise.right_shift(image, 8), lambda: image
-    )
-    return tf.ensure_shape(image, [None, None, 3])

@@ -6,6 +6,7 @@ What is their image and their label is told by names, or guessed from the first 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import struct
@@ -16,9 +17,10 @@ import tensorflow as tf
 
 from common.errors import UserError, one_line, shown
 from data.config import DataConfig
+from data.image_files import decode_file
 from data.image_range import check_integers
 from data.names import PREPARED_FILE, folders_of, how_to_open, is_record_file
-from data.sources.image_folder import _decode, asked_by
+from data.sources.image_folder import asked_by
 from data.sources.layout import EVALUATION, TRAIN, Asked, describe_classes
 from data.sources.records import find_corrupt, read_files
 from data.sources.source import BYTES_SAMPLED, NO_LABEL, Source
@@ -119,7 +121,7 @@ def open_tfrecords(config: DataConfig) -> Source:
         *(_described(classes) if classes else []),
     ]
     line = f'{shown(config.data_dir or "")}: {"; ".join(summary)}'
-    return _source(parts, features, classes, line)
+    return _source(parts, features, classes, line, config.max_pixels)
 
 
 def _described(classes: _Classes) -> list[str]:
@@ -144,7 +146,11 @@ class _Classes:
 
 
 def _source(
-    parts: Mapping[str, _Part], features: _Features, classes: _Classes | None, summary: str
+    parts: Mapping[str, _Part],
+    features: _Features,
+    classes: _Classes | None,
+    summary: str,
+    max_pixels: int,
 ) -> Source:
     number = _numbering(features, classes)
 
@@ -174,7 +180,7 @@ def _source(
         class_names=tuple(map(shown, classes.names)) if classes and classes.names else None,
         num_examples=count,
         examples=lambda split: _read(parts, pieces(split), parse),
-        decode=_decode,
+        decode=functools.partial(decode_file, max_pixels=max_pixels),
         labels=labels if classes else None,
         label_hint=features.hint,
         label_bytes=lambda split: int(count(split) * (mean_size(split) or 0)),

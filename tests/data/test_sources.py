@@ -346,12 +346,12 @@ def test_image_folder_takes_every_kind_of_image(tmp_path):
     expected = {
         'grey': np.repeat(rows['grey'], 3, axis=-1) / 255,
         'rgb': rows['rgb'] / 255,
-        'rgba': rows['rgba'][..., :3] / 255,
+        'rgba': 1 - rows['rgba'][..., 3:] / 255 * (1 - rows['rgba'][..., :3] / 255),
         'deep': rows['deep'] / 65535,
         'jpeg': np.full((4, 5, 3), 100 / 255),
     }
     for name, image in expected.items():
-        np.testing.assert_allclose(found[name], image, atol=1e-6)
+        np.testing.assert_allclose(found[name], image, atol=1e-5)
     config = DataConfig(image_size=8)
     (batch,) = eval_batches(source, config, split='train', batch_size=5)
     assert batch['views'][0].shape == [5, 8, 8, 3]

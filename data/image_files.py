@@ -1,0 +1,220 @@
+"""Image files of any format → RGB.
+
+TensorFlow decodes JPEG and PNG files, which is fast; Pillow decodes the other formats. Contents
+decide, not the file's extension.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from common.errors import one_line
+
+_PNG = b'\x89PNG\r\n\x1a\n'
+_HEADER_BYTES = 4096  # Exif data with the orientation lie within
+_MARK_WITHIN = 32  # bytes from the beginning of a file, in which their mark begins
+NOT_AN_IMAGE = 'Not an image: '
+_EXIF, _ORIENTATION = b'Exif\0\0', 0x0112
+# Values of it: rows, or columns after transposing those from 5 on, are stored in reverse.
+_ROWS_TURNED, _COLUMNS_TURNED = (3, 4, 7, 8), (2, 3, 6, 7)
+_WHITE = 65535.0
+_DEEP = ('I;16', 'I;16B', 'I;16L', 'I')
+_NOT_IMAGES = (  # how a file begins → what it is
+    (b'', 'it is empty'),
+    (b'version https://git-lfs', 'it is a Git LFS pointer, not the file itself'),
+    (b'<svg', 'it is an SVG drawing, which has no pixels'),
+    (b'<', 'it is a web page or other markup'),
+    (b'{', 'it is JSON or other text'),
+)
+
+# `max_pixels` is the limit here; a second one of Pillow's would speak of attacks.
+Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings('ignore', module='PIL')  # odd metadata, of which nothing is used
+
+
+class NotAnImageError(Exception):
+    """A file that can't be decoded; the message is the reason, part of a line."""
+
+
+def decode_file(content: tf.Tensor, max_pixels: int = 0) -> tf.Tensor:
+    """Decodes a file within a graph.
+
+    The image is turned as its Exif orientation says; transparent parts are laid over white.
+
+    Args:
+        content: scalar string, the file's bytes.
+        max_pixels: most pixels it may have, where Pillow decodes it; 0 for no limit. See
+            `images.check_size` for the other formats.
+
+    Returns:
+        [h, w, 3] uint16, of 65,535: 257 times the values of 8-bit images. The graph fails if the
+        file can't be decoded, with `NOT_AN_IMAGE` and the reason where Pillow finds out.
+    """
+    decode = functools.partial(_decode_for_graph, max_pixels=max_pixels)
+    return _decode(content, lambda: tf.numpy_function(decode, [content], tf.uint16, stateful=False))
+
+
+def decode_anywhere(content: tf.Tensor) -> tf.Tensor:
+    """As `decode_file`, for graphs that are run without Python: JPEG, PNG, GIF and BMP files."""
+
+    def by_tensorflow() -> tf.Tensor:
+        image = tf.io.decode_image(content, channels=3, expand_animations=False)
+        return tf.cast(image, tf.uint16) * 257
+
+    return _decode(content, by_tensorflow)
+
+
+def _decode(content: tf.Tensor, others: Callable[[], tf.Tensor]) -> tf.Tensor:
+    """A JPEG or PNG file is decoded here, one of another format by `others`."""
+
+    def not_jpeg() -> tf.Tensor:
+        is_png = tf.strings.substr(content, 0, len(_PNG)) == _PNG
+        return tf.cond(is_png, lambda: _decode_png(content), others)
+
+    image = tf.cond(tf.io.is_jpeg(content), lambda: _decode_jpeg(content), not_jpeg)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _decode_for_graph(content: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        return decode_by_pillow(content, max_pixels)
+    except NotAnImageError as error:
+        raise ValueError(f'{NOT_AN_IMAGE}{error}.') from error
+
+
+def decode_by_pillow(content: bytes, max_pixels: int = 0) -> np.ndarray:
+    """Decodes the first image of a file, as `decode_file` does.
+
+    Args:
+        content: the file's bytes, of any format that Pillow reads.
+        max_pixels: most pixels it may have, by its header; 0 for no limit.
+
+    Returns:
+        [h, w, 3] uint16.
+
+    Raises:
+        NotAnImageError: if it can't be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            pixels = image.width * image.height
+            if max_pixels and pixels > max_pixels:
+                raise NotAnImageError(
+                    f'it has {pixels:,} pixels, more than --max_pixels={max_pixels:,}'
+                )
+            return _to_uint16(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise NotAnImageError(_what_it_is(content)) from error
+    except (NotAnImageError, MemoryError):
+        raise
+    except Exception as error:  # what Pillow's many readers raise for damaged files has no type
+        raise NotAnImageError(f'it is damaged ({one_line(error, 100)})') from error
+
+
+def _to_uint16(image: Image.Image) -> np.ndarray:
+    if image.mode in _DEEP:
+        grey = np.clip(np.asarray(image, np.int64), 0, 65535).astype(np.uint16)
+        return np.repeat(grey[..., np.newaxis], 3, axis=-1)
+    if image.mode == 'F':
+        raise NotAnImageError('its pixels are floating-point numbers of no known range')
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return np.asarray(image.convert('RGB'), np.uint16) * 257
+
+
+def _what_it_is(content: bytes) -> str:
+    """Why nothing reads a file with this `content`."""
+    begins = content[:64].lstrip().lower()
+    for magic, reason in _NOT_IMAGES:
+        if begins.startswith(magic) if magic else not begins:
+            return reason
+    return 'it is no image of a known format'
+
+
+def _decode_jpeg(content: tf.Tensor) -> tf.Tensor:
+    channels = tf.image.extract_jpeg_shape(content)[2]
+    # The fast transform is off by up to two steps where four inks are mixed.
+    image = tf.cond(
+        channels == 4,
+        lambda: tf.io.decode_jpeg(content, channels=3, dct_method='INTEGER_ACCURATE'),
+        lambda: tf.io.decode_jpeg(content, channels=3),
+    )
+    orientation = _exif_orientation(content)
+    image = tf.cond(orientation > 1, lambda: _upright(image, orientation), lambda: image)
+    return tf.cast(image, tf.uint16) * 257
+
+
+def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """`image` as it is to be seen; `orientation` from 2 to 8 says where row 0 and column 0 lie."""
+    image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    turned = [tf.reduce_any(orientation == those) for those in (_ROWS_TURNED, _COLUMNS_TURNED)]
+    return tf.raw_ops.Reverse(tensor=image, dims=tf.stack([*turned, False]))
+
+
+def _decode_png(content: tf.Tensor) -> tf.Tensor:
+    image = tf.io.decode_png(content, dtype=tf.uint16)
+    return tf.cond(tf.shape(image)[-1] == 3, lambda: image, lambda: _over_white(image))
+
+
+def _over_white(image: tf.Tensor) -> tf.Tensor:
+    """Three channels of any number of them, transparent parts laid over white.
+
+    Args:
+        image: [h, w, c] uint16, c from 1 to 4: grey, grey and alpha, RGB, RGBA.
+
+    Returns:
+        [h, w, 3] uint16.
+    """
+    channels = tf.shape(image)[-1]
+    color = tf.gather(image, tf.where(channels >= 3, [0, 1, 2], [0, 0, 0]), axis=-1)
+
+    def blended() -> tf.Tensor:
+        alpha = tf.cast(image[..., -1:], tf.float32) / _WHITE
+        mixed = _WHITE - alpha * (_WHITE - tf.cast(color, tf.float32))
+        return tf.cast(tf.round(mixed), tf.uint16)
+
+    return tf.cond(channels % 2 == 0, blended, lambda: color)
+
+
+def _exif_orientation(content: tf.Tensor) -> tf.Tensor:
+    """The orientation tag of a JPEG file, scalar int32; 1, upright, without one.
+
+    Exif data are an "Exif" mark, a byte order, the offset of a directory, and its entries of 12
+    bytes (JEITA CP-3451, section 4.6.2). They come first in a file, or after the JFIF header.
+    """
+    begins = _bytes_of(content, _MARK_WITHIN + len(_EXIF))
+    mark = tf.reduce_all(
+        [begins[i : i + _MARK_WITHIN] == byte for i, byte in enumerate(_EXIF)], axis=0
+    )
+
+    def read() -> tf.Tensor:
+        head = _bytes_of(content, _HEADER_BYTES)
+        begin = tf.cast(tf.argmax(mark), tf.int32) + len(_EXIF)
+        step = tf.where(head[begin] == ord('I'), -1, 1)  # little-endian numbers are turned round
+
+        def number(at: tf.Tensor, length: int) -> tf.Tensor:
+            digits = head[at : at + length][::step]
+            return tf.reduce_sum(digits * 256 ** tf.range(length - 1, -1, -1))
+
+        first = begin + number(begin + 4, 4)
+        entries = tf.reshape(head[first + 2 : first + 2 + 12 * number(first, 2)], [-1, 12])
+        tags = 256 * entries[:, 0] + entries[:, 1]
+        turned = 256 * entries[:, 1] + entries[:, 0]
+        is_orientation = tf.where(step > 0, tags, turned) == _ORIENTATION
+        values = tf.boolean_mask(entries[:, 8] + entries[:, 9], is_orientation)  # one is 0
+        return tf.reduce_max(tf.concat([values, [1]], 0))
+
+    return tf.cond(tf.reduce_any(mark), read, lambda: 1)
+
+
+def _bytes_of(content: tf.Tensor, count: int) -> tf.Tensor:
+    """The first `count` bytes, [count] int32; zeros where there are no more."""
+    return tf.cast(tf.io.decode_raw(content, tf.uint8, fixed_length=count), tf.int32)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from common.errors import UserError
+from data.batches import eval_batches
+from data.config import DataConfig
+from data.failures import as_user_errors
+from data.image_files import NotAnImageError, decode_anywhere, decode_by_pillow, decode_file
+from data.sources import open_source
+
+SIZE = (40, 24)  # width, height
+STEP = 257.0 * 1.01  # one of 255, as 16-bit values say it
+
+
+@functools.cache
+def picture() -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, SIZE[0]), np.linspace(0, 255, SIZE[1]))
+    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert('RGB'), np.float64) * 257
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def in_graph(content: tf.Tensor) -> tf.Tensor:
+    return decode_file(content, max_pixels=10_000)
+
+
+def transparent(mode: str) -> Image.Image:
+    image = picture().convert(mode[:-1])
+    image.putalpha(Image.fromarray(np.arange(960, dtype=np.uint32).reshape(24, 40).astype('u1')))
+    return image
+
+
+def laid_over_white(image: Image.Image) -> np.ndarray:
+    rgba = np.asarray(image.convert('RGBA'), np.float64)
+    share = rgba[..., 3:] / 255
+    return 257 * (share * rgba[..., :3] + (1 - share) * 255)
+
+
+def with_exif(orientation: int, byte_order: str) -> bytes:
+    exif = Image.Exif()
+    exif.endian = byte_order
+    exif[0x010F] = 'A maker'  # so that the tag isn't the first one
+    exif[0x0112] = orientation
+    return saved(picture(), 'JPEG', quality=95, exif=exif)
+
+
+def deep() -> np.ndarray:
+    return np.arange(960, dtype=np.uint16).reshape(24, 40) * 68
+
+
+SOUND = {
+    'bits.png': (saved(picture().convert('1'), 'PNG'), pixels(picture().convert('1'))),
+    'grey.png': (saved(picture().convert('L'), 'PNG'), pixels(picture().convert('L'))),
+    'palette.png': (saved(picture().convert('P'), 'PNG'), pixels(picture().convert('P'))),
+    'rgb.png': (saved(picture(), 'PNG'), pixels(picture())),
+    'deep.png': (saved(Image.fromarray(deep()), 'PNG'), np.repeat(deep()[..., None], 3, -1)),
+    'rgba.png': (saved(transparent('RGBA'), 'PNG'), laid_over_white(transparent('RGBA'))),
+    'la.png': (saved(transparent('LA'), 'PNG'), laid_over_white(transparent('LA'))),
+    'bits.tif': (saved(picture().convert('1'), 'TIFF'), pixels(picture().convert('1'))),
+    'rgb.tif': (saved(picture(), 'TIFF'), pixels(picture())),
+    'deep.tif': (saved(Image.fromarray(deep()), 'TIFF'), np.repeat(deep()[..., None], 3, -1)),
+    'rgb.bmp': (saved(picture(), 'BMP'), pixels(picture())),
+    'rgb.ppm': (saved(picture(), 'PPM'), pixels(picture())),
+    'grey.pgm': (saved(picture().convert('L'), 'PPM'), pixels(picture().convert('L'))),
+    'rgb.webp': (saved(picture(), 'WEBP', lossless=True), pixels(picture())),
+    'rgba.webp': (
+        saved(transparent('RGBA'), 'WEBP', lossless=True, exact=True),
+        laid_over_white(transparent('RGBA')),
+    ),
+}
+JPEG_LIKE = {
+    'rgb.jpg': saved(picture(), 'JPEG', quality=95),
+    'grey.jpg': saved(picture().convert('L'), 'JPEG', quality=95),
+    'cmyk.jpg': saved(picture().convert('CMYK'), 'JPEG', quality=95),
+    'progressive.jpg': saved(picture(), 'JPEG', quality=95, progressive=True),
+    'two.gif': saved(picture(), 'GIF', save_all=True, append_images=[picture().rotate(180)]),
+    'rgb.avif': saved(picture(), 'AVIF', quality=95),
+}
+
+
+@pytest.mark.parametrize('name', SOUND)
+def test_every_format_has_its_colors(name):
+    content, expected = SOUND[name]
+    np.testing.assert_allclose(decode_by_pillow(content), expected, atol=STEP)
+    np.testing.assert_allclose(in_graph(content), expected, atol=STEP)
+
+
+@pytest.mark.parametrize('name', JPEG_LIKE)
+def test_compressed_formats_have_the_colors_of_pillow(name):
+    content = JPEG_LIKE[name]
+    with Image.open(io.BytesIO(content)) as opened:
+        expected = pixels(opened)
+    np.testing.assert_array_equal(decode_by_pillow(content), expected)
+    # TensorFlow's own transform is a fast one; what four inks make is exact.
+    is_fast = name.endswith('.jpg') and name != 'cmyk.jpg'
+    np.testing.assert_allclose(in_graph(content), expected, atol=(5 if is_fast else 1) * STEP)
+
+
+@pytest.mark.parametrize('jfif', [True, False])
+@pytest.mark.parametrize('byte_order', ['<', '>'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_images_are_turned_upright(orientation, byte_order, jfif):
+    content = with_exif(orientation, byte_order)
+    if not jfif:  # Exif comes first, as cameras write it
+        content = content[:2] + content[content.index(b'\xff\xe1') :]
+    upright = decode_by_pillow(content)
+    image = in_graph(content)
+    assert image.shape == upright.shape == ((24, 40, 3) if orientation < 5 else (40, 24, 3))
+    np.testing.assert_allclose(image, upright, atol=5 * STEP)
+
+
+@pytest.mark.parametrize('name', ['rgba.png', 'deep.png', 'rgb.bmp', 'rgb.jpg', 'two.gif'])
+def test_a_graph_without_python_decodes_what_tensorflow_can(name):
+    content = SOUND[name][0] if name in SOUND else JPEG_LIKE[name]
+    np.testing.assert_allclose(decode_anywhere(tf.constant(content)), in_graph(content), atol=STEP)
+
+
+def test_a_palette_may_be_transparent():
+    image = picture().convert('P')
+    content = saved(image, 'PNG', transparency=int(np.asarray(image)[0, 0]))
+    expected = decode_by_pillow(content)
+    assert (expected[0, 0] == 65535).all()
+    np.testing.assert_allclose(in_graph(content), expected, atol=STEP)
+
+
+DAMAGED = {
+    'it is empty': b'',
+    'it is a web page': b'\n<!DOCTYPE html><p>404',
+    'it is a Git LFS pointer': b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n',
+    'it is an SVG drawing': b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    'it is no image of a known format': bytes(range(200)),
+    r'it is damaged \(image file is truncated': saved(picture(), 'BMP')[:-100],
+    r'it is damaged \(.*[Tt]runcated': saved(picture(), 'JPEG')[:-100],
+    r'it is damaged \(image file is trunc': saved(picture(), 'PNG')[:100],
+    'it is damaged': saved(picture(), 'WEBP')[:-100],
+    'it has 10,201 pixels, more than --max_pixels=10,000': saved(Image.new('L', (101, 101)), 'PNG'),
+    'more than --max_pixels': saved(Image.new('L', (1, 10_001)), 'JPEG'),
+    'floating-point': saved(Image.fromarray(np.zeros([3, 3], np.float32)), 'TIFF'),
+}
+
+
+@pytest.mark.parametrize('reason', DAMAGED)
+def test_what_is_no_image_is_told(reason):
+    with pytest.raises(NotAnImageError, match=reason):
+        decode_by_pillow(DAMAGED[reason], max_pixels=10_000)
+    if 'max_pixels' not in reason:  # of PNG and JPEG files, `check_size` reads it
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            in_graph(DAMAGED[reason])
+
+
+def test_a_changed_byte_never_ends_the_program():
+    whole = [*(content for content, _ in SOUND.values()), *JPEG_LIKE.values()]
+    random = np.random.RandomState(1)
+    for content in whole:
+        for _ in range(8):
+            changed = bytearray(content)
+            changed[random.randint(len(changed))] ^= 1 << random.randint(8)
+            with contextlib.suppress(NotAnImageError):
+                assert decode_by_pillow(bytes(changed), 10_000).shape[-1] == 3
+            with contextlib.suppress(tf.errors.InvalidArgumentError):
+                assert in_graph(bytes(changed)).shape[-1] == 3
+
+
+@pytest.mark.parametrize('size', [(1, 1), (9_999, 1), (1, 9_999)])
+def test_extreme_shapes_are_decoded(size):
+    content = saved(Image.new('RGB', size, 'red'), 'PNG')
+    image = decode_by_pillow(content)
+    assert image.shape == (size[1], size[0], 3)
+    np.testing.assert_array_equal(in_graph(content), image)
+
+
+def test_a_folder_may_hold_every_format(tmp_path):
+    (tmp_path / 'test' / 'class 0').mkdir(parents=True)
+    (tmp_path / 'test' / 'class 0' / 'one.png').write_bytes(SOUND['rgb.png'][0])
+    for number, (name, (content, _)) in enumerate(SOUND.items()):
+        place = tmp_path / 'train' / f'class {number % 2}' / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    (place.parent / 'really a webp.jpg').write_bytes(SOUND['rgb.webp'][0])
+    config = DataConfig(dataset='image_folder', data_dir=str(tmp_path), image_size=8)
+    source = open_source(config)
+    batches = eval_batches(source, config, split='train', batch_size=4)
+    found = {int(i): image for b in batches for i, image in zip(b['index'], b['views'][0].numpy())}
+    names = source.identify('train', sorted(set(found) - {-1}))
+    assert {os.path.basename(name) for name in names} == {*SOUND, 'really a webp.jpg'}
+    for number, name in enumerate(names):
+        expected = SOUND['rgb.webp' if 'really' in name else os.path.basename(name)][1].mean()
+        assert found[number].mean() == pytest.approx(expected / 65535, abs=0.05)
+
+
+def test_a_damaged_file_that_pillow_reads_is_told(tmp_path):
+    (tmp_path / 'train').mkdir()
+    (tmp_path / 'train' / 'cut off.webp').write_bytes(SOUND['rgb.webp'][0][:-100])
+    config = DataConfig(dataset='image_folder', data_dir=str(tmp_path), image_size=8)
+    source = open_source(config)
+    refused = r'one of image_folder cannot be decoded \(it is damaged \(.*\)\)\. Restore it'
+    with pytest.raises(UserError, match=refused), as_user_errors(source):
+        list(eval_batches(source, config, split='train', batch_size=1))
