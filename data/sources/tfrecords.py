@@ -32,7 +32,7 @@ _SPLITS = ('train', 'training', 'validation', 'val', 'valid', 'test')
 _BEGINNINGS = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'RIFF', b'BM', b'II*\0', b'MM\0*')
 _FILES_AT_ONCE, _IN_A_ROW = 16, 16  # in turns, as TFDS reads
 _FRAME = 16  # bytes of a record besides its data
-_NUMBERS_AT_ONCE = 65_536
+_LABELS_AT_ONCE = 1024
 _GZIP = b'\x1f\x8b'
 
 
@@ -88,13 +88,30 @@ class _Part:
 
     def records(self) -> tf.data.Dataset:
         """The serialized examples, always in the same order."""
-        files = [(file.path, 0, file.count) for file in self.files]
-        records = read_files(files, {}, at_once=_FILES_AT_ONCE, in_a_row=_IN_A_ROW)
         if self.chosen is None:
-            return records
+            return self._all_records()
         chosen = tf.constant(self.chosen)
-        numbered = records.enumerate().filter(lambda number, _: chosen[number])
+        numbered = self._all_records().enumerate().filter(lambda number, _: chosen[number])
         return numbered.map(lambda _, record: record)
+
+    def labels(self, features: _Features) -> Iterator[np.ndarray]:
+        """The labels as they are stored, in the order of `records`, in arrays of many."""
+        spec = features.spec(image=False)
+        batches = self._all_records().batch(_LABELS_AT_ONCE)
+        read = batches.map(
+            lambda records: tf.io.parse_example(records, spec)[features.label],
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        before = 0
+        for labels in read.as_numpy_iterator():
+            after = before + len(labels)
+            yield labels if self.chosen is None else labels[self.chosen[before:after]]
+            before = after
+
+    def _all_records(self) -> tf.data.Dataset:
+        files = [(file.path, 0, file.count) for file in self.files]
+        return read_files(files, {}, at_once=_FILES_AT_ONCE, in_a_row=_IN_A_ROW)
 
 
 def open_tfrecords(config: DataConfig) -> Source:
@@ -162,9 +179,9 @@ def _source(
         return {'image': parsed[features.image], 'label': number(parsed)}
 
     def labels(split: str) -> Iterator[np.ndarray]:
-        spec = features.spec(image=False)
-        read = _read(parts, pieces(split), lambda r: number(tf.io.parse_single_example(r, spec)))
-        return read.batch(_NUMBERS_AT_ONCE).as_numpy_iterator()
+        for name, numbers in pieces(split):
+            for stored in _cut(parts[name].labels(features), numbers):
+                yield _numbers(stored, classes)
 
     def mean_size(split: str) -> float | None:
         found = [parts[name] for name, _ in pieces(split)]
@@ -191,6 +208,24 @@ def _source(
         bytes_per_example=mean_size,
         summary=summary,
     )
+
+
+def _cut(arrays: Iterator[np.ndarray], numbers: range) -> Iterator[np.ndarray]:
+    """Of values that come in arrays those at the places `numbers`."""
+    before = 0
+    for array in arrays:
+        yield array[max(0, numbers.start - before) : max(0, numbers.stop - before)]
+        before += len(array)
+        if before >= numbers.stop:
+            return
+
+
+def _numbers(stored: np.ndarray, classes: _Classes) -> np.ndarray:
+    """Labels as they are stored → classes, [n] int32."""
+    if classes.names is None:
+        return stored.astype(np.int32)
+    number = {os.fsencode(name): label for label, name in enumerate(classes.names)}
+    return np.array([number.get(name, NO_LABEL) for name in stored], np.int32)
 
 
 def _numbering(
@@ -447,15 +482,12 @@ def _classes(parts: Mapping[str, _Part], features: _Features) -> _Classes:
     Raises:
         UserError: if labels are no classes.
     """
-    spec, seen, complete = features.spec(image=False), [], True
     files = {file.path: file for part in parts.values() for file in part.files}
     part = _Part(tuple(files.values()))
     first = int(part.count * min(1.0, BYTES_SAMPLED / max(1, part.size)))
     complete = first >= part.count
-    read = part.records().take(first).batch(1024)
     try:
-        for batch in read.map(lambda r: tf.io.parse_example(r, spec)[features.label]):
-            seen.append(batch.numpy())
+        seen = list(_cut(part.labels(features), range(first)))
     except tf.errors.DataLossError as error:
         place = re.search(r'corrupted record at (\d+)', str(error))
         path = find_corrupt(files, int(place[1])) if place else None
