@@ -31,6 +31,7 @@ from common.legacy_keras import choose_keras_2
 from common.methods import MethodEntry
 from common.registry import load
 from common.settings import option_type
+from tf2.evaluators import EVALUATORS
 from tf2.methods import METHODS
 
 RUNS = 'runs'  # where folders of runs go whose command line names none
@@ -111,6 +112,10 @@ def help_text() -> str:
     for name, entry in METHODS.items():
         parts.append(f'  --method={name}\n')
         parts.append(_wrapped(entry.summary) + _wrapped(f'Reads {_listed(entry)}.'))
+    parts.append('\nMeasurements\n')
+    for name, entry in EVALUATORS.items():
+        parts.append(f'  --evaluators={name}\n')
+        parts.append(_wrapped(entry.summary))
     parts.append('\nPresets\n')
     for name, preset in PRESETS.items():
         parts.append(f'  --preset={name}\n')

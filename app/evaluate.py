@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 from tqdm import tqdm
 
 from app import lock
-from app.assembly import network, penalty_of, views_of
+from app.assembly import network, penalty_of
+from app.budget import Budget
 from app.classes import check_recorded
 from app.config.resolution import for_evaluation
 from app.config.schema import Config
@@ -23,22 +23,27 @@ from app.experiment import (
     within_memory,
 )
 from app.run_folder import read_flags, read_result
+from app.splits import GivenUpError, Splits
 from common.errors import UserError
 from common.file_names import FLAGS_FILE, PIPELINE_FILE
 from common.interruption import Stop
-from data.batches import eval_batches
 from data.failures import as_user_errors
-from data.sources.source import Source
-from data.worker import Worker
 from tf2 import checkpoints, distribution, evaluators
-from tf2.evaluators.base import Inputs
-from tf2.evaluators.results import write_results
+from tf2.evaluators.base import Inputs, TooFewError, run_all
+from tf2.evaluators.results import write_details, write_results
 from tf2.features import EMBEDDING, LOGITS
 from tf2.files import checkpoints_in, is_partial, names_in, step_of, writing
 from tf2.models.encoder import SimCLRModel, freeze
 
 SECONDS_BETWEEN_POLLS = 10.0
 SECONDS_WITHOUT_TRAINING = 60.0  # after which a training that stopped is not waited for
+# A pretraining is measured on samples: each time at `GROWTH` times the step of the time before, and
+# later at every `FEWEST_SAMPLES`-th of its steps; but only while that has taken no more than this
+# share of its time. The first time is not counted: it traces what the end needs too.
+GROWTH = 1.5
+FEWEST_SAMPLES = 20
+SHARE_OF_TIME = 0.05
+SAMPLED = 'eval/sample/'  # what names of measurements on samples begin with
 TOP_1 = 'eval/label_top_1_accuracy'
 
 
@@ -146,43 +151,28 @@ def _wait_for_flags(model_dir: str) -> dict[str, Any]:
     return recorded
 
 
-def _evaluators(experiment: Experiment, model: SimCLRModel) -> list[evaluators.Evaluator]:
-    """What to measure, to be built within the strategy's scope."""
+def _inputs(experiment: Experiment, model: SimCLRModel, splits: Splits) -> Inputs:
+    """What evaluators are given; to be made within the strategy's scope."""
     config, data, teacher = experiment.config, experiment.data, experiment.teacher
-
-    def share(source: Source, split: str, limit: int, worker: int, workers: int) -> tf.data.Dataset:
-        whole = eval_batches(
-            source,
-            config.data,
-            split=split,
-            batch_size=config.evaluation.eval_batch_size,
-            views=views_of(config, teacher, evaluates=True),
-            worker=Worker(worker, workers),
-        )
-        return whole.take(limit) if limit else whole
-
-    def batches(source: Source, split: str, limit: int) -> Iterable[Any]:
-        whole = functools.partial(share, source, split, limit)
-        return distribution.distribute(experiment.strategy, whole)
 
     def endpoint(name: str) -> Any:
         return lambda images: model(images, training=False)[name]
 
     # A classifier that saw no label says nothing; an older run may have one.
     learns = data.train_labels.labelled > 0 or experiment.stage.classifies
-    inputs = Inputs(
-        batches=functools.partial(
-            batches, data.evaluated, config.data.eval_split, config.evaluation.eval_steps
-        ),
+    return Inputs(
+        batches=splits.evaluated,
         num_classes=data.evaluated.num_classes if data.measures_accuracy else 0,
         predict=endpoint(LOGITS) if model.classifier and learns else None,
         teach=teacher and teacher.logits,
-        embed=endpoint(EMBEDDING) if data.finds_neighbors else None,
-        train_batches=functools.partial(batches, data.source, config.data.train_split, 0),
+        embed=endpoint(EMBEDDING),
+        endpoints=lambda images: model(images, training=False),
+        train_batches=splits.trained if data.train_labels.labelled else None,
+        pairs=splits.pairs,
+        class_names=experiment.class_names or data.evaluated.class_names,
         neighbors=config.evaluation.knn_neighbors,
         neighbor_examples=config.evaluation.knn_examples,
     )
-    return evaluators.build(inputs)
 
 
 def _check_is_own(model_dir: str, folder: str) -> None:
@@ -207,8 +197,12 @@ class Tracker:
 
     def __init__(self, experiment: Experiment, model: SimCLRModel) -> None:
         self._experiment, self._model = experiment, model
-        self._measures = _evaluators(experiment, model)
         config = experiment.config
+        self._splits = Splits(experiment)
+        self._inputs = _inputs(experiment, model, self._splits)
+        self._evaluators = evaluators.build(self._inputs, config.evaluation.evaluators)
+        self._budget = Budget(SHARE_OF_TIME)
+        self._samples, self._latest_sample = bool(self._evaluators), 0
         # An evaluation with a name of its own, on another split say, leaves the run's alone.
         model_dir = config.output.model_dir
         self._folder = os.path.join(model_dir, config.evaluation.eval_name or '')
@@ -223,27 +217,75 @@ class Tracker:
         best = {name: value for name, value in recorded.items() if name.startswith('best/')}
         return best if None not in (best.get(f'best/{TOP_1}'), best.get('best/global_step')) else {}
 
+    def look(self, step: int, stop: Stop) -> None:
+        """Measures a sample of both splits while a run pretrains, if it is time.
+
+        That is soon and often at first, then `FEWEST_SAMPLES` times, unless they would take more
+        than `SHARE_OF_TIME`. A classifier is measured at its checkpoints instead.
+
+        Args:
+            step: updates done.
+            stop: after a signal it is given up.
+        """
+        experiment, last = self._experiment, self._latest_sample
+        if experiment.stage.classifies or not self._samples or step >= experiment.total_steps:
+            return
+        due = min(GROWTH * last, last + experiment.total_steps / FEWEST_SAMPLES)
+        # All workers take part, or none.
+        if step >= due and distribution.all_agree(experiment.strategy, self._budget.allows()):
+            self._latest_sample = step
+            with self._budget.spending(), self._splits.sampling(stop):
+                self._sample(step)
+
+    def _sample(self, step: int) -> None:
+        try:
+            measured = self._run()
+        except TooFewError as error:
+            self._samples = False
+            tqdm.write(f'Step {step}: nothing is measured before the end. {error}')
+        except GivenUpError:
+            tqdm.write(f'Step {step}: not measured, for the run is to stop.')
+        else:
+            results = {
+                name.replace('eval/', SAMPLED, 1): value
+                for name, value in measured.items()
+                if isinstance(value, float)
+            }
+            self._report(step, results, part='a sample of ')
+
     def measure(self, step: int) -> dict[str, float]:
         """Measures, writes result files and TensorBoard events; returns name -> value."""
-        config = self._experiment.config
-        name = f'{config.data.eval_split!r} of {self._experiment.source.name}'
-        with (
-            within_memory('evaluation', config, self._experiment.strategy),
-            as_user_errors(self._experiment.source),
-        ):
-            results = evaluators.run(self._measures)
-        penalty = penalty_of(config, self._model)
+        measured = self._run()
+        results = {name: value for name, value in measured.items() if isinstance(value, float)}
+        details = {name: value for name, value in measured.items() if name not in results}
+        penalty = penalty_of(self._experiment.config, self._model)
         results['eval/regularization_loss'] = float(penalty.value())
         self._keep_best(step, results)
-        if distribution.is_chief(self._experiment.strategy):
-            with writing(self._folder):
-                self._write(step, results)
-        values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
-        tqdm.write(f'Step {step} on {name}: {values}')  # beside a progress bar, if there is one
+        self._report(step, results, details=details)
         self._latest, self._final = step, results
         return results
 
-    def _write(self, step: int, results: Mapping[str, float]) -> None:
+    def _run(self) -> dict[str, Any]:
+        config, source = self._experiment.config, self._experiment.source
+        with within_memory('evaluation', config, self._experiment.strategy), as_user_errors(source):
+            return run_all(self._inputs, self._evaluators)
+
+    def _report(
+        self,
+        step: int,
+        results: Mapping[str, float],
+        details: Mapping[str, Any] | None = None,
+        part: str = '',
+    ) -> None:
+        """Writes `results` and `details`, and says the former of `part` of the evaluation split."""
+        if distribution.is_chief(self._experiment.strategy):
+            with writing(self._folder):
+                self._write(step, results, details or {})
+        values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
+        name = f'{self._experiment.config.data.eval_split!r} of {self._experiment.source.name}'
+        tqdm.write(f'Step {step} on {part}{name}: {values}')  # beside a bar, if there is one
+
+    def _write(self, step: int, results: Mapping[str, float], details: Mapping[str, Any]) -> None:
         tf.io.gfile.makedirs(self._folder)
         writer = tf.summary.create_file_writer(self._folder)
         with writer.as_default():
@@ -251,6 +293,8 @@ class Tracker:
                 tf.summary.scalar(key, value, step)
         writer.close()
         best = self._best if self._experiment.stage.classifies else {}
+        if details:
+            write_details(self._folder, step, details)
         write_results(self._folder, step, {**results, **best})
 
     def catch_up(self, step: int) -> None:

@@ -16,6 +16,7 @@ from app.config.compatibility import check_same_architecture
 from app.config.resolution import check_counts, from_values
 from app.config.schema import TRAIN_EXAMPLES, Config, to_values, with_values
 from app.data_checks import RunData, open_data
+from app.measurements import check_evaluators
 from app.preflight import with_model_dir
 from app.presets import PRESETS
 from app.resuming import History
@@ -147,6 +148,13 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         teacher = _open_teacher(config, strategy) if named else None
     classes = match_classes(config, data.source, recorded, teacher, weights)
     num_classes = number_of_classes(config, data, teacher, recorded)
+    check_evaluators(
+        config,
+        given,
+        data,
+        has_classifier=num_classes is not None,
+        has_teacher=teacher is not None,
+    )
     check_same_architecture(model_dir, config, num_classes)
     if not evaluates:
         history = resuming.check_changes(config, data.train_examples, history)

@@ -26,6 +26,7 @@ from common.file_names import PIPELINE_FILE, REPORT_FILE
 from common.interruption import Stop
 from common.stages import FIRST, STAGES
 from tf2 import distribution, schedules
+from tf2.evaluators import fitting
 from tf2.files import clear_leftovers, write_text, writing
 
 TITLES = {
@@ -179,6 +180,11 @@ def _flags_of(
         for key, value in given.items()
         if key not in others and not _why_unread(key, settings, given)
     }
+    if 'evaluators' in taken:
+        missing = [] if STAGES[mode].has_teacher else ['teacher']
+        if not {**DEFAULTS, **settings, **taken}['knn_neighbors']:
+            missing.append('neighbors')
+        taken['evaluators'] = fitting(taken['evaluators'], missing) or DEFAULTS['evaluators']
     if name == 'student' and 'width_multiplier' in given:
         taken['width_multiplier'] = given['width_multiplier'] / 2  # as in its preset
     reads = {flag: os.path.join(model_dir, source) for flag, source in _READS[name].items()}

@@ -14,7 +14,14 @@ from typing import Any
 
 from app.config.schema import Config, with_values
 from common.errors import UserError, shown
-from common.file_names import CHECKPOINT_LIST, FLAGS_FILE, MODULES, MOMENTUM_MODULES, RESULT_FILE
+from common.file_names import (
+    CHECKPOINT_LIST,
+    DETAILS_FILE,
+    FLAGS_FILE,
+    MODULES,
+    MOMENTUM_MODULES,
+    RESULT_FILE,
+)
 from data.config import OWN_IMAGES
 from data.names import check_name, folders_of
 from tf2.config import WEIGHTS
@@ -24,7 +31,7 @@ SCHEMES = ('gs', 'file')
 _OF_WEIGHTS = ('http', 'https')  # which tensorflow-hub resolves
 _PATH_FLAGS = {'model_dir': (), 'data_dir': (), 'checkpoint': _OF_WEIGHTS, 'teacher': _OF_WEIGHTS}
 # Files that a run replaces again and again.
-WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE)
+WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE, DETAILS_FILE)
 
 
 def check_schemes(given: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.config.schema import SECTIONS, TRAIN_EXAMPLES, Config, to_values
-from common.file_names import FLAGS_FILE, MODULES, PIPELINE_FILE, RESULT_FILE
+from common.file_names import DETAILS_FILE, FLAGS_FILE, MODULES, PIPELINE_FILE, RESULT_FILE
 from tf2 import records
 
 _CHANGE = records.Value(
@@ -85,6 +85,16 @@ def read_result(folder: str) -> dict[str, Any]:
     from tf2.evaluators.results import read_results
 
     return read_results(os.path.join(folder, RESULT_FILE))
+
+
+def read_details(folder: str) -> dict[str, Any]:
+    """What the newest evaluation in `folder` found beside numbers; nothing where there is none.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    path = os.path.join(folder, DETAILS_FILE)
+    return records.read_json(path, records.DETAILS, 'Restore it, or remove it.') or {}
 
 
 def newest_module(model_dir: str) -> str | None:

@@ -315,6 +315,7 @@ def _fit(
             checkpoint_steps=experiment.checkpoint_steps,
             write=write,
             on_checkpoint=tracker.measure if tracker and experiment.stage.classifies else None,
+            look=functools.partial(tracker.look, stop=stop) if tracker else None,
             stop=stop,
             explain=functools.partial(explain, source=experiment.source),
         )

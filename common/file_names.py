@@ -6,6 +6,7 @@ CHECKPOINT = 'ckpt'  # 'ckpt-N' after N updates
 CHECKPOINT_LIST = 'checkpoint'  # by which TensorFlow finds the newest one
 FLAGS_FILE = 'flags.json'
 RESULT_FILE = 'result.json'  # the newest evaluation; result_N.json is the one of step N
+DETAILS_FILE = 'details.json'  # what the newest evaluation found beside numbers
 LABELS_FILE = 'labelled_examples.txt'  # where only some labels are used
 PIPELINE_FILE = 'pipeline.json'  # in a folder of several runs, instead of FLAGS_FILE
 REPORT_FILE = 'report.html'

@@ -234,6 +234,7 @@ def eval_batches(
     batch_size: int,
     views: Sequence[View] = EVALUATION,
     worker: Worker = Worker(),
+    seed: int | None = None,
 ) -> tf.data.Dataset:
     """Every example of a split once, in a fixed order; the last batch is padded.
 
@@ -244,8 +245,9 @@ def eval_batches(
         config: settings; `image_size` is the view's size in pixels.
         split: split or slice of `source`.
         batch_size: examples per batch, of all workers together.
-        views: the views of each example, deterministic ones.
+        views: the views of each example; deterministic ones, unless there is a `seed`.
         worker: which of several processes this is.
+        seed: draws the views as in the first epoch of a run with this seed.
 
     Returns:
         Finite dataset of {'views': tuple of [b, size, size, 3] float32 in [0, 1], 'label': [b]
@@ -266,9 +268,13 @@ def eval_batches(
     last_start = (count - 1) // batch_size * batch_size
     missing = sum(last_start + row >= count for row in rows)
 
+    def seed_of(index: tf.Tensor, view: View) -> tf.Tensor:
+        # The operations of deterministic views ignore it.
+        none = tf.zeros([2], tf.int32)
+        return none if seed is None else view_seed(epoch_key(seed, 0), index, view.draw)
+
     def view(index: tf.Tensor, example: Example) -> Example:
-        # The operations of deterministic views ignore the seed.
-        seeds = (tf.zeros([2], tf.int32),) * len(views)
+        seeds = tuple(seed_of(index, view) for view in views)
         opened = _open_views(source, example, seeds, views, config)
         mask = tf.constant(True)
         return {'index': index, **_others(example), 'views': opened, 'mask': mask}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ from data.images import to_rgb, to_unit_range
 from data.names import SOURCES
 from data.sources import Source, open_source
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
-from tf2.evaluators import EVALUATORS
+from tf2.evaluators import EVALUATORS, NEEDS
 from tf2.evaluators.base import Inputs
 from tf2.methods import METHODS, make_head
 from tf2.methods.base import build
@@ -235,23 +236,44 @@ def inputs(classes: int = 3) -> Inputs:
         teach=pixels,
         embed=pixels,
         train_batches=lambda: [batch],
+        pairs=lambda: [{**batch, 'views': batch['views'] * 2}],
         neighbors=2,
     )
 
 
 @pytest.mark.parametrize('name', EVALUATORS)
 def test_every_evaluator_finds_perfect_features_perfect(name: str) -> None:
-    assert EVALUATORS[name].applies(inputs())
-    results = EVALUATORS[name](inputs()).run()
+    kind = EVALUATORS[name].load()
+    assert kind.applies(inputs())
+    results = kind(inputs()).run()
     assert results
     for key, value in results:
         assert key.startswith('eval/')
-        assert type(value) is float and value == 1.0
+        assert type(value) in (float, list, dict)
+        if key.endswith(('accuracy', 'agreement')) and type(value) is float:
+            assert value == 1.0
 
 
 @pytest.mark.parametrize('name', EVALUATORS)
 def test_no_evaluator_applies_where_there_is_nothing_to_measure(name: str) -> None:
-    assert not EVALUATORS[name].applies(Inputs(batches=list, num_classes=0))
+    assert not EVALUATORS[name].load().applies(Inputs(batches=list, num_classes=0))
+
+
+@pytest.mark.parametrize('name', EVALUATORS)
+def test_an_evaluator_needs_what_it_says(name: str) -> None:
+    """What the command line is checked by agrees with what the class finds out."""
+    lacking = {
+        'eval_labels': {'num_classes': 0},
+        'train_labels': {'train_batches': None},
+        'classifier': {'predict': None},
+        'neighbors': {'neighbors': 0},
+        'teacher': {'teach': None},
+    }
+    assert lacking.keys() == NEEDS.keys()
+    entry = EVALUATORS[name]
+    for need, changes in lacking.items():
+        applies = entry.load().applies(dataclasses.replace(inputs(), **changes))
+        assert applies == (need not in entry.needs), need
 
 
 @pytest.mark.parametrize('name', PRESETS)

@@ -10,6 +10,7 @@ from common.methods import MethodEntry
 from common.registry import load
 from common.settings import check_options, option
 from common.stages import FIRST, STAGES, Stage
+from tf2.evaluators import DEFAULT, names_in
 from tf2.methods import METHODS, entry_of
 from tf2.models import BACKBONES, BackboneEntry
 from tf2.models.resnet_sizes import RESNET_DEPTHS
@@ -395,6 +396,13 @@ class EvaluationConfig:
         modes=('eval',),
         resume='free',
     )
+    evaluators: str = option(
+        DEFAULT,
+        'What is measured, separated by commas: see below. Unless given, what there are no labels '
+        'or no teacher for is left out.',
+        modes=('eval',),
+        resume='continue',
+    )
     knn_neighbors: int = option(
         0,
         'Evaluate with k nearest neighbours, this many of them; 0 turns it off. Unless given, at '
@@ -414,6 +422,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        names_in(self.evaluators)
         if self.eval_name and not _is_name(self.eval_name):
             raise UserError(
                 '--eval_name must be a name of letters, digits, points, dashes and underscores, '

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -87,6 +88,15 @@ class Progress:
                 left = (self._total - step) * self._batch / rate
                 words.append(f'{time_left(left)} left')
             print(f'step {step}/{self._total}: ' + ', '.join(words), file=self._stream, flush=True)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time within it out of the rate."""
+        started = time.monotonic()
+        yield
+        if self._measured_from is not None:
+            since, step = self._measured_from
+            self._measured_from = (since + time.monotonic() - started, step)
 
     def _rate(self, now: float, step: int) -> float | None:
         if self._measured_from is None:

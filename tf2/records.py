@@ -74,6 +74,14 @@ RESULT = Value(
     dict, items=Value(float, nullable=True), keys={'global_step': Value(int, required=True)}
 )
 METHOD = of_options(LearningConfig)['method']
+DETAILS = Value(
+    dict,
+    keys={
+        'global_step': Value(int, required=True),
+        'eval/per_class_accuracy': Value(dict, items=Value(float)),
+        'eval/confusion_matrix': Value(list, items=Value(list, items=Value(int))),
+    },
+)
 CLASS_NAMES = Value(list, nullable=True, items=Value(str))
 MODULE = Value(
     dict,

@@ -162,6 +162,7 @@ class Trainer:
         checkpoint_steps: int,
         write: Callable[[int, Mapping[str, float]], None],
         on_checkpoint: Callable[[int], object] | None = None,
+        look: Callable[[int], object] | None = None,
         stop: Stop | None = None,
         explain: Explain = lambda error: None,
     ) -> None:
@@ -175,6 +176,8 @@ class Trainer:
             write: called every `train_summary_steps` steps with the step and the means of
                 `metrics` since it was last called, and 'images_per_second'.
             on_checkpoint: called with the step after each checkpoint.
+            look: called with the step after each `write` and each checkpoint. Signals are only
+                noted meanwhile, for steps may not be saved yet: it should be brief.
             stop: a signal to any process makes all of them finish the step, write a checkpoint and
                 raise.
             explain: maps an exception raised in a step to a line for the user, or to None if the
@@ -204,9 +207,11 @@ class Trainer:
                     checkpoints.record.setdefault(FIRST_LOSS, self.latest_loss)
                     checkpoints.record[EXAMPLES_SEEN] = before + self.step * batch
                     progress.update(self.step, latest)
-                    if self._due(self._config.train_summary_steps, total_steps):
+                    writes = self._due(self._config.train_summary_steps, total_steps)
+                    saves = stopping or self._due(checkpoint_steps, total_steps)
+                    if writes:
                         write(self.step, self.means.take(batch))
-                    if stopping or self._due(checkpoint_steps, total_steps):
+                    if saves:
                         self._check_weights(checkpoints)
                         checkpoints.record[METRICS] = self.means.state()
                         checkpoints.save(self.step)
@@ -214,8 +219,11 @@ class Trainer:
                         heard = stop.number is not None
                         stopping |= not distribution.all_agree(self._strategy, not heard)
                         if on_checkpoint is not None and not stopping:
-                            with stop.allowed():
+                            with stop.allowed(), progress.paused():
                                 on_checkpoint(self.step)
+                    if look is not None and (writes or saves) and not stopping:
+                        with progress.paused():
+                            look(self.step)
         finally:
             progress.close()
         if stopping:  # by a signal to another process

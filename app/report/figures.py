@@ -12,6 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from app.evaluate import SAMPLED
 from app.report.predictions import Confusion
 
 LOSSES = ('_loss',)
@@ -31,6 +32,8 @@ _NAMES = {
     'label_top_1_accuracy': 'top-1',
     'label_top_5_accuracy': 'top-5',
     'knn_accuracy': 'neighbours',
+    'probe_accuracy': 'linear probe',
+    'mean_per_class_accuracy': 'mean over classes',
     'teacher_agreement': 'agreement',
     'teacher_top_1_accuracy': "teacher's top-1",
 }
@@ -60,10 +63,17 @@ def curves(scalars: Mapping[str, Mapping[int, float]], endings: Sequence[str]) -
         kind, _, name = tag.partition('/')
         wanted = kind in ('train', 'eval') and name.endswith(tuple(endings))
         if wanted and tag not in _LEFT_OUT:
-            plain = _NAMES.get(name, name.replace('_', ' '))
-            where = 'evaluation' if kind == 'eval' else 'training'
-            found.append(Curve(f'{plain}, {where}', points, kind == 'eval'))
+            found.append(Curve(label_of(tag), points, kind == 'eval'))
     return found
+
+
+def label_of(tag: str) -> str:
+    """What is measured where, such as 'top-1, evaluation' for 'eval/label_top_1_accuracy'."""
+    kind, _, name = tag.partition('/')
+    where = 'evaluation' if kind == 'eval' else 'training'
+    if tag.startswith(SAMPLED):
+        name, where = tag.removeprefix(SAMPLED), 'sample'
+    return f'{_NAMES.get(name, name.replace("_", " "))}, {where}'
 
 
 def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from app.report import figures, predictions, runs
+from app.report import figures, measurements, predictions, runs
 from app.report.figures import Curve
 from app.report.predictions import Neighborhood, Picture
 from app.report.runs import PipelineRun, Run, percent
@@ -121,8 +121,17 @@ def _stage(run: Run) -> str:
         )
     return (
         f'<h2>{html.escape(title)}</h2>\n<p class="quiet">{html.escape(text)}</p>\n'
-        f'<div class="curves">{shown}</div>\n{_views(run)}'
+        f'<div class="curves">{shown}</div>\n{_measured(run)}{_views(run)}'
     )
+
+
+def _measured(run: Run) -> str:
+    """The numbers of `result.json`, and the accuracies by class if there are some."""
+    lines = [
+        ('Measured last', measurements.numbers(run.result)),
+        ('Accuracy by class', measurements.by_class(run.details)),
+    ]
+    return ''.join(f'<p>{title}: {html.escape(text)}.</p>\n' for title, text in lines if text)
 
 
 def _curves(drawn: Sequence[Curve], stage: str, *, share: bool) -> str:

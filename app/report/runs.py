@@ -13,7 +13,7 @@ from app.config.resolution import from_values
 from app.config.schema import TRAIN_EXAMPLES, Config
 from app.evaluate import TOP_1
 from app.report.events import Events, read_events
-from app.run_folder import read_flags, read_result
+from app.run_folder import read_details, read_flags, read_result
 from common.errors import UserError
 from common.file_names import FLAGS_FILE, LABELS_FILE
 from common.stages import Stage
@@ -76,6 +76,7 @@ class Run:
         values: `flags.json`.
         config: the same as settings.
         result: `result.json`; empty if the stage was not evaluated.
+        details: `details.json`, what is no number; empty if there is nothing.
         events: what it wrote for TensorBoard.
     """
 
@@ -83,6 +84,7 @@ class Run:
     values: Mapping[str, Any]
     config: Config
     result: Mapping[str, Any]
+    details: Mapping[str, Any]
     events: Events
 
     @property
@@ -110,7 +112,8 @@ def read_run(stage: PipelineRun) -> Run:
         )
     result = read_result(stage.folder)
     config = from_values(values)
-    return Run(stage, values, config, result, read_events(stage.folder))
+    details = read_details(stage.folder)
+    return Run(stage, values, config, result, details, read_events(stage.folder))
 
 
 def table(stages: Sequence[PipelineRun]) -> list[Row]:

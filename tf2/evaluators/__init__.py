@@ -1,37 +1,129 @@
-"""Measurements of a model. An evaluator is one file here and one line in `EVALUATORS`."""
+"""Measurements of a model. An evaluator is one file here and one entry in `EVALUATORS`.
+
+It is a class with the methods of `base.Evaluator`. Importing this module does not import
+TensorFlow.
+"""
 
 from __future__ import annotations
 
-from tf2.evaluators.agreement import TeacherAgreement
-from tf2.evaluators.base import Evaluator, Inputs
-from tf2.evaluators.classification import Classification
-from tf2.evaluators.knn import NearestNeighbors
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-EVALUATORS: dict[str, type[Evaluator]] = {
-    'classification': Classification,
-    'knn': NearestNeighbors,
-    'teacher': TeacherAgreement,
+from common.errors import UserError
+from common.registry import load
+
+if TYPE_CHECKING:
+    from tf2.evaluators.base import Evaluator, Inputs
+
+# What an evaluator may need, in words for the message that it is missing.
+NEEDS = {
+    'eval_labels': 'labels in the evaluation split',
+    'train_labels': 'labels in the training split',
+    'classifier': 'a classifier, which takes labels in the training split',
+    'neighbors': 'a number of neighbours above 0, --knn_neighbors',
+    'teacher': 'a --teacher, which distillation has',
 }
 
 
-def build(inputs: Inputs) -> list[Evaluator]:
-    """The evaluators that apply to `inputs`, in the order of EVALUATORS.
+@dataclasses.dataclass(frozen=True)
+class EvaluatorEntry:
+    """What is known about an evaluator before TensorFlow is imported.
 
-    Built once and run for every checkpoint, they trace the model once.
+    Attributes:
+        implementation: its class, as 'module:Class'.
+        summary: what it measures, a line for `--help`.
+        needs: keys of `NEEDS`.
+        default: whether it runs, where it can, unless `--evaluators` chooses.
     """
-    return [kind(inputs) for kind in EVALUATORS.values() if kind.applies(inputs)]
+
+    implementation: str
+    summary: str
+    needs: tuple[str, ...] = ()
+    default: bool = False
+
+    def load(self) -> type[Evaluator]:
+        """The class; imports TensorFlow."""
+        return load(self.implementation)
 
 
-def run(evaluators: list[Evaluator]) -> dict[str, float]:
-    """Runs `evaluators` from `build`.
+EVALUATORS: dict[str, EvaluatorEntry] = {
+    'classification': EvaluatorEntry(
+        'tf2.evaluators.classification:Classification',
+        'Top-1 and top-5 accuracy of the classifier.',
+        needs=('eval_labels', 'classifier'),
+        default=True,
+    ),
+    'knn': EvaluatorEntry(
+        'tf2.evaluators.knn:NearestNeighbors',
+        'Accuracy of weighted nearest neighbours in the representation (arXiv:1805.01978).',
+        needs=('neighbors', 'eval_labels', 'train_labels'),
+        default=True,
+    ),
+    'teacher': EvaluatorEntry(
+        'tf2.evaluators.agreement:TeacherAgreement',
+        "Agreement with the teacher, and the teacher's accuracy.",
+        needs=('teacher',),
+        default=True,
+    ),
+    'probe': EvaluatorEntry(
+        'tf2.evaluators.probe:LinearProbe',
+        'Accuracy of a linear classifier fitted to the representation of some training images.',
+        needs=('eval_labels', 'train_labels'),
+    ),
+    'per_class': EvaluatorEntry(
+        'tf2.evaluators.per_class:PerClass',
+        'Accuracy of the classifier for each class, and its mean over the classes.',
+        needs=('eval_labels', 'classifier'),
+    ),
+    'confusion': EvaluatorEntry(
+        'tf2.evaluators.confusion:ConfusionMatrix',
+        'How often each class is taken for each by the classifier.',
+        needs=('eval_labels', 'classifier'),
+    ),
+    'alignment': EvaluatorEntry(
+        'tf2.evaluators.alignment:Alignment',
+        'Mean squared distance of two views of an image on the unit sphere (arXiv:2005.10242).',
+    ),
+    'uniformity': EvaluatorEntry(
+        'tf2.evaluators.uniformity:Uniformity',
+        'How evenly images spread over the unit sphere; lower is more even (arXiv:2005.10242).',
+    ),
+    'rank': EvaluatorEntry(
+        'tf2.evaluators.rank:EffectiveRank',
+        'Effective rank of the representation; near 1 if it has collapsed (Roy & Vetterli 2007).',
+    ),
+}
+DEFAULT = ','.join(name for name, entry in EVALUATORS.items() if entry.default)
 
-    Args:
-        evaluators: what to measure.
 
-    Returns:
-        Name -> value.
+def names_in(text: str) -> list[str]:
+    """The evaluators that `text`, names separated by commas, chooses, in the order of EVALUATORS.
 
     Raises:
-        UserError: when an evaluator finds too few labelled examples.
+        UserError: if there is none, or one of them does not exist.
     """
-    return dict(pair for evaluator in evaluators for pair in evaluator.run())
+    asked = [name.strip() for name in text.split(',') if name.strip()]
+    unknown = [name for name in asked if name not in EVALUATORS]
+    if unknown or not asked:
+        raise UserError(
+            f'--evaluators must name some of {", ".join(EVALUATORS)}, separated by commas; found '
+            f'{(unknown or [text])[0]!r}.'
+        )
+    return [name for name in EVALUATORS if name in asked]
+
+
+def fitting(text: str, missing: Iterable[str]) -> str:
+    """Those of the evaluators `text` that need nothing of `missing`, keys of `NEEDS`."""
+    missing = set(missing)
+    return ','.join(name for name in names_in(text) if not missing & set(EVALUATORS[name].needs))
+
+
+def build(inputs: Inputs, names: str = DEFAULT) -> list[Evaluator]:
+    """Those of the evaluators `names` that apply to `inputs`, in the order of EVALUATORS.
+
+    Built once and run for every checkpoint, they trace the model once. To be called within the
+    scope of the distribution strategy.
+    """
+    kinds = [EVALUATORS[name].load() for name in names_in(names)]
+    return [kind(inputs) for kind in kinds if kind.applies(inputs)]

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import tensorflow as tf
 
+from common.errors import UserError
+from tf2.features import EMBEDDING, LOGITS, FeaturePass, Features
+
 Batch = Mapping[str, Any]
-Result = tuple[str, float]
+# A number, or what has no place among numbers: a matrix as a list of rows, an object by name.
+Result = tuple[str, float | list | dict]
+
+# Rows that suffice for statistics of a representation whose cost grows faster than their number.
+MOST_ROWS = 2048
+
+
+class TooFewError(UserError):
+    """There are too few examples, or too few with a label, for an evaluator."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +35,19 @@ class Inputs:
 
     Attributes:
         batches: starts a pass over the evaluation split, in evaluation views.
-        num_classes: classes in the data set.
+        num_classes: classes in the data set; 0 if the evaluation split has no labels.
         predict: images [b, h, w, 3] -> logits [b, num_classes], in inference mode; None without
             a classifier.
         teach: images [b, h, w, 3] -> logits [b, num_classes] of a teacher, fed the last view of a
             batch; None without one.
         embed: images [b, h, w, 3] -> features [b, d], in inference mode.
-        train_batches: starts a pass over the training split, in evaluation views.
+        endpoints: images [b, h, w, 3] -> both of them by their names in `tf2.features`; default:
+            `embed` and `predict`, each on its own.
+        train_batches: starts a pass over the training split, in evaluation views; None if it has
+            no labels.
+        pairs: starts a pass over images of the evaluation split in two augmented views, the first
+            two entries of 'views'; None where there are none.
+        class_names: names of the classes by label; None if they have none.
         neighbors: nearest neighbours that vote; 0 turns that evaluation off.
         neighbor_examples: training examples among which neighbours are searched.
     """
@@ -37,26 +57,127 @@ class Inputs:
     predict: Callable[[tf.Tensor], tf.Tensor] | None = None
     teach: Callable[[tf.Tensor], tf.Tensor] | None = None
     embed: Callable[[tf.Tensor], tf.Tensor] | None = None
+    endpoints: Callable[[tf.Tensor], Mapping[str, tf.Tensor]] | None = None
     train_batches: Callable[[], Iterable[Batch]] | None = None
+    pairs: Callable[[], Iterable[Batch]] | None = None
+    class_names: Sequence[str] | None = None
     neighbors: int = 0
     neighbor_examples: int = 20000
+
+    @functools.cached_property
+    def samples(self) -> Samples:
+        """The features of both splits, for all evaluators that are made with these inputs."""
+        return Samples(self)
 
 
 class Evaluator(Protocol):
     """One measurement of a model."""
 
     def __init__(self, inputs: Inputs) -> None:
-        """Keeps `inputs`."""
+        """Keeps `inputs`, and tells `inputs.samples` what it will ask for."""
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
         """Whether `inputs` hold what this measurement needs, and ask for it."""
 
     def run(self) -> list[Result]:
-        """Measures over the whole split; (name, value) pairs for the results file."""
+        """Measures over the whole split; (name, value) pairs, names begin with 'eval/'."""
+
+
+class Samples:
+    """Features of evaluation and training examples, from one pass over each.
+
+    Evaluators say at first what they will ask for, so that one pass suffices for all of them.
+    To be made within the scope of the distribution strategy.
+
+    Args:
+        inputs: model and batches.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._endpoints = [EMBEDDING]
+        self._train_limit = 0
+        self._kept: dict[str, Features] | None = None
+        self.look = FeaturePass(self._model)
+
+    def expect(self, *, train: int = 0, logits: bool = False) -> None:
+        """Announces that `train` training examples, or logits, will be asked for."""
+        self._train_limit = max(self._train_limit, train)
+        if logits and LOGITS not in self._endpoints:
+            self._endpoints.append(LOGITS)
+
+    def evaluation(self, *, labelled: bool = False) -> Features:
+        """The rows of the evaluation split; only those with a label if `labelled`."""
+        found = self._once('evaluation', lambda: self.look.collect(self._inputs.batches()))
+        return found.at(found.labels >= 0) if labelled else found
+
+    def train(self, limit: int) -> Features:
+        """The first `limit` labelled rows of the training split, if there are as many."""
+
+        def collect() -> Features:
+            most = max(limit, self._train_limit)
+            return self.look.collect(self._inputs.train_batches(), limit=most, labelled=True)
+
+        return self._once('train', collect).at(slice(limit))
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within it nothing is computed twice; the model must not change meanwhile."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def _once(self, name: str, collect: Callable[[], Features]) -> Features:
+        if self._kept is None:
+            return collect()
+        if name not in self._kept:
+            self._kept[name] = collect()
+        return self._kept[name]
+
+    def _model(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        inputs = self._inputs
+        if inputs.endpoints is not None:
+            found = inputs.endpoints(images)
+            return {name: found[name] for name in self._endpoints}
+        functions = {EMBEDDING: inputs.embed, LOGITS: inputs.predict}
+        return {name: functions[name](images) for name in self._endpoints}
+
+
+def run_all(inputs: Inputs, evaluators: Sequence[Evaluator]) -> dict[str, Any]:
+    """Runs `evaluators`, which were built with `inputs`.
+
+    Returns:
+        Name -> value, see `Result`.
+
+    Raises:
+        TooFewError: when an evaluator finds too few examples.
+    """
+    with inputs.samples.kept():
+        return dict(pair for evaluator in evaluators for pair in evaluator.run())
 
 
 def labelled(batch: Batch) -> tf.Tensor:
     """Which rows of `batch` count, [b] bool: those that have a label and aren't padding."""
     has_label = batch['label'] >= 0
     return has_label & tf.cast(batch['mask'], tf.bool) if 'mask' in batch else has_label
+
+
+def some_rows(array: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
+    """`array` [n, ...], or `most` of its rows drawn by chance, always the same ones, in order."""
+    if len(array) <= most:
+        return array
+    return array[np.sort(np.random.default_rng(0).choice(len(array), most, replace=False))]
+
+
+def unit_rows(array: np.ndarray) -> np.ndarray:
+    """The rows of [n, d] scaled to length 1, float64; a row of zeros stays."""
+    rows = array.astype(np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def finite(*arrays: np.ndarray) -> bool:
+    """Whether there is neither NaN nor infinity: a training that diverges is still measured."""
+    return all(np.isfinite(array).all() for array in arrays)

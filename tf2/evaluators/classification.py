@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from common.errors import UserError
-from tf2.evaluators.base import Batch, Inputs, Result, labelled
+from tf2.evaluators.base import Batch, Inputs, Result, TooFewError, labelled
 
 
 def topk_correct(logits: tf.Tensor, labels: tf.Tensor, k: int) -> tf.Tensor:
@@ -57,14 +56,14 @@ class Classification:
         """Accuracies as ('eval/label_top_{k}_accuracy', share in [0, 1]) pairs.
 
         Raises:
-            UserError: when no example has a label.
+            TooFewError: when no example has a label.
         """
         totals = tf.zeros([len(self._ks) + 1], tf.float64)
         for batch in self._inputs.batches():
             totals += tf.cast(self._count_global(batch), tf.float64)
         *hits, examples = totals.numpy().tolist()
         if not examples:
-            raise UserError(
+            raise TooFewError(
                 'Evaluation needs labelled examples; found none in the evaluation split. '
                 'Choose another --eval_split or data set.'
             )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
 
-from common.errors import UserError
-from tf2.evaluators.base import Inputs, Result
-from tf2.features import EMBEDDING, FeaturePass
+from tf2.evaluators.base import Inputs, Result, TooFewError, finite
 
 # Wu et al. 2018, arXiv:1805.01978, section 3.4.
 TEMPERATURE = 0.07
@@ -40,17 +39,17 @@ def knn_accuracy(
         Accuracy in [0, 1].
 
     Raises:
-        UserError: when there are fewer training examples than neighbours, or nothing to test.
+        TooFewError: when there are fewer training examples than neighbours, or nothing to test.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     if neighbors > len(train_features):
-        raise UserError(
+        raise TooFewError(
             f'--knn_neighbors must be at most the number of labelled training examples, '
             f'{len(train_features)}; found {neighbors}. Lower it or raise --knn_examples.'
         )
     if not len(test_features):
-        raise UserError(
+        raise TooFewError(
             'Nearest neighbours need labelled examples; found none in the evaluation split. '
             'Choose another --eval_split or set --knn_neighbors=0.'
         )
@@ -74,28 +73,30 @@ class NearestNeighbors:
     """Weighted k-nearest-neighbour accuracy of the features on the evaluation split.
 
     Args:
-        inputs: `embed`, `batches`, `train_batches`, `neighbors` and `neighbor_examples` are used.
+        inputs: `samples`, `neighbors` and `neighbor_examples` are used.
     """
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._pass = FeaturePass(lambda images: {EMBEDDING: inputs.embed(images)})
+        inputs.samples.expect(train=inputs.neighbor_examples)
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
-        """Whether neighbours are asked for, and there are features and training examples."""
-        return bool(inputs.neighbors and inputs.embed and inputs.train_batches)
+        """Whether neighbours are asked for, and there are features and labels of both splits."""
+        return bool(
+            inputs.neighbors and inputs.embed and inputs.train_batches and inputs.num_classes
+        )
 
     def run(self) -> list[Result]:
-        """The accuracy as one ('eval/knn_accuracy', share in [0, 1]) pair.
+        """The accuracy as one ('eval/knn_accuracy', share in [0, 1]) pair; NaN of NaN.
 
         Raises:
-            UserError: when there are too few labelled examples.
+            TooFewError: when there are too few labelled examples.
         """
         inputs = self._inputs
-        train = self._pass.collect(
-            inputs.train_batches(), limit=inputs.neighbor_examples, labelled=True
-        )
-        test = self._pass.collect(inputs.batches(), labelled=True)
+        train = inputs.samples.train(inputs.neighbor_examples)
+        test = inputs.samples.evaluation(labelled=True)
+        if not finite(train.embeddings, test.embeddings):
+            return [('eval/knn_accuracy', math.nan)]
         rows = (train.embeddings, train.labels, test.embeddings, test.labels)
         return [('eval/knn_accuracy', knn_accuracy(*rows, inputs.neighbors))]

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from common.file_names import RESULT_FILE
+from common.file_names import DETAILS_FILE, RESULT_FILE
 from tf2 import records
 from tf2.files import write_text
 
@@ -28,6 +28,18 @@ def write_results(model_dir: str, step: int, results: Mapping[str, Any]) -> None
     text = json.dumps({**plain, 'global_step': int(step)}, indent=2, allow_nan=False) + '\n'
     for name in (f'result_{int(step)}.json', RESULT_FILE):
         write_text(os.path.join(model_dir, name), text)
+
+
+def write_details(model_dir: str, step: int, details: Mapping[str, Any]) -> None:
+    """Writes `details.json`, complete or not at all: what is not a number, with 'global_step'.
+
+    Args:
+        model_dir: existing folder, local or of any file system TensorFlow knows (gs://).
+        step: number of updates the evaluated model had.
+        details: name -> lists and objects of finite numbers.
+    """
+    text = json.dumps({**details, 'global_step': int(step)}, indent=1, allow_nan=False) + '\n'
+    write_text(os.path.join(model_dir, DETAILS_FILE), text)
 
 
 def read_results(path: str) -> dict[str, Any]:

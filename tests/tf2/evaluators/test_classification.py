@@ -11,6 +11,7 @@ import tensorflow as tf
 from common.errors import UserError
 from tests.support import mirrored
 from tf2 import evaluators
+from tf2.evaluators.base import Inputs
 from tf2.evaluators.classification import Classification, topk_correct
 
 MODES = {
@@ -81,7 +82,7 @@ def _expected(data: tuple[np.ndarray, ...], k: int) -> float:
 @pytest.mark.parametrize(('num_classes', 'second'), [(10, 5), (5, 5), (3, 3)])
 def test_classification(num_classes: int, second: int) -> None:
     data = _data(num_classes)
-    inputs = evaluators.Inputs(lambda: _batches(data, 8), num_classes, predict=tf.identity)
+    inputs = Inputs(lambda: _batches(data, 8), num_classes, predict=tf.identity)
     results = Classification(inputs).run()
     assert [name for name, _ in results] == [
         'eval/label_top_1_accuracy',
@@ -94,7 +95,7 @@ def test_classification(num_classes: int, second: int) -> None:
 def test_classification_without_mask() -> None:
     logits, labels, mask = _data(10)
     batch = {'views': (tf.constant(logits),), 'label': tf.constant(labels)}
-    inputs = evaluators.Inputs(lambda: [batch], 10, predict=tf.identity)
+    inputs = Inputs(lambda: [batch], 10, predict=tf.identity)
     expected = _expected((logits, labels, np.ones_like(mask)), 1)
     assert Classification(inputs).run()[0][1] == pytest.approx(expected)
 
@@ -107,7 +108,7 @@ def test_classification_on_replicas() -> None:
     distributed = strategy.experimental_distribute_dataset(dataset)
     with strategy.scope():
         scale = tf.Variable(2.0)
-        inputs = evaluators.Inputs(lambda: distributed, 10, predict=lambda x: x * scale)
+        inputs = Inputs(lambda: distributed, 10, predict=lambda x: x * scale)
         evaluator = Classification(inputs)
     for _ in range(2):
         results = dict(evaluator.run())
@@ -116,14 +117,14 @@ def test_classification_on_replicas() -> None:
 
 def test_no_labels() -> None:
     batch = {'views': (tf.zeros([2, 3]),), 'label': tf.constant([-1, -1])}
-    inputs = evaluators.Inputs(lambda: [batch], 3, predict=tf.identity)
+    inputs = Inputs(lambda: [batch], 3, predict=tf.identity)
     with pytest.raises(UserError, match='found none'):
         Classification(inputs).run()
 
 
 def test_only_what_applies_is_built() -> None:
-    assert evaluators.build(evaluators.Inputs(lambda: [], 3)) == []
-    inputs = evaluators.Inputs(
+    assert evaluators.build(Inputs(lambda: [], 3)) == []
+    inputs = Inputs(
         lambda: [],
         3,
         predict=tf.identity,
@@ -132,4 +133,10 @@ def test_only_what_applies_is_built() -> None:
         train_batches=lambda: [],
         neighbors=1,
     )
-    assert len(evaluators.build(inputs)) == len(evaluators.EVALUATORS)
+    built = evaluators.build(inputs)
+    assert [type(found).__name__ for found in built] == [
+        'Classification',
+        'NearestNeighbors',
+        'TeacherAgreement',
+    ]
+    assert len(evaluators.build(inputs, 'rank, knn')) == 2

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn.neighbors import KNeighborsClassifier
 
 from common.errors import UserError
 from tests.support import mirrored
-from tf2 import evaluators
+from tf2.evaluators.base import Inputs
 from tf2.evaluators.knn import NearestNeighbors, knn_accuracy
 
 
@@ -39,6 +40,16 @@ def test_agrees_with_the_slow_reference(k: int, tau: float) -> None:
     expected = np.mean(np.array(guesses) == test_labels)
     found = knn_accuracy(train, train_labels, test, test_labels, k, tau)
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('k', [1, 7, 30])
+def test_is_that_of_scikit_learn(k: int) -> None:
+    """With distances of unit vectors, whose squares are 2 - 2 cos, and weights from the paper."""
+    train, train_labels, test, test_labels = _data(k, 80, 50)
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (train, test)]
+    voters = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d**2 / 2) / 0.07))
+    expected = voters.fit(unit[0], train_labels).score(unit[1], test_labels)
+    assert knn_accuracy(train, train_labels, test, test_labels, k) == pytest.approx(expected)
 
 
 def test_tiny_temperature_does_not_overflow() -> None:
@@ -81,7 +92,7 @@ def test_evaluator_skips_rows_that_do_not_count(replicas: int) -> None:
     train_batches = distribute(_batches(train, train_labels, 12))
     test_batches = distribute(_batches(test, test_labels, 12))
     with strategy.scope():
-        inputs = evaluators.Inputs(
+        inputs = Inputs(
             lambda: test_batches,
             4,
             embed=lambda x: tf.cast(x, tf.float32),
@@ -96,7 +107,7 @@ def test_evaluator_skips_rows_that_do_not_count(replicas: int) -> None:
 
 def test_evaluator_limits_the_training_examples() -> None:
     train, train_labels, test, test_labels = _data(0, 64, 46)
-    inputs = evaluators.Inputs(
+    inputs = Inputs(
         lambda: _batches(test, test_labels, 12),
         4,
         embed=tf.identity,
@@ -110,9 +121,7 @@ def test_evaluator_limits_the_training_examples() -> None:
 
 
 def test_evaluator_without_training_examples() -> None:
-    inputs = evaluators.Inputs(
-        lambda: [], 4, embed=tf.identity, train_batches=lambda: [], neighbors=1
-    )
+    inputs = Inputs(lambda: [], 4, embed=tf.identity, train_batches=lambda: [], neighbors=1)
     with pytest.raises(UserError, match='--knn_neighbors'):
         NearestNeighbors(inputs).run()
 

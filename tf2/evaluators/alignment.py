@@ -1,0 +1,57 @@
+"""How near two views of an image lie on the unit sphere (Wang & Isola 2020, arXiv:2005.10242)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tf2.evaluators.base import MOST_ROWS, Inputs, Result, TooFewError, unit_rows
+
+
+def alignment(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean squared distance of the embeddings of two views: section 4.1.1's loss, alpha = 2.
+
+    Args:
+        first: [n, d] float, scaled to length 1 here.
+        second: [n, d], of the same images.
+
+    Returns:
+        0 where the views of every image agree, 2 where they are unrelated, at most 4.
+    """
+    return float(np.mean(np.sum((unit_rows(first) - unit_rows(second)) ** 2, axis=1)))
+
+
+class Alignment:
+    """Alignment of two augmented views of images of the evaluation split, `MOST_ROWS` at most.
+
+    Args:
+        inputs: `samples` and `pairs` are used.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._pairs, self._look = inputs.pairs, inputs.samples.look
+
+    @staticmethod
+    def applies(inputs: Inputs) -> bool:
+        """Whether there are features, and pairs of views."""
+        return bool(inputs.embed and inputs.pairs)
+
+    def run(self) -> list[Result]:
+        """('eval/alignment', mean squared distance).
+
+        Raises:
+            TooFewError: when there is no image.
+        """
+        parts, count = [], 0
+        for batch in self._pairs():
+            views = batch['views'][:2]
+            parts.append([self._look.of_batch({**batch, 'views': (view,)}) for view in views])
+            count += len(parts[-1][0])
+            if count >= MOST_ROWS:
+                break
+        if not count:
+            raise TooFewError(
+                '--evaluators=alignment needs an image to evaluate; found none. Leave it out, or '
+                'choose another --eval_split.'
+            )
+        first, second = (np.concatenate([f.embeddings for f in side]) for side in zip(*parts))
+        return [('eval/alignment', alignment(first[:MOST_ROWS], second[:MOST_ROWS]))]
