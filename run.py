@@ -112,7 +112,7 @@ def help_text() -> str:
     for name, entry in METHODS.items():
         parts.append(f'  --method={name}\n')
         parts.append(_wrapped(entry.summary) + _wrapped(f'Reads {_listed(entry)}.'))
-    parts.append('\nMeasurements\n')
+    parts.append('\nEvaluators\n')
     for name, entry in EVALUATORS.items():
         parts.append(f'  --evaluators={name}\n')
         parts.append(_wrapped(entry.summary))

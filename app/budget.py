@@ -1,4 +1,4 @@
-"""Time that may be spent beside something else."""
+"""Limits an activity to a share of the time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 
 
 class Budget:
-    """A share of the time since this was made.
+    """Allows an activity a share of the time since this was created.
 
-    What is done first is not counted: it pays for preparations, such as tracing a network, that
-    serve what is done later.
+    Its first run is not counted, because it pays one-time costs such as tracing a network.
 
     Args:
         share: of the time, in [0, 1].
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,12 +22,12 @@ class Budget:
         self._spent: float | None = None
 
     def allows(self) -> bool:
-        """Whether no more than the share is spent, so that something may be begun."""
+        """Whether the activity may start: it has not used more than its share."""
         return (self._spent or 0.0) <= self._share * (self._clock() - self._start)
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
-        """Counts the time within it."""
+        """Counts the time within the context."""
         started = self._clock()
         try:
             yield

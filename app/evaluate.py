@@ -37,13 +37,13 @@ from tf2.models.encoder import SimCLRModel, freeze
 
 SECONDS_BETWEEN_POLLS = 10.0
 SECONDS_WITHOUT_TRAINING = 60.0  # after which a training that stopped is not waited for
-# A pretraining is measured on samples: each time at `GROWTH` times the step of the time before, and
-# later at every `FEWEST_SAMPLES`-th of its steps; but only while that has taken no more than this
-# share of its time. The first time is not counted: it traces what the end needs too.
+# Evaluations of pretraining on samples: the next one is due when the step has grown by this factor
+# or by this fraction of the run, but evaluations, except the first, must not take more than this
+# share of the time.
 GROWTH = 1.5
-FEWEST_SAMPLES = 20
+FRACTION_OF_RUN = 0.05
 SHARE_OF_TIME = 0.05
-SAMPLED = 'eval/sample/'  # what names of measurements on samples begin with
+SAMPLED = 'eval/sample/'  # prefix of results on samples
 TOP_1 = 'eval/label_top_1_accuracy'
 
 
@@ -218,20 +218,19 @@ class Tracker:
         return best if None not in (best.get(f'best/{TOP_1}'), best.get('best/global_step')) else {}
 
     def look(self, step: int, stop: Stop) -> None:
-        """Measures a sample of both splits while a run pretrains, if it is time.
+        """During pretraining, evaluates a sample of both splits if one is due.
 
-        That is soon and often at first, then `FEWEST_SAMPLES` times, unless they would take more
-        than `SHARE_OF_TIME`. A classifier is measured at its checkpoints instead.
+        A classifier is evaluated at its checkpoints instead.
 
         Args:
-            step: updates done.
-            stop: after a signal it is given up.
+            step: number of updates done.
+            stop: a signal cancels the evaluation.
         """
         experiment, last = self._experiment, self._latest_sample
         if experiment.stage.classifies or not self._samples or step >= experiment.total_steps:
             return
-        due = min(GROWTH * last, last + experiment.total_steps / FEWEST_SAMPLES)
-        # All workers take part, or none.
+        due = min(GROWTH * last, last + FRACTION_OF_RUN * experiment.total_steps)
+        # Either all workers take part or none.
         if step >= due and distribution.all_agree(experiment.strategy, self._budget.allows()):
             self._latest_sample = step
             with self._budget.spending(), self._splits.sampling(stop):
@@ -242,9 +241,9 @@ class Tracker:
             measured = self._run()
         except TooFewError as error:
             self._samples = False
-            tqdm.write(f'Step {step}: nothing is measured before the end. {error}')
+            tqdm.write(f'Step {step}: pretraining is not evaluated before its end. {error}')
         except GivenUpError:
-            tqdm.write(f'Step {step}: not measured, for the run is to stop.')
+            tqdm.write(f'Step {step}: evaluation cancelled.')
         else:
             results = {
                 name.replace('eval/', SAMPLED, 1): value
@@ -277,7 +276,7 @@ class Tracker:
         details: Mapping[str, Any] | None = None,
         part: str = '',
     ) -> None:
-        """Writes `results` and `details`, and says the former of `part` of the evaluation split."""
+        """Writes `results` and `details`, and prints the former."""
         if distribution.is_chief(self._experiment.strategy):
             with writing(self._folder):
                 self._write(step, results, details or {})

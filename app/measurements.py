@@ -1,4 +1,4 @@
-"""Whether a run has what the evaluators need that its command line names."""
+"""Checks that a run has what its `--evaluators` need."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def check_evaluators(
     has_classifier: bool,
     has_teacher: bool,
 ) -> None:
-    """Raises UserError if one of the `--evaluators` that were given can't measure anything.
+    """Raises UserError if an evaluator named on the command line lacks something it needs.
 
-    Those that nobody named are left out without a word.
+    Default evaluators that lack something are skipped silently.
     """
     chosen = given.get('evaluators')
     if chosen is None or not config.run.does.measures:

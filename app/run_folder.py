@@ -88,7 +88,7 @@ def read_result(folder: str) -> dict[str, Any]:
 
 
 def read_details(folder: str) -> dict[str, Any]:
-    """What the newest evaluation in `folder` found beside numbers; nothing where there is none.
+    """The contents of `details.json` in `folder`; empty if there is no such file.
 
     Raises:
         UserError: if the file holds something else.

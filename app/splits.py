@@ -1,4 +1,4 @@
-"""Which images an evaluation looks at: whole splits, or the first of them while a run pretrains."""
+"""Batches for evaluators: of whole splits, or of samples while a run pretrains."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from data.worker import Worker
 from tf2 import distribution
 from tf2.evaluators.base import MOST_ROWS
 
-SAMPLE = 2048  # images of each split that are looked at while a run pretrains, in whole batches
+SAMPLE = 2048  # images of each split, rounded up to whole batches
 
 
 class GivenUpError(Exception):
-    """A signal came while samples were looked at."""
+    """A signal arrived while a sample was evaluated."""
 
 
 class Splits:
-    """Batches for evaluators. The order of the images is fixed, and mixes the classes.
+    """Batches for evaluators. Images are in a fixed order, in which classes are mixed.
 
     Args:
         experiment: what is run.
@@ -38,10 +38,10 @@ class Splits:
 
     @contextlib.contextmanager
     def sampling(self, stop: Stop) -> Iterator[None]:
-        """Within it only the first images of both splits are there.
+        """Limits both splits to their first `SAMPLE` images within the context.
 
         Args:
-            stop: after a signal, a pass that is under way raises `GivenUpError`.
+            stop: after a signal, a pass raises `GivenUpError`.
         """
         self._stop = stop
         try:
@@ -63,14 +63,14 @@ class Splits:
     def trained(self) -> Iterable[Any]:
         """A pass over the training split, in evaluation views."""
         config, source = self._experiment.config, self._experiment.source
-        # As many are there as are to vote.
+        # There have to be as many as there are neighbours.
         most = max(SAMPLE, config.evaluation.knn_neighbors) if self._sampling else 0
         return self._batches(source, config.data.train_split, self._plain_views(), most)
 
     def pairs(self) -> Iterable[Any]:
         """A pass over the first images of the evaluation split, in two augmented views each.
 
-        These are the first two that the method sees; those of SimCLR where it sees but one.
+        These are the method's first two views, or SimCLR's if the method has only one.
         """
         config, seen = self._experiment.config, self._experiment.config.learning.entry.views
         views = seen[:2] if len(seen) > 1 else CONTRAST
@@ -108,7 +108,7 @@ class Splits:
         return self._until_signal(distribution.distribute(self._experiment.strategy, share))
 
     def _until_signal(self, batches: Iterable[Any]) -> Iterable[Any]:
-        # Several workers go on: one that left would keep the others waiting.
+        # With several workers this one must not leave the others waiting.
         if self._stop is None or distribution.spans_workers(self._experiment.strategy):
             return batches
         return _until(self._stop, batches)

@@ -398,8 +398,8 @@ class EvaluationConfig:
     )
     evaluators: str = option(
         DEFAULT,
-        'What is measured, separated by commas: see below. Unless given, what there are no labels '
-        'or no teacher for is left out.',
+        'Measurements, separated by commas, see below. Those of the default are skipped if they '
+        'lack labels, neighbours or a teacher.',
         modes=('eval',),
         resume='continue',
     )

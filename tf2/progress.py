@@ -91,7 +91,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time within it out of the rate."""
+        """Excludes the time within the context from the rate."""
         started = time.monotonic()
         yield
         if self._measured_from is not None:

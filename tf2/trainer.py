@@ -176,8 +176,8 @@ class Trainer:
             write: called every `train_summary_steps` steps with the step and the means of
                 `metrics` since it was last called, and 'images_per_second'.
             on_checkpoint: called with the step after each checkpoint.
-            look: called with the step after each `write` and each checkpoint. Signals are only
-                noted meanwhile, for steps may not be saved yet: it should be brief.
+            look: called with the step after each `write` and each checkpoint. Signals are deferred
+                during the call because steps may not be saved yet, so it should be brief.
             stop: a signal to any process makes all of them finish the step, write a checkpoint and
                 raise.
             explain: maps an exception raised in a step to a line for the user, or to None if the

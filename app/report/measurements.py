@@ -1,4 +1,4 @@
-"""What evaluators found, in words."""
+"""Results of evaluators as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.report.runs import percent
 
 
 def numbers(result: Mapping[str, Any]) -> str:
-    """'top-1 81.20%, effective rank 23.41': the measurements in `result.json`, the last ones."""
+    """The last evaluation in `result.json` as text: 'top-1 81.20%, effective rank 23.41'."""
     found = {name: v for name, v in result.items() if name.startswith('eval/') and v is not None}
     return ', '.join(
         f'{label_of(name).removesuffix(", evaluation")} {_shown(name, value)}'
@@ -20,7 +20,7 @@ def numbers(result: Mapping[str, Any]) -> str:
 
 
 def by_class(details: Mapping[str, Any]) -> str:
-    """'cat 81.20%, dog 77.00%', by the classifier; empty where it was not measured."""
+    """Accuracies per class as text: 'cat 81.20%, dog 77.00%'; empty if there are none."""
     shares = details.get('eval/per_class_accuracy', {})
     return ', '.join(f'{name} {percent(share)}' for name, share in shares.items())
 

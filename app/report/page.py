@@ -126,10 +126,10 @@ def _stage(run: Run) -> str:
 
 
 def _measured(run: Run) -> str:
-    """The numbers of `result.json`, and the accuracies by class if there are some."""
+    """The numbers in `result.json`, and accuracies per class if there are any."""
     lines = [
-        ('Measured last', measurements.numbers(run.result)),
-        ('Accuracy by class', measurements.by_class(run.details)),
+        ('Last evaluation', measurements.numbers(run.result)),
+        ('Accuracy per class', measurements.by_class(run.details)),
     ]
     return ''.join(f'<p>{title}: {html.escape(text)}.</p>\n' for title, text in lines if text)
 

@@ -76,7 +76,7 @@ class Run:
         values: `flags.json`.
         config: the same as settings.
         result: `result.json`; empty if the stage was not evaluated.
-        details: `details.json`, what is no number; empty if there is nothing.
+        details: `details.json`; empty if there is no such file.
         events: what it wrote for TensorBoard.
     """
 

@@ -11,6 +11,7 @@ from app import experiment
 from app.config.resolution import resolve
 from app.presets import PRESETS
 from common.errors import UserError
+from tf2.evaluators import EVALUATORS
 
 BASE = {
     'mode': 'train_then_eval',
@@ -30,7 +31,10 @@ def prepare(folder: pathlib.Path, **given: object) -> experiment.Experiment:
     ('given', 'words'),
     [
         ({'evaluators': 'rank,teacher'}, '--evaluators=teacher needs a --teacher'),
-        ({'evaluators': 'knn', 'knn_neighbors': 0}, '--evaluators=knn needs a number of neigh'),
+        (
+            {'evaluators': 'knn', 'knn_neighbors': 0},
+            '--evaluators=knn needs --knn_neighbors',
+        ),
         (
             {'evaluators': 'confusion', 'lineareval_while_pretraining': False},
             '--evaluators=confusion needs a classifier',
@@ -83,3 +87,9 @@ def test_the_program_says_one_line_and_ends_with_2(
     said = capsys.readouterr().err
     assert said.startswith('run.py: error: --evaluators') and said.count('\n') == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_lists_every_evaluator() -> None:
+    shown = ' '.join(run.help_text().split())
+    for name, entry in EVALUATORS.items():
+        assert f'--evaluators={name} {entry.summary}' in shown

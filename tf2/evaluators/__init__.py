@@ -16,12 +16,12 @@ from common.registry import load
 if TYPE_CHECKING:
     from tf2.evaluators.base import Evaluator, Inputs
 
-# What an evaluator may need, in words for the message that it is missing.
+# What an evaluator may need, as named in error messages.
 NEEDS = {
     'eval_labels': 'labels in the evaluation split',
     'train_labels': 'labels in the training split',
     'classifier': 'a classifier, which takes labels in the training split',
-    'neighbors': 'a number of neighbours above 0, --knn_neighbors',
+    'neighbors': '--knn_neighbors above 0',
     'teacher': 'a --teacher, which distillation has',
 }
 
@@ -32,9 +32,9 @@ class EvaluatorEntry:
 
     Attributes:
         implementation: its class, as 'module:Class'.
-        summary: what it measures, a line for `--help`.
+        summary: what it measures, for `--help`.
         needs: keys of `NEEDS`.
-        default: whether it runs, where it can, unless `--evaluators` chooses.
+        default: whether it is part of the default of `--evaluators`.
     """
 
     implementation: str
@@ -68,40 +68,40 @@ EVALUATORS: dict[str, EvaluatorEntry] = {
     ),
     'probe': EvaluatorEntry(
         'tf2.evaluators.probe:LinearProbe',
-        'Accuracy of a linear classifier fitted to the representation of some training images.',
+        'Accuracy of a linear classifier fitted to the representation, on up to 5,000 images.',
         needs=('eval_labels', 'train_labels'),
     ),
     'per_class': EvaluatorEntry(
         'tf2.evaluators.per_class:PerClass',
-        'Accuracy of the classifier for each class, and its mean over the classes.',
+        'Accuracy of the classifier per class, and its mean over classes.',
         needs=('eval_labels', 'classifier'),
     ),
     'confusion': EvaluatorEntry(
         'tf2.evaluators.confusion:ConfusionMatrix',
-        'How often each class is taken for each by the classifier.',
+        'Confusion matrix of the classifier.',
         needs=('eval_labels', 'classifier'),
     ),
     'alignment': EvaluatorEntry(
         'tf2.evaluators.alignment:Alignment',
-        'Mean squared distance of two views of an image on the unit sphere (arXiv:2005.10242).',
+        'Mean squared distance between normalised views of an image (arXiv:2005.10242).',
     ),
     'uniformity': EvaluatorEntry(
         'tf2.evaluators.uniformity:Uniformity',
-        'How evenly images spread over the unit sphere; lower is more even (arXiv:2005.10242).',
+        'Uniformity of normalised representations; lower is more uniform (arXiv:2005.10242).',
     ),
     'rank': EvaluatorEntry(
         'tf2.evaluators.rank:EffectiveRank',
-        'Effective rank of the representation; near 1 if it has collapsed (Roy & Vetterli 2007).',
+        'Effective rank of the representation; 1 if it has collapsed (Roy & Vetterli 2007).',
     ),
 }
 DEFAULT = ','.join(name for name, entry in EVALUATORS.items() if entry.default)
 
 
 def names_in(text: str) -> list[str]:
-    """The evaluators that `text`, names separated by commas, chooses, in the order of EVALUATORS.
+    """Parses names separated by commas; returns them in the order of EVALUATORS.
 
     Raises:
-        UserError: if there is none, or one of them does not exist.
+        UserError: if there is no name, or an unknown one.
     """
     asked = [name.strip() for name in text.split(',') if name.strip()]
     unknown = [name for name in asked if name not in EVALUATORS]
@@ -114,16 +114,16 @@ def names_in(text: str) -> list[str]:
 
 
 def fitting(text: str, missing: Iterable[str]) -> str:
-    """Those of the evaluators `text` that need nothing of `missing`, keys of `NEEDS`."""
+    """The evaluators named in `text` that don't need any of `missing`, keys of `NEEDS`."""
     missing = set(missing)
     return ','.join(name for name in names_in(text) if not missing & set(EVALUATORS[name].needs))
 
 
 def build(inputs: Inputs, names: str = DEFAULT) -> list[Evaluator]:
-    """Those of the evaluators `names` that apply to `inputs`, in the order of EVALUATORS.
+    """Builds the evaluators in `names` that apply to `inputs`, in the order of EVALUATORS.
 
-    Built once and run for every checkpoint, they trace the model once. To be called within the
-    scope of the distribution strategy.
+    Build them once and run them for every checkpoint: then the model is traced once. Call this
+    within the scope of the distribution strategy.
     """
     kinds = [EVALUATORS[name].load() for name in names_in(names)]
     return [kind(inputs) for kind in kinds if kind.applies(inputs)]

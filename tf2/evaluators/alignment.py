@@ -1,4 +1,4 @@
-"""How near two views of an image lie on the unit sphere (Wang & Isola 2020, arXiv:2005.10242)."""
+"""Alignment of positive pairs (Wang & Isola 2020, arXiv:2005.10242, section 4.1.1)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from tf2.evaluators.base import MOST_ROWS, Inputs, Result, TooFewError, unit_row
 
 
 def alignment(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean squared distance of the embeddings of two views: section 4.1.1's loss, alpha = 2.
+    """Mean squared distance between L2-normalised embeddings of two views: l_align, alpha = 2.
 
     Args:
-        first: [n, d] float, scaled to length 1 here.
-        second: [n, d], of the same images.
+        first: [n, d] float, not yet normalised.
+        second: [n, d] float, of the same images.
 
     Returns:
-        0 where the views of every image agree, 2 where they are unrelated, at most 4.
+        A value in [0, 4]: 0 if the views of each image agree, 2 if they are orthogonal.
     """
     return float(np.mean(np.sum((unit_rows(first) - unit_rows(second)) ** 2, axis=1)))
 

@@ -15,10 +15,10 @@ from common.errors import UserError
 from tf2.features import EMBEDDING, LOGITS, FeaturePass, Features
 
 Batch = Mapping[str, Any]
-# A number, or what has no place among numbers: a matrix as a list of rows, an object by name.
+# The value is a number, or nested lists or dictionaries, such as a matrix as a list of rows.
 Result = tuple[str, float | list | dict]
 
-# Rows that suffice for statistics of a representation whose cost grows faster than their number.
+# Bounds statistics whose cost grows faster than linearly with the number of rows.
 MOST_ROWS = 2048
 
 
@@ -41,13 +41,13 @@ class Inputs:
         teach: images [b, h, w, 3] -> logits [b, num_classes] of a teacher, fed the last view of a
             batch; None without one.
         embed: images [b, h, w, 3] -> features [b, d], in inference mode.
-        endpoints: images [b, h, w, 3] -> both of them by their names in `tf2.features`; default:
-            `embed` and `predict`, each on its own.
+        endpoints: images [b, h, w, 3] -> features and logits by their names in `tf2.features`, so
+            that the model runs once for both; default: from `embed` and `predict`.
         train_batches: starts a pass over the training split, in evaluation views; None if it has
             no labels.
-        pairs: starts a pass over images of the evaluation split in two augmented views, the first
-            two entries of 'views'; None where there are none.
-        class_names: names of the classes by label; None if they have none.
+        pairs: starts a pass over images of the evaluation split whose first two 'views' are
+            augmented; None if there are none.
+        class_names: class names by label; None if unknown.
         neighbors: nearest neighbours that vote; 0 turns that evaluation off.
         neighbor_examples: training examples among which neighbours are searched.
     """
@@ -74,7 +74,7 @@ class Evaluator(Protocol):
     """One measurement of a model."""
 
     def __init__(self, inputs: Inputs) -> None:
-        """Keeps `inputs`, and tells `inputs.samples` what it will ask for."""
+        """Stores `inputs`, and announces to `inputs.samples` what it will read."""
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
@@ -85,10 +85,10 @@ class Evaluator(Protocol):
 
 
 class Samples:
-    """Features of evaluation and training examples, from one pass over each.
+    """Features of the evaluation and the training split, computed once for all evaluators.
 
-    Evaluators say at first what they will ask for, so that one pass suffices for all of them.
-    To be made within the scope of the distribution strategy.
+    Evaluators announce what they will read, so that one pass suffices for all of them. Create this
+    within the scope of the distribution strategy.
 
     Args:
         inputs: model and batches.
@@ -102,7 +102,7 @@ class Samples:
         self.look = FeaturePass(self._model)
 
     def expect(self, *, train: int = 0, logits: bool = False) -> None:
-        """Announces that `train` training examples, or logits, will be asked for."""
+        """Announces that `train` training examples, or logits, will be read."""
         self._train_limit = max(self._train_limit, train)
         if logits and LOGITS not in self._endpoints:
             self._endpoints.append(LOGITS)
@@ -123,7 +123,7 @@ class Samples:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Within it nothing is computed twice; the model must not change meanwhile."""
+        """Caches features within the context, in which the model must not change."""
         self._kept = {}
         try:
             yield
@@ -166,18 +166,18 @@ def labelled(batch: Batch) -> tf.Tensor:
 
 
 def some_rows(array: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
-    """`array` [n, ...], or `most` of its rows drawn by chance, always the same ones, in order."""
+    """At most `most` rows of `array` [n, ...], a random subset with a fixed seed, in order."""
     if len(array) <= most:
         return array
     return array[np.sort(np.random.default_rng(0).choice(len(array), most, replace=False))]
 
 
 def unit_rows(array: np.ndarray) -> np.ndarray:
-    """The rows of [n, d] scaled to length 1, float64; a row of zeros stays."""
+    """L2-normalises the rows of `array` [n, d], in float64; rows of zeros stay zero."""
     rows = array.astype(np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def finite(*arrays: np.ndarray) -> bool:
-    """Whether there is neither NaN nor infinity: a training that diverges is still measured."""
+    """Whether all values are finite, which they are not if a training diverges."""
     return all(np.isfinite(array).all() for array in arrays)

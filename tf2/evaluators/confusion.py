@@ -1,4 +1,4 @@
-"""How often each class is taken for each by the classifier."""
+"""Confusion matrix of the classifier."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tf2.features import Features
 
 
 def confusion_counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Number of examples by true class, rows, and by class with the highest logit, columns.
+    """Counts examples by true class (rows) and predicted class (columns).
 
     Args:
-        logits: [n, c] float; of equal ones the first counts.
+        logits: [n, c] float; the highest one predicts, the first of equal ones.
         labels: [n] int in [0, c).
 
     Returns:

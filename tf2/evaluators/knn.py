@@ -88,7 +88,7 @@ class NearestNeighbors:
         )
 
     def run(self) -> list[Result]:
-        """The accuracy as one ('eval/knn_accuracy', share in [0, 1]) pair; NaN of NaN.
+        """The accuracy as one ('eval/knn_accuracy', share) pair; NaN if a feature is not finite.
 
         Raises:
             TooFewError: when there are too few labelled examples.

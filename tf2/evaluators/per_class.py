@@ -1,4 +1,4 @@
-"""Accuracy of the classifier for each class."""
+"""Accuracy of the classifier per class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tf2.evaluators.confusion import counts_of
 
 
 class PerClass:
-    """Top-1 accuracy for each class over the evaluation split, and its mean over the classes.
+    """Top-1 accuracy per class on the evaluation split, and its mean over the classes.
 
     Args:
         inputs: `samples` and `class_names` are used.
@@ -27,7 +27,7 @@ class PerClass:
     def run(self) -> list[Result]:
         """('eval/mean_per_class_accuracy', share), ('eval/per_class_accuracy', name -> share).
 
-        Classes without an example are left out of both. A class without a name has its number.
+        Both skip classes without examples. Classes without names go by their numbers.
 
         Raises:
             UserError: when no example has a label.

@@ -1,4 +1,4 @@
-"""Accuracy of a linear classifier that is fitted to the features of some training examples."""
+"""Linear probe: accuracy of a linear classifier fitted to features of the training split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from tf2.evaluators.base import Inputs, Result, TooFewError, finite
 
-MOST_EXAMPLES = 5000  # of the training split, so that fitting takes seconds
+MOST_EXAMPLES = 5000  # of the training split; bounds the time of fitting to seconds
 MOST_ITERATIONS = 100
 
 
@@ -21,8 +21,8 @@ def probe_accuracy(
 ) -> float:
     """Share of test examples that a multinomial logistic regression gives their label.
 
-    Features are scaled to mean 0 and variance 1 over the training examples. The regression is
-    scikit-learn's with its defaults, an L2 penalty with C=1 among them.
+    Features are standardised over the training examples. The regression is scikit-learn's with its
+    defaults, which include an L2 penalty with C=1.
 
     Args:
         train_features: [n, d] float.
@@ -34,8 +34,8 @@ def probe_accuracy(
         Accuracy in [0, 1].
 
     Raises:
-        TooFewError: when the training examples are not of two classes at least, or there is nothing
-            to test.
+        TooFewError: if the training examples have fewer than two classes, or there is nothing to
+            test.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -51,7 +51,7 @@ def probe_accuracy(
         )
     fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MOST_ITERATIONS))
     with warnings.catch_warnings():
-        # The number of iterations is bounded on purpose; by then the accuracy hardly changes.
+        # The number of iterations is bounded on purpose: by then the accuracy hardly changes.
         warnings.simplefilter('ignore', ConvergenceWarning)
         fitted.fit(train_features, train_labels)
     return float(np.mean(fitted.predict(test_features) == test_labels))
@@ -74,7 +74,7 @@ class LinearProbe:
         return bool(inputs.embed and inputs.train_batches and inputs.num_classes)
 
     def run(self) -> list[Result]:
-        """The accuracy as one ('eval/probe_accuracy', share in [0, 1]) pair; NaN of NaN.
+        """The accuracy as one ('eval/probe_accuracy', share) pair; NaN if a feature is not finite.
 
         Raises:
             TooFewError: see `probe_accuracy`.

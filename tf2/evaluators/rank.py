@@ -13,17 +13,17 @@ def effective_rank(embeddings: np.ndarray) -> float:
     """Exponential of the entropy of the singular values, divided by their sum.
 
     Args:
-        embeddings: [n, d] float, as they are: neither centred nor scaled.
+        embeddings: [n, d] float, neither centred nor normalised.
 
     Returns:
-        From 1, where all rows are multiples of one, to min(n, d), where all singular values are
-        equal. 0 without any row that is not zero, NaN of NaN.
+        A value from 1, if all rows are multiples of one row, to min(n, d), if all singular values
+        are equal; 0 if all rows are zero, NaN if a value is not finite.
     """
     if not finite(embeddings):
         return math.nan
     values = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False)
     shares = values[values > 0] / max(values.sum(), np.finfo(np.float64).tiny)
-    # Without any the entropy is that of nothing, and exp(0) would say 1.
+    # Without a nonzero singular value the formula would give exp(0).
     return float(np.exp(-np.sum(shares * np.log(shares)))) if len(shares) else 0.0
 
 

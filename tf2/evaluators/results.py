@@ -31,12 +31,12 @@ def write_results(model_dir: str, step: int, results: Mapping[str, Any]) -> None
 
 
 def write_details(model_dir: str, step: int, details: Mapping[str, Any]) -> None:
-    """Writes `details.json`, complete or not at all: what is not a number, with 'global_step'.
+    """Writes `details.json`, atomically: results that are not single numbers, and 'global_step'.
 
     Args:
         model_dir: existing folder, local or of any file system TensorFlow knows (gs://).
         step: number of updates the evaluated model had.
-        details: name -> lists and objects of finite numbers.
+        details: name -> lists and dictionaries of finite numbers.
     """
     text = json.dumps({**details, 'global_step': int(step)}, indent=1, allow_nan=False) + '\n'
     write_text(os.path.join(model_dir, DETAILS_FILE), text)

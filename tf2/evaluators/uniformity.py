@@ -1,4 +1,4 @@
-"""How evenly images spread over the unit sphere (Wang & Isola 2020, arXiv:2005.10242)."""
+"""Uniformity on the unit sphere (Wang & Isola 2020, arXiv:2005.10242, section 4.1.2)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ _ROWS_AT_A_TIME = 512
 
 
 def uniformity(embeddings: np.ndarray) -> float:
-    """Logarithm of the mean of exp(-2 d²) over all pairs: section 4.1.2's loss, t = 2.
+    """Log of the mean of exp(-2 ||x - y||²) over pairs of different rows: l_uniform, t = 2.
 
     Args:
-        embeddings: [n, d] float, n >= 2, scaled to length 1 here; d² is the squared distance of
-            two different rows.
+        embeddings: [n, d] float, n >= 2, not yet L2-normalised.
 
     Returns:
-        0 where all rows agree, about -4 where they spread evenly over a sphere of many dimensions;
-        at least -8.
+        A value in [-8, 0]: 0 if all rows agree, about -4 if they are uniform on a sphere of many
+        dimensions.
     """
     rows = unit_rows(embeddings)
     squares, total = np.sum(rows**2, axis=1), 0.0  # [n]
@@ -26,7 +25,7 @@ def uniformity(embeddings: np.ndarray) -> float:
         part = slice(start, start + _ROWS_AT_A_TIME)
         distances = squares[part, None] + squares - 2 * rows[part] @ rows.T  # [part, n]
         total += np.exp(-2 * np.maximum(distances, 0)).sum()
-    # Every row was compared with itself too, at distance 0, and every pair came twice.
+    # Leaves out the n comparisons of a row with itself, whose distance is 0.
     n = len(rows)
     return float(np.log((total - n) / (n * (n - 1))))
 
@@ -47,7 +46,7 @@ class Uniformity:
         return inputs.embed is not None
 
     def run(self) -> list[Result]:
-        """('eval/uniformity', at most 0).
+        """('eval/uniformity', value in [-8, 0]).
 
         Raises:
             TooFewError: when there are no two images.
