@@ -263,7 +263,8 @@ def state_of(folder: pathlib.Path) -> State:
     """Everything that a finished run leaves, name -> value.
 
     Variables of the last checkpoint (weights, optimizer, memory, unfinished means) and of the
-    exported module, results, and every scalar of TensorBoard except the speed.
+    exported module, results, and every scalar of TensorBoard except the speed. Evaluations on
+    samples are left out too: how many there are depends on the time they take.
     """
     found: State = {}
     for run in folders_of(folder):
@@ -298,7 +299,13 @@ def _variables(run: pathlib.Path) -> State:
 
 
 def _results(run: pathlib.Path) -> State:
-    return {file.name: json.loads(file.read_text()) for file in run.glob('result*.json')}
+    found = {file.name: json.loads(file.read_text()) for file in run.glob('result*.json')}
+    return {name: values for name, values in found.items() if not any(map(_varies, values))}
+
+
+def _varies(name: str) -> bool:
+    """Whether a measurement, or its presence, depends on how fast the machine is."""
+    return 'images_per_second' in name or name.startswith('eval/sample/')
 
 
 def _scalars(run: pathlib.Path) -> State:
@@ -318,7 +325,7 @@ def _scalars(run: pathlib.Path) -> State:
                     written[name] = max(entry, written.get(name, entry))
         except tf.errors.DataLossError:
             continue
-    return {name: value for name, (_, value) in written.items() if 'images_per_second' not in name}
+    return {name: value for name, (_, value) in written.items() if not _varies(name)}
 
 
 def damage_in(folder: pathlib.Path) -> list[str]:
