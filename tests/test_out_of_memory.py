@@ -10,8 +10,8 @@ import tensorflow as tf
 
 import hub_export
 import run
-from tf2 import evaluators
 from tf2.config import EvaluationConfig, TrainConfig
+from tf2.evaluators import classification
 from tf2.files import checkpoints_in
 from tf2.out_of_memory import advice_for, is_out_of_memory
 from tf2.trainer import Trainer
@@ -79,7 +79,7 @@ def test_evaluation_and_export_say_what_to_try_and_leave_the_checkpoint(
     assert said.endswith(f'The last checkpoint: {kept}.')
 
     monkeypatch.setattr(hub_export, 'export_module', lambda *_, **__: 'here')
-    monkeypatch.setattr(evaluators, 'run', raising(ERRORS['CUDA']))
+    monkeypatch.setattr(classification.Classification, 'run', raising(ERRORS['CUDA']))
     assert run.main(command) == 2  # the training is done
     said = capsys.readouterr().err.splitlines()[-1]
     assert 'The evaluation must fit into memory' in said

@@ -96,7 +96,7 @@ def test_what_is_ours_is_read_as_data(
     assert code == [] and 'as code' not in capsys.readouterr().out
     if write is exported:
         stage = runs.PipelineRun('a', 'A', str(tmp_path), '')
-        module = predictions.load_module(runs.Run(stage, {}, Config(), {}, None))
+        module = predictions.load_module(runs.Run(stage, {}, Config(), {}, {}, None))
         assert module(tf.zeros([1, 8, 8, 3]))['logits_sup'].shape == [1, 5]
 
 

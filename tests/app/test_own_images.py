@@ -77,7 +77,7 @@ def older_run(folder: pathlib.Path, images: pathlib.Path) -> None:
     }
     prepared = experiment.prepare(resolve(given, PRESETS), given)
     assert prepared.train_examples == 20
-    changed = {change.setting for change in prepared.course.changes}
+    changed = {change.setting for change in prepared.history.changes}
     assert not changed & {'train_examples', 'holdout_fraction'}
 
 
