@@ -15,10 +15,6 @@ from common.legacy_keras import choose_keras_2
 
 choose_keras_2()
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-# Most of what XLA compiles here runs a few times, on small images: fast code isn't worth its time.
-os.environ.setdefault(
-    'XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
 
 import pytest
 import tensorflow as tf
