@@ -201,16 +201,20 @@ def _exif_orientation(content: tf.Tensor) -> tf.Tensor:
         step = tf.where(head[begin] == ord('I'), -1, 1)  # little-endian numbers are turned round
 
         def number(at: tf.Tensor, length: int) -> tf.Tensor:
-            digits = head[at : at + length][::step]
+            places = tf.clip_by_value(at + tf.range(length), 0, _HEADER_BYTES - 1)
+            digits = tf.gather(head, places)[::step]
             return tf.reduce_sum(digits * 256 ** tf.range(length - 1, -1, -1))
 
-        first = begin + number(begin + 4, 4)
-        entries = tf.reshape(head[first + 2 : first + 2 + 12 * number(first, 2)], [-1, 12])
+        # A directory that is cut off or elsewhere has fewer entries here, or none: no tag is found.
+        first = tf.clip_by_value(begin + number(begin + 4, 4), 0, _HEADER_BYTES)
+        found = head[first + 2 : first + 2 + 12 * number(first, 2)]
+        entries = tf.reshape(found[: tf.size(found) // 12 * 12], [-1, 12])
         tags = 256 * entries[:, 0] + entries[:, 1]
         turned = 256 * entries[:, 1] + entries[:, 0]
         is_orientation = tf.where(step > 0, tags, turned) == _ORIENTATION
         values = tf.boolean_mask(entries[:, 8] + entries[:, 9], is_orientation)  # one is 0
-        return tf.reduce_max(tf.concat([values, [1]], 0))
+        value = tf.reduce_max(tf.concat([values, [1]], 0))
+        return tf.where(value <= 8, value, 1)  # there are no others
 
     return tf.cond(tf.reduce_any(mark), read, lambda: 1)
 

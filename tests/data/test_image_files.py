@@ -8,6 +8,8 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from common.errors import UserError
@@ -131,6 +133,25 @@ def test_images_are_turned_upright(orientation, byte_order, jfif):
 def test_a_graph_without_python_decodes_what_tensorflow_can(name):
     content = SOUND[name][0] if name in SOUND else JPEG_LIKE[name]
     np.testing.assert_allclose(decode_anywhere(tf.constant(content)), in_graph(content), atol=STEP)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 39), st.integers(0, 255)), min_size=1, max_size=4))
+def test_exif_data_that_are_damaged_cost_no_image(changes):
+    content = bytearray(with_exif(6, '<'))
+    begin = content.index(b'Exif') + 6
+    for place, value in changes:
+        content[begin + place] = value
+    found = in_graph(bytes(content)).numpy()
+    assert sorted(found.shape) == [3, 24, 40]
+
+
+@pytest.mark.parametrize('offset', [0, 4000, 2**31 - 1, 2**31, 2**32 - 1])
+def test_an_exif_directory_out_of_reach_is_none(offset):
+    content = bytearray(with_exif(6, '<'))
+    begin = content.index(b'Exif') + 6
+    content[begin + 4 : begin + 8] = offset.to_bytes(4, 'little')
+    np.testing.assert_array_equal(in_graph(bytes(content)), in_graph(with_exif(1, '<')))
 
 
 def test_a_palette_may_be_transparent():
