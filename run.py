@@ -25,7 +25,7 @@ from app.config.schema import DEFAULTS, OPTIONS, Config, all_options
 from app.modes import MODES
 from app.preflight import check_characters, check_paths, check_schemes, remote_paths
 from app.presets import PRESETS
-from common.errors import UserError, command_line, shown
+from common.errors import UserError, command_line, printable
 from common.interruption import Interrupted, Stop
 from common.legacy_keras import choose_keras_2
 from common.methods import MethodEntry
@@ -302,7 +302,7 @@ def _run_and_tell(arguments: list[str]) -> int:
             with scratch.own_folder():
                 run(config, given, stop)
     except UserError as error:
-        print(f'{os.path.basename(arguments[0])}: error: {shown(str(error))}', file=sys.stderr)
+        print(f'{os.path.basename(arguments[0])}: error: {printable(str(error))}', file=sys.stderr)
         return 2
     except Interrupted as error:
         print(f'\nStopped by {error}. To resume: {_again(arguments, given)}', file=sys.stderr)

@@ -12,7 +12,7 @@ import numpy as np
 from app.config.resolution import from_values
 from app.config.schema import Config, to_values
 from app.run_folder import recorded_run
-from common.errors import UserError, shown
+from common.errors import UserError, printable
 from data.label_subset import (
     LabelSubset,
     choose_labels,
@@ -163,8 +163,8 @@ def _check_trainable(config: Config, data: RunData) -> None:
         found = source.class_names[0] if source.class_names else 'class 0'
         raise UserError(
             f'--train_mode={learning.train_mode} must have two classes to tell apart, or more; '
-            f'{source.name} has one, {shown(found)}. Give the folder above it, or choose another '
-            '--dataset.'
+            f'{source.name} has one, {printable(found)}. Give the folder above it, or choose '
+            'another --dataset.'
         )
     unknown = _only_evaluated(data)
     if unknown and stage.needs_labels:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.config.schema import Config, with_values
-from common.errors import UserError, shown
+from common.errors import UserError, printable
 from common.file_names import (
     CHECKPOINT_LIST,
     DETAILS_FILE,
@@ -81,7 +81,7 @@ def _check_images(data_dir: str | None) -> None:
     for place in folders_of(data_dir):
         if '://' not in place and not os.path.exists(place) and not glob.has_magic(place):
             raise UserError(
-                f'--data_dir={shown(place)} must be a folder of images, a list of files, or '
+                f'--data_dir={printable(place)} must be a folder of images, a list of files, or '
                 'TFRecord files; found nothing there. Check the path.'
             )
 

@@ -1,4 +1,4 @@
-"""The error that a user can fix, and how text is shown in one line."""
+"""The error that a user can fix, and text made fit to print on one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def line_within(error: BaseException) -> str | None:
     if match is None:
         return None
     escaped = match[1].replace('] [', '')
-    return shown(os.fsdecode(codecs.escape_decode(escaped.encode('utf-8', 'surrogateescape'))[0]))
+    return printable(
+        os.fsdecode(codecs.escape_decode(escaped.encode('utf-8', 'surrogateescape'))[0])
+    )
 
 
 def text_of(error: BaseException) -> str:
@@ -53,7 +55,7 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
     return words if len(words) <= limit else f'{words[: limit - 3]}...'
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name of a file, folder or class as it can be printed within a line, whatever its bytes are.
 
     Args:
@@ -80,5 +82,5 @@ def command_line(arguments: Iterable[str]) -> str:
 def _quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
-    escaped = shown(re.sub(r"([\\'])", r'\\\1', word))
+    escaped = printable(re.sub(r"([\\'])", r'\\\1', word))
     return f"$'{escaped}'"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from common.errors import UserError, line_within, shown, text_of
+from common.errors import UserError, line_within, printable, text_of
 from data.image_files import NOT_AN_IMAGE
 from data.sources.source import Source
 
@@ -62,8 +62,8 @@ def explain(error: tf.errors.OpError | UnicodeDecodeError, source: Source) -> st
     if isinstance(error, tf.errors.DataLossError) and place:
         file = source.corrupt_file(int(place[1]))
         return (
-            f'{shown(file) if file else f"Each file of {source.name}"} must hold whole records; '
-            f'found a {place[0]}. Restore the file, or prepare the data set again.'
+            f'{printable(file) if file else f"Each file of {source.name}"} must hold whole '
+            f'records; found a {place[0]}. Restore the file, or prepare the data set again.'
         )
     return None
 
@@ -72,4 +72,4 @@ def _said(error: BaseException) -> str:
     """The message without the graph locations that TensorFlow adds to it."""
     places = r'\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*?\].*'
     message = re.sub(places, ' ', text_of(error), flags=re.DOTALL)
-    return shown(' '.join(message.split()))[:300]
+    return printable(' '.join(message.split()))[:300]

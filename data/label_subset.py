@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UserError, shown
+from common.errors import UserError, printable
 from data.config import DataConfig
 from data.labels import label_arrays, read_labels
 from data.sources.source import HELD_BYTES, NO_LABEL, Source, no_share
@@ -45,7 +45,7 @@ class LabelSubset:
         names = [self.class_names[i] if self.class_names else str(i) for i in self.labels]
         fields = [self.indices, names, *([self.examples] if self.examples else [])]
         rows = zip(*fields, strict=True)
-        return ''.join('\t'.join(shown(str(field)) for field in row) + '\n' for row in rows)
+        return ''.join('\t'.join(printable(str(field)) for field in row) + '\n' for row in rows)
 
 
 def wants_subset(config: DataConfig) -> bool:

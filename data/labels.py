@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UserError, shown
+from common.errors import UserError, printable
 from data.sources.source import BYTES_SAMPLED, NO_LABEL, Source
 from data.worker import Worker
 
@@ -64,7 +64,7 @@ class LabelCounts:
         few, many = (int(there[place(of)]) for place in (np.argmin, np.argmax))
 
         def size(label: int) -> str:
-            name = f' ({shown(names[label])})' if names and of.min() < of.max() else ''
+            name = f' ({printable(names[label])})' if names and of.min() < of.max() else ''
             return f'{self.by_class[label]:,}{name}'
 
         sizes = size(few) if of.min() == of.max() else f'{size(few)} to {size(many)}'
@@ -76,7 +76,7 @@ class LabelCounts:
 def listed(names: Sequence[str]) -> str:
     """Names of classes for a message, only the first few if there are many."""
     more = f', … ({len(names)} in all)' if len(names) > _LISTED else ''
-    return ', '.join(map(shown, names[:_LISTED])) + more
+    return ', '.join(map(printable, names[:_LISTED])) + more
 
 
 def label_arrays(source: Source, split: str) -> Iterator[np.ndarray]:

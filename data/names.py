@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from common.errors import UserError, one_line, shown
+from common.errors import UserError, one_line, printable
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -97,7 +97,7 @@ def how_to_open(folder: str) -> str:
     except (OSError, ValueError, LookupError, TypeError):
         pass  # the folder above is its name, then
     data_dir = '/'.join(above[:named]) or '/'
-    return f'--dataset={shown("/".join(above[named:]))} --data_dir={shown(data_dir)}'
+    return f'--dataset={printable("/".join(above[named:]))} --data_dir={printable(data_dir)}'
 
 
 def find_prepared(root: str) -> str | None:
@@ -119,8 +119,8 @@ def check_is_utf8(data_dir: str | None) -> None:
     """Raises UserError if `data_dir` is not UTF-8, which TensorFlow Datasets needs."""
     if any('\udc80' <= character <= '\udcff' for character in data_dir or ''):
         raise UserError(
-            f'--data_dir must be a path in UTF-8 for TensorFlow Datasets; found {shown(data_dir)}. '
-            'Rename the folder.'
+            '--data_dir must be a path in UTF-8 for TensorFlow Datasets; found '
+            f'{printable(data_dir)}. Rename the folder.'
         )
 
 
@@ -147,7 +147,7 @@ def check_downloadable(name: str, urls: Iterable[str], folder: str) -> None:
             causes.append(f'{host}: {error}')
     if causes:
         raise UserError(
-            f'Data set {name!r} is not prepared in {shown(folder)} and cannot be downloaded '
+            f'Data set {name!r} is not prepared in {printable(folder)} and cannot be downloaded '
             f'without a network ({one_line(causes[0])}). Prepare it elsewhere and give '
             'its --data_dir, or use --dataset=image_folder or the bundled images.'
         )
@@ -200,8 +200,8 @@ def what_is_broken(folder: str) -> str | None:
                 json_format.ParseDict(content, kinds[name]())
             except (ValueError, OSError, json_format.ParseError) as error:
                 return (
-                    f'{shown(path)} must be JSON as written by TensorFlow Datasets; it cannot be '
-                    f'read ({one_line(error)}). Restore it, or prepare the data set again.'
+                    f'{printable(path)} must be JSON as written by TensorFlow Datasets; it cannot '
+                    f'be read ({one_line(error)}). Restore it, or prepare the data set again.'
                 )
     return None
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UserError, one_line, shown
+from common.errors import UserError, one_line, printable
 from data.config import DataConfig
 from data.names import folders_of
 from data.sources.files import NO_CLASS, Files, Group, files_of
@@ -51,7 +51,7 @@ def open_file_list(config: DataConfig) -> Source:
     if len(places) != 1:
         raise UserError(
             '--data_dir must be one list of files, or folders; found '
-            f'{shown(config.data_dir or "nothing")}. Join the lists.'
+            f'{printable(config.data_dir or "nothing")}. Join the lists.'
         )
     return source_of_images('image_list', read_list(places[0], asked_by(config)), config.max_pixels)
 
@@ -70,19 +70,19 @@ def read_list(path: str, asked: Asked) -> Images:
         names = _sorted_in(_rows(path))
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f'--data_dir={shown(path)} must be a folder, or a list that can be read: {_FORMATS}; '
-            f'found otherwise ({shown(one_line(error))}). Check the path.'
+            f'--data_dir={printable(path)} must be a folder, or a list that can be read: '
+            f'{_FORMATS}; found otherwise ({printable(one_line(error))}). Check the path.'
         ) from error
     total = sum(map(len, names.values()))
     if not total:
         raise UserError(
-            f'--data_dir={shown(path)} must list images: {_FORMATS}; found an empty list.'
+            f'--data_dir={printable(path)} must list images: {_FORMATS}; found an empty list.'
         )
     missing = _leave_missing_out(names, os.path.dirname(path))
     if 2 * len(missing) >= total:
         raise UserError(
-            f'--data_dir={shown(path)} must list files that are there, by paths relative to its '
-            f'folder or absolute ones ({_FORMATS}); of {total:,} files {len(missing):,} are '
+            f'--data_dir={printable(path)} must list files that are there, by paths relative to '
+            f'its folder or absolute ones ({_FORMATS}); of {total:,} files {len(missing):,} are '
             f'missing, such as '
             f'{_first(missing)}. Mend the paths.'
         )
@@ -105,11 +105,11 @@ def _images(
     if missing:
         are = 'file is' if len(missing) == 1 else 'files are'
         parts.append(f'{len(missing):,} {are} missing and left out, such as {_first(missing)}')
-    return Images(found, classes, f'{shown(path)}: {"; ".join(parts)}')
+    return Images(found, classes, f'{printable(path)}: {"; ".join(parts)}')
 
 
 def _first(missing: Sequence[str]) -> str:
-    return shown(missing[0][:100])
+    return printable(missing[0][:100])
 
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
@@ -215,8 +215,8 @@ def _table_rows(path: str, lines: io.TextIOBase, delimiter: str) -> Iterator[_Ro
     ]
     if columns[0] is None:
         raise UserError(
-            f'{shown(path)} must begin with a header that names a column {" or ".join(_PATH)}; '
-            f'found {shown(header.strip())!r}. Add it: path,label.'
+            f'{printable(path)} must begin with a header that names a column {" or ".join(_PATH)}; '
+            f'found {printable(header.strip())!r}. Add it: path,label.'
         )
     for row in csv.reader(lines, delimiter=delimiter):
         found = [row[n] if n is not None and n < len(row) else '' for n in columns]
@@ -235,8 +235,9 @@ def _json_rows(path: str, lines: Iterable[str]) -> Iterator[_Row]:
                 raise ValueError(f'it has no {" or ".join(_PATH)}')
         except (ValueError, AttributeError) as error:
             raise UserError(
-                f'Line {number} of {shown(path)} must be JSON such as {{"path": "a.jpg", "label": '
-                f'"cat"}}; found {shown(line.strip()[:80])} ({shown(one_line(error))}). Mend it.'
+                f'Line {number} of {printable(path)} must be JSON such as {{"path": "a.jpg", '
+                f'"label": "cat"}}; found {printable(line.strip()[:80])} '
+                f'({printable(one_line(error))}). Mend it.'
             ) from error
         yield where, label, split
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UserError, one_line, shown
+from common.errors import UserError, one_line, printable
 from data.config import DataConfig
 from data.image_files import decode_file
 from data.image_range import check_integers
@@ -56,7 +56,7 @@ def open_image_folder(config: DataConfig) -> Source:
         if not root or not _is_folder(root):
             raise UserError(
                 f'--dataset=image_folder needs --data_dir, a folder with {LAYOUT}; found '
-                f'{shown(root or repr(config.data_dir))}, which is no folder. Check the path.'
+                f'{printable(root or repr(config.data_dir))}, which is no folder. Check the path.'
             )
     seen: set[tuple[int, int]] = set()  # a folder may lie in another one that is named
     images = understand([_list(root, seen) for root in roots], asked_by(config))
@@ -100,7 +100,7 @@ def source_of_images(name: str, images: Images, max_pixels: int) -> Source:
     return Source(
         name=name,
         num_classes=len(classes) or None,
-        class_names=tuple(map(shown, classes)) or None,
+        class_names=tuple(map(printable, classes)) or None,
         num_examples=lambda split: len(select(split)),
         examples=lambda split: _examples(select(split)),
         decode=functools.partial(decode_file, max_pixels=max_pixels),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from common.errors import UserError, shown
+from common.errors import UserError, printable
 from data.names import find_prepared, how_to_open
 from data.sources.files import NO_CLASS, Files, Group, files_of, hold_out
 from data.sources.listing import Folder, Listing, describe_left
@@ -113,7 +113,7 @@ def understand(listings: Sequence[Listing], asked: Asked) -> Images:
     ]
     left = sum((collections.Counter(each.left) for each in listings), collections.Counter())
     parts += [f'left alone: {describe_left(left)}'] if left else []
-    roots = ', '.join(shown(each.root) for each in listings)
+    roots = ', '.join(printable(each.root) for each in listings)
     return Images(splits, classes, f'{roots}: {"; ".join(parts)}')
 
 
@@ -121,12 +121,12 @@ def _no_images(listing: Listing) -> UserError:
     prepared = find_prepared(listing.root)
     if prepared is not None:
         return UserError(
-            f'--data_dir={shown(listing.root)} must hold images; found a data set that TensorFlow '
-            f'Datasets prepared. Give {how_to_open(prepared)}.'
+            f'--data_dir={printable(listing.root)} must hold images; found a data set that '
+            f'TensorFlow Datasets prepared. Give {how_to_open(prepared)}.'
         )
     left = f', but {describe_left(listing.left)}' if listing.left else ''
     return UserError(
-        f'--data_dir={shown(listing.root)} must hold images, as {LAYOUT}; found no such '
+        f'--data_dir={printable(listing.root)} must hold images, as {LAYOUT}; found no such '
         f'images{left}. Give the folder that they are in.'
     )
 
@@ -153,8 +153,9 @@ def _layout_of(listing: Listing, asked: Asked, alone: bool = True) -> _Found:
         return _Found(f'images without classes{beside}', _unsorted(listing))
     if all(name.lower() in _NAMES_OF_EVALUATION for name in top):
         raise UserError(
-            f'--data_dir={shown(listing.root)} must hold images in a folder {TRAIN!r} beside '
-            f'{", ".join(map(shown, top))}; found none. Add them, or name another --train_split.'
+            f'--data_dir={printable(listing.root)} must hold images in a folder {TRAIN!r} beside '
+            f'{", ".join(map(printable, top))}; found none. Add them, or name another '
+            '--train_split.'
         )
     if len(top) == 1 and (alone or _holds_splits(listing, asked)):
         return _single_folder(listing, asked)
@@ -187,7 +188,7 @@ def _split_folders(listing: Listing, loose: list[Folder]) -> _Found:
             unsorted[split] = folder
         elif split in unsorted:
             raise UserError(
-                f'{shown(os.path.join(listing.root, split))} must hold either class folders or '
+                f'{printable(os.path.join(listing.root, split))} must hold either class folders or '
                 f'images without labels; found both, such as '
                 f'{_first_image(listing, unsorted[split])}. Move the loose images into a class or '
                 'a split of their own.'
@@ -203,7 +204,7 @@ def _split_folders(listing: Listing, loose: list[Folder]) -> _Found:
 
 
 def _first_image(listing: Listing, folder: Folder) -> str:
-    return shown(os.path.join(listing.root, folder.path, folder.images.split('/', 1)[0]))
+    return printable(os.path.join(listing.root, folder.path, folder.images.split('/', 1)[0]))
 
 
 def _empty(what: str, names: list[str]) -> str:
@@ -211,21 +212,21 @@ def _empty(what: str, names: list[str]) -> str:
     if not names:
         return ''
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-    return f'{what} without images: {", ".join(map(shown, names[:3]))}{more}'
+    return f'{what} without images: {", ".join(map(printable, names[:3]))}{more}'
 
 
 def _class_folders(listing: Listing) -> _Found:
     members = [_Member(listing.root, f, None, f.parts[0]) for f in listing.folders]
     notes = [_empty('class folder', [p[0] for p in listing.empty if len(p) == 1])]
     notes += [
-        f'{shown(name)} is a link to {shown(target)} and left alone'
+        f'{printable(name)} is a link to {printable(target)} and left alone'
         for name, target in listing.aliases.items()
     ]
     name = os.path.basename(os.path.abspath(listing.root)).lower()
     if name in (*_NAMES_OF_TRAIN, *_NAMES_OF_EVALUATION):
         notes.append(
             'for the splits beside it give --data_dir='
-            f'{shown(os.path.dirname(os.path.abspath(listing.root)))}'
+            f'{printable(os.path.dirname(os.path.abspath(listing.root)))}'
         )
     return _Found('class folders', members, [note for note in notes if note])
 
@@ -247,9 +248,9 @@ def _single_folder(listing: Listing, asked: Asked) -> _Found:
     inner = _within(listing)
     if _holds_splits(listing, asked):
         return _layout_of(inner, asked)
-    notes = [f'all are in the folder {shown(_top(listing)[0])}']
+    notes = [f'all are in the folder {printable(_top(listing)[0])}']
     if len(_top(inner)) > 1:
-        notes[0] += f'; for its folders as classes give --data_dir={shown(inner.root)}'
+        notes[0] += f'; for its folders as classes give --data_dir={printable(inner.root)}'
     return _Found('images without classes', _unsorted(listing), notes)
 
 
@@ -284,12 +285,12 @@ def with_evaluation(
     training = _training_folder(found, asked.train)
     if training and training not in asked.train:
         found[TRAIN] = found[training]
-        told.append(f'{TRAIN} is the split {shown(training)}')
+        told.append(f'{TRAIN} is the split {printable(training)}')
     usual = _of_evaluation(found)
     missing = [name for name in asked.evaluation if name not in found]
     if EVALUATION in missing and usual:
         found[EVALUATION] = found[usual]
-        told.append(f'{EVALUATION} is the split {shown(usual)}')
+        told.append(f'{EVALUATION} is the split {printable(usual)}')
     elif missing and not usual and training and asked.fraction:
         name = training if training in asked.train else TRAIN
         wanted = next((each for each in missing if each in _NAMES_OF_EVALUATION), EVALUATION)
@@ -297,7 +298,7 @@ def with_evaluation(
         if len(held):
             found[name], found[wanted] = kept, held
             told.append(
-                f'{len(held):,} of {shown(name)} are held out as {wanted} '
+                f'{len(held):,} of {printable(name)} are held out as {wanted} '
                 f'(--holdout_fraction={asked.fraction:g})'
             )
     return found, told
@@ -310,14 +311,14 @@ def _of_evaluation(names: Iterable[str]) -> str | None:
 
 
 def _sizes(splits: Mapping[str, Files]) -> str:
-    return 'splits ' + ', '.join(f'{shown(name)} {len(f):,}' for name, f in splits.items())
+    return 'splits ' + ', '.join(f'{printable(name)} {len(f):,}' for name, f in splits.items())
 
 
 def describe_classes(classes: Sequence[str], counts: np.ndarray, unlabelled: int) -> list[str]:
     """'3 classes (cat 12, dog 10, owl 8)', and how many have none, where some have."""
     if not classes:
         return []
-    pairs = [f'{shown(name)} {count:,}' for name, count in zip(classes, counts.tolist())]
+    pairs = [f'{printable(name)} {count:,}' for name, count in zip(classes, counts.tolist())]
     more = ', …' if len(pairs) > _LISTED else ''
     words = 'class' if len(classes) == 1 else 'classes'
     parts = [f'{len(classes):,} {words} ({", ".join(pairs[:_LISTED])}{more})']
@@ -330,7 +331,7 @@ def _differ_by_case(classes: Iterable[str]) -> list[str]:
     for name in classes:
         alike.setdefault(name.casefold(), []).append(name)
     return [
-        f'classes {" and ".join(map(shown, names))} differ by upper and lower case only'
+        f'classes {" and ".join(map(printable, names))} differ by upper and lower case only'
         for names in alike.values()
         if len(names) > 1
     ]

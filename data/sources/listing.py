@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 
-from common.errors import UserError, one_line, shown
+from common.errors import UserError, one_line, printable
 
 # By their contents files are told apart when they are decoded.
 EXTENSIONS = (
@@ -240,8 +240,8 @@ class _Walk:
                 entries = self._enter(place)
             except OSError as error:
                 raise UserError(
-                    f'{shown(place)} must be a folder that can be listed; found otherwise '
-                    f'({shown(one_line(error))}). Let it be read, or move it out of --data_dir.'
+                    f'{printable(place)} must be a folder that can be listed; found otherwise '
+                    f'({printable(one_line(error))}). Let it be read, or move it out of --data_dir.'
                 ) from error
             if entries is not None:
                 self._add(parts, place, entries)
@@ -293,7 +293,7 @@ def describe_left(left: Mapping[str, int]) -> str:
     parts = []
     if files:
         often = sorted(files, key=lambda key: (-files[key], key))
-        kinds = ', '.join(map(shown, often[:_KINDS_SHOWN]))
+        kinds = ', '.join(map(printable, often[:_KINDS_SHOWN]))
         kinds += ', …' if len(often) > _KINDS_SHOWN else ''
         total = sum(files.values())
         parts.append(f'{total:,} other file{"s" if total > 1 else ""} ({kinds})')

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UserError, shown
+from common.errors import UserError, printable
 
 _HEADER, _FOOTER = 12, 4  # bytes before and after the data of a record
 _POLYNOMIAL = 0x82F63B78  # of CRC-32C, reflected
@@ -85,9 +85,9 @@ def check_total(files: Sequence[File], num_bytes: int) -> None:
     if found < num_bytes:
         smallest = min(files, key=lambda file: file.size / max(1, file.expected))
         raise UserError(
-            f'The {len(files)} files of the split of {shown(smallest.path)} should have more than '
-            f'{num_bytes:,} bytes, as dataset_info.json says; found {found:,}. Some are cut off: '
-            'restore them, or prepare the data set again.'
+            f'The {len(files)} files of the split of {printable(smallest.path)} should have more '
+            f'than {num_bytes:,} bytes, as dataset_info.json says; found {found:,}. Some are cut '
+            'off: restore them, or prepare the data set again.'
         )
 
 
@@ -129,13 +129,13 @@ def _salvage(file: File) -> Records:
         corrupt = f', and {records.gaps} corrupt' if records.gaps else ''
         raise _damaged(file.path, f'hold {file.expected} records', f'{good} whole ones{corrupt}')
     are = 'record of {} is' if lost == 1 else 'records of {} are'
-    print(f'{lost} {are.format(shown(file.path))} corrupt and skipped.', flush=True)
+    print(f'{lost} {are.format(printable(file.path))} corrupt and skipped.', flush=True)
     return records
 
 
 def _damaged(path: str, expected: str, found: str) -> UserError:
     return UserError(
-        f'{shown(path)} must {expected}, as dataset_info.json says; found {found}. Restore the '
+        f'{printable(path)} must {expected}, as dataset_info.json says; found {found}. Restore the '
         'file, or prepare the data set again.'
     )
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from common.errors import UserError, shown
+from common.errors import UserError, printable
 
 
 def check_split(dataset: str, split: str, available: Iterable[str]) -> None:
@@ -23,7 +23,7 @@ def check_split(dataset: str, split: str, available: Iterable[str]) -> None:
     available = sorted(available)
     for name in split_names(split):
         if name not in available:
-            listed = ', '.join(map(shown, available)) or 'none'
+            listed = ', '.join(map(printable, available)) or 'none'
             raise UserError(
                 f'Data set {dataset} has no split {name!r}; its splits are: {listed}. '
                 'Choose with --train_split and --eval_split.'

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UserError, one_line, shown
+from common.errors import UserError, one_line, printable
 from data.config import DataConfig
 from data.image_files import decode_file
 from data.image_range import check_integers
@@ -137,7 +137,7 @@ def open_tfrecords(config: DataConfig) -> Source:
         *told,
         *(_described(classes) if classes else []),
     ]
-    line = f'{shown(config.data_dir or "")}: {"; ".join(summary)}'
+    line = f'{printable(config.data_dir or "")}: {"; ".join(summary)}'
     return _source(parts, features, classes, line, config.max_pixels)
 
 
@@ -194,7 +194,7 @@ def _source(
     return Source(
         name='tfrecords',
         num_classes=len(classes.counts) if classes else None,
-        class_names=tuple(map(shown, classes.names)) if classes and classes.names else None,
+        class_names=tuple(map(printable, classes.names)) if classes and classes.names else None,
         num_examples=count,
         examples=lambda split: _read(parts, pieces(split), parse),
         decode=functools.partial(decode_file, max_pixels=max_pixels),
@@ -290,14 +290,14 @@ def _find(data_dir: str) -> list[_File]:
     for folder in sorted({os.path.dirname(path) for path in paths}):
         if tf.io.gfile.exists(os.path.join(folder, PREPARED_FILE)):
             raise UserError(
-                f'--data_dir={shown(data_dir)} must hold TFRecord files of any program; found a '
-                f'data set that TensorFlow Datasets prepared. Give {how_to_open(folder)}.'
+                f'--data_dir={printable(data_dir)} must hold TFRecord files of any program; found '
+                f'a data set that TensorFlow Datasets prepared. Give {how_to_open(folder)}.'
             )
     files = [_counted(path) for path in paths]
     if not any(file.count for file in files):
         found = f'{len(files)} empty files' if files else 'no such files'
         raise UserError(
-            f'--data_dir={shown(data_dir)} must name TFRecord files, such as *.tfrecord or '
+            f'--data_dir={printable(data_dir)} must name TFRecord files, such as *.tfrecord or '
             f'train-00000-of-00010; found {found}. Check the pattern.'
         )
     return [file for file in files if file.count]
@@ -316,14 +316,14 @@ def _counted(path: str) -> _File:
             size, beginning = file.size(), file.read(2)
         if beginning == _GZIP:
             raise UserError(
-                f'{shown(path)} must be a TFRecord file without compression; found gzip. Unpack '
-                'it first.'
+                f'{printable(path)} must be a TFRecord file without compression; found gzip. '
+                'Unpack it first.'
             )
         count = _count_remote(path) if '://' in path else _count(path, size)
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
-            f'{shown(path)} must be a TFRecord file that can be read; found otherwise '
-            f'({shown(one_line(error))}). Restore it, or leave it out.'
+            f'{printable(path)} must be a TFRecord file that can be read; found otherwise '
+            f'({printable(one_line(error))}). Restore it, or leave it out.'
         ) from error
     return _File(path, count, size)
 
@@ -406,14 +406,14 @@ def _features(file: _File, config: DataConfig) -> _Features:
         found = dict(tf.train.Example.FromString(record).features.feature)
     except Exception as error:  # protobuf's, which has no public name in every release
         raise UserError(
-            f'{shown(file.path)} must hold tf.train.Example records; found something else '
+            f'{printable(file.path)} must hold tf.train.Example records; found something else '
             f'({one_line(error)}). Write them anew.'
         ) from error
     image = _image_key(file, found, config.image_key)
     label = _label_key(file, found, config.label_key)
     if label is not None:
         return _Features(image, label, _kind(found[label]) == 'bytes')
-    could = [shown(key) for key, f in sorted(found.items()) if _is_label(f) and key != image]
+    could = [printable(key) for key, f in sorted(found.items()) if _is_label(f) and key != image]
     hint = f'{" or ".join(could[:3])} could be one: choose with --label_key' if could else ''
     return _Features(image, None, hint=hint)
 
@@ -429,7 +429,7 @@ def _image_key(file: _File, found: Mapping[str, tf.train.Feature], asked: str | 
         return likely or images[0]
     could = f'several: {", ".join(sorted(images))}' if images else 'none'
     raise UserError(
-        f'{shown(file.path)} must hold an encoded image; found {could} among '
+        f'{printable(file.path)} must hold an encoded image; found {could} among '
         f'{_listed(found)}. Choose one with --image_key.'
     )
 
@@ -446,8 +446,8 @@ def _wrong_key(
 ) -> UserError:
     there = 'another kind' if asked in found else 'no such feature'
     return UserError(
-        f'--{flag}={shown(asked)} must name a feature of one {kind}; found {there} in '
-        f'{shown(file.path)}, which holds {_listed(found)}. Choose one of these.'
+        f'--{flag}={printable(asked)} must name a feature of one {kind}; found {there} in '
+        f'{printable(file.path)}, which holds {_listed(found)}. Choose one of these.'
     )
 
 
@@ -471,7 +471,7 @@ def _is_label(feature: tf.train.Feature) -> bool:
 
 def _listed(found: Mapping[str, tf.train.Feature]) -> str:
     return ', '.join(
-        f'{shown(key)} ({_kind(feature) or "several values"})'
+        f'{printable(key)} ({_kind(feature) or "several values"})'
         for key, feature in sorted(found.items())
     )
 
@@ -492,7 +492,7 @@ def _classes(parts: Mapping[str, _Part], features: _Features) -> _Classes:
         place = re.search(r'corrupted record at (\d+)', str(error))
         path = find_corrupt(files, int(place[1])) if place else None
         raise UserError(
-            f'{shown(path or "Each TFRecord file")} must hold whole records; found a corrupted '
+            f'{printable(path or "Each TFRecord file")} must hold whole records; found a corrupted '
             f'record{f" at {place[1]}" if place else ""}. Restore the file, or leave it out.'
         ) from error
     values, counts = np.unique(np.concatenate(seen), return_counts=True)
