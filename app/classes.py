@@ -98,7 +98,7 @@ def number_of_classes(
         return None
     # A resumed run has the variables it began with.
     begun = recorded is not None and recorded.get('num_classes') is not None
-    return source.num_classes if data.train_labels.labelled or begun else None
+    return source.num_classes if data.train_labels.labeled or begun else None
 
 
 def _recorded_classes(config: Config, source: Source, recorded: Mapping[str, Any]) -> int | None:

@@ -38,7 +38,7 @@ class RunData:
     Attributes:
         source: the data set as it is trained on: where only some labels are used, with those.
         evaluated: the data set as it is evaluated on.
-        subset: the labelled examples, None where all are used.
+        subset: the labeled examples, None where all are used.
         train_examples: number of training examples.
         train_labels: labels of the training split.
         eval_labels: labels of what is evaluated, None where nothing is.
@@ -65,12 +65,12 @@ class RunData:
     @property
     def finds_neighbors(self) -> bool:
         """Whether there are labels to vote for, and labels to compare with."""
-        return self.measures_accuracy and self.train_labels.labelled > 0
+        return self.measures_accuracy and self.train_labels.labeled > 0
 
     @property
     def measures_accuracy(self) -> bool:
         """Whether there are labels to compare with."""
-        return self.eval_labels is not None and self.eval_labels.labelled > 0
+        return self.eval_labels is not None and self.eval_labels.labeled > 0
 
 
 def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[Config, RunData]:
@@ -82,7 +82,7 @@ def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[
         replicas: among which batches are split.
 
     Returns:
-        `config`, with batches, neighbours and checkpoints sized for the data where they weren't
+        `config`, with batches, neighbors and checkpoints sized for the data where they weren't
         given, and what was opened.
 
     Raises:
@@ -123,8 +123,8 @@ def _training_source(config: Config, source: Source) -> tuple[Source, LabelSubse
         )
     subset = choose_labels(source, config.data, split=split, seed=config.train.seed)
     # A student learns from all images.
-    only_labelled = config.learning.stage.needs_labels
-    return (restrict if only_labelled else hide_other_labels)(source, split, subset), subset
+    only_labeled = config.learning.stage.needs_labels
+    return (restrict if only_labeled else hide_other_labels)(source, split, subset), subset
 
 
 def _without_labels(source: Source) -> str:
@@ -144,7 +144,7 @@ def _check_trainable(config: Config, data: RunData) -> None:
     source, split = data.source, config.data.train_split
     if not learning.learns_from_labels:
         return
-    if data.train_labels.labelled == 0:
+    if data.train_labels.labeled == 0:
         found = _without_labels(source)
         if source.num_classes is not None:
             found = (
@@ -191,25 +191,25 @@ def _left_out(config: Config, data: RunData) -> list[str]:
         online = 'no online classifier, and ' if measures_only else ''
         hint = f' ({data.source.label_hint}.)' if data.source.label_hint else ''
         return [f'Without labels there is {online}no accuracy.{hint}']
-    if measures_only and data.train_labels.labelled == 0:
-        what = 'no online classifier, no nearest neighbours and no accuracy'
+    if measures_only and data.train_labels.labeled == 0:
+        what = 'no online classifier, no nearest neighbors and no accuracy'
         return [f'No image in {config.data.train_split!r} has a label: there is {what}.']
-    if data.eval_labels is not None and data.eval_labels.labelled == 0:
+    if data.eval_labels is not None and data.eval_labels.labeled == 0:
         return [f'No image in {config.data.eval_split!r} has a label: there is no accuracy.']
-    if config.evaluation.knn_neighbors and data.eval_labels and data.train_labels.labelled == 0:
+    if config.evaluation.knn_neighbors and data.eval_labels and data.train_labels.labeled == 0:
         split = config.data.train_split
-        return [f'No image in {split!r} has a label: there are no nearest neighbours.']
+        return [f'No image in {split!r} has a label: there are no nearest neighbors.']
     return []
 
 
 def _unknown_classes(config: Config, data: RunData) -> list[str]:
-    """That no example of a class could be recognised, where labels are only looked at besides."""
+    """That no example of a class could be recognized, where labels are only looked at besides."""
     unknown = _only_evaluated(data)
-    if not unknown or data.train_labels.labelled == 0:
+    if not unknown or data.train_labels.labeled == 0:
         return []
     return [
         f'{config.data.train_split!r} has no example of {listed(unknown)}, which '
-        f'{config.data.eval_split!r} has: labels cannot teach to recognise them.'
+        f'{config.data.eval_split!r} has: labels cannot teach to recognize them.'
     ]
 
 
@@ -259,14 +259,14 @@ def _batch_for(config: Config, examples: int, replicas: int) -> int:
 def _with_evaluation(
     config: Config, given: Mapping[str, Any], data: RunData, replicas: int
 ) -> tuple[Config, list[str]]:
-    """`config` with neighbours and an evaluation batch for the data, and what was changed."""
+    """`config` with neighbors and an evaluation batch for the data, and what was changed."""
     settings, words = config.evaluation, []
-    known = min(data.train_labels.labelled, settings.knn_examples)
+    known = min(data.train_labels.labeled, settings.knn_examples)
     neighbors = settings.knn_neighbors
     if neighbors > known and data.finds_neighbors:
         if 'knn_neighbors' in given:
             raise UserError(
-                '--knn_neighbors must be at most the number of labelled training examples that '
+                '--knn_neighbors must be at most the number of labeled training examples that '
                 f'are searched, {known}; found {neighbors}.'
             )
         config = _changed(config, knn_neighbors=known)

@@ -81,7 +81,7 @@ def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
         model = network(experiment.config, experiment.num_classes)
         if experiment.stage.classifies:
-            # The regularisation loss leaves out what was frozen.
+            # The regularization loss leaves out what was frozen.
             freeze(model, experiment.config.learning.fine_tune_after_block)
         show_data(experiment)
         tracker = Tracker(experiment, model)
@@ -159,7 +159,7 @@ def _inputs(experiment: Experiment, model: SimCLRModel, splits: Splits) -> Input
         return lambda images: model(images, training=False)[name]
 
     # A classifier that saw no label says nothing; an older run may have one.
-    learns = data.train_labels.labelled > 0 or experiment.stage.classifies
+    learns = data.train_labels.labeled > 0 or experiment.stage.classifies
     return Inputs(
         batches=splits.evaluated,
         num_classes=data.evaluated.num_classes if data.measures_accuracy else 0,
@@ -167,7 +167,7 @@ def _inputs(experiment: Experiment, model: SimCLRModel, splits: Splits) -> Input
         teach=teacher and teacher.logits,
         embed=endpoint(EMBEDDING),
         endpoints=lambda images: model(images, training=False),
-        train_batches=splits.trained if data.train_labels.labelled else None,
+        train_batches=splits.trained if data.train_labels.labeled else None,
         pairs=splits.pairs,
         class_names=experiment.class_names or data.evaluated.class_names,
         neighbors=config.evaluation.knn_neighbors,
@@ -243,7 +243,7 @@ class Tracker:
             self._samples = False
             tqdm.write(f'Step {step}: pretraining is not evaluated before its end. {error}')
         except GivenUpError:
-            tqdm.write(f'Step {step}: evaluation cancelled.')
+            tqdm.write(f'Step {step}: evaluation canceled.')
         else:
             results = {
                 name.replace('eval/', SAMPLED, 1): value

@@ -74,7 +74,7 @@ class Experiment:
 
     @property
     def subset(self) -> LabelSubset | None:
-        """The labelled examples, None where all are used."""
+        """The labeled examples, None where all are used."""
         return self.data.subset
 
     @property

@@ -26,10 +26,10 @@ def check_evaluators(
     chosen = given.get('evaluators')
     if chosen is None or not config.run.does.measures:
         return
-    learns = data.train_labels.labelled > 0 or config.learning.stage.classifies
+    learns = data.train_labels.labeled > 0 or config.learning.stage.classifies
     there = {
         'eval_labels': data.measures_accuracy,
-        'train_labels': data.train_labels.labelled > 0,
+        'train_labels': data.train_labels.labeled > 0,
         'classifier': has_classifier and learns,
         'neighbors': config.evaluation.knn_neighbors > 0,
         'teacher': has_teacher,

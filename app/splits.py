@@ -63,7 +63,7 @@ class Splits:
     def trained(self) -> Iterable[Any]:
         """A pass over the training split, in evaluation views."""
         config, source = self._experiment.config, self._experiment.source
-        # There have to be as many as there are neighbours.
+        # There have to be as many as there are neighbors.
         most = max(SAMPLE, config.evaluation.knn_neighbors) if self._sampling else 0
         return self._batches(source, config.data.train_split, self._plain_views(), most)
 

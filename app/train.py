@@ -117,9 +117,9 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         check_recorded(experiment.class_names, resumed, saved.record)
         saved.record['class_names'] = experiment.class_names
         # Before anything is written: the file may turn out to be damaged.
-        report = None if resumed else _initialise(experiment, model)
+        report = None if resumed else _initialize(experiment, model)
         if not resumed:
-            method.initialise()
+            method.initialize()
         batch = config.train.train_batch_size
         history = experiment.history.at(trainer.step, saved.record, batch)
         experiment = dataclasses.replace(experiment, history=history)
@@ -142,7 +142,7 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
     print(f'Curves and sample views: tensorboard --logdir {model_dir}')
 
 
-def _initialise(experiment: Experiment, model: SimCLRModel) -> Report | None:
+def _initialize(experiment: Experiment, model: SimCLRModel) -> Report | None:
     """Loads `--checkpoint`, if there is one, into the new `model`."""
     zero = experiment.config.learning.zero_init_logits_layer
     if zero:
@@ -265,7 +265,7 @@ def _tell_growth(first: float | None, latest: float | None) -> None:
 
 
 def _write_labels(experiment: Experiment, resumed: str | None) -> None:
-    """Lists the labelled examples; a list that a change of settings ends is kept beside it."""
+    """Lists the labeled examples; a list that a change of settings ends is kept beside it."""
     path = os.path.join(experiment.config.output.model_dir, LABELS_FILE)
     listing = experiment.subset.listing() if experiment.subset else None
     there = tf.io.gfile.exists(path)

@@ -70,7 +70,7 @@ class Costs:
         forward_flops: floating-point operations per image, in convolutions and matrix products.
         backward_flops: the same for the gradients.
         parameters: number of trained parameters: encoder, projection head and online classifier.
-        norms: number of batch normalisation layers.
+        norms: number of batch normalization layers.
         norm_channels: total number of their channels.
         kept_bytes: per image, activations kept for the backward pass.
         copied_bytes: kept for the backward pass at any batch size: bfloat16 copies of kernels.
@@ -152,7 +152,7 @@ def gathered_bytes(batch: int, width: int) -> int:
 
 
 def statistics_bytes(costs: Costs) -> int:
-    """All-reduced for global batch normalisation: two vectors per layer forward, two backward."""
+    """All-reduced for global batch normalization: two vectors per layer forward, two backward."""
     return 2 * 2 * costs.norm_channels * FLOAT
 
 
@@ -175,7 +175,7 @@ def trace(network: Network, batch: int, *, global_bn: bool = True) -> Graph:
     Args:
         network: what is trained.
         batch: number of images on the replica.
-        global_bn: whether to build batch normalisation as for several replicas, without their
+        global_bn: whether to build batch normalization as for several replicas, without their
             communication.
     """
     size = network.image_size

@@ -90,7 +90,7 @@ class DataConfig:
     )
     color_jitter_strength: float = option(
         1.0,
-        'Strength s of the colour distortion; 0 turns it off.',
+        'Strength s of the color distortion; 0 turns it off.',
         at_least=0,
         at_most=10,
     )

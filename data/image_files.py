@@ -120,8 +120,8 @@ def decode_by_pillow(content: bytes, max_pixels: int = 0) -> np.ndarray:
 
 def _to_uint16(image: Image.Image) -> np.ndarray:
     if image.mode in _DEEP:
-        grey = np.clip(np.asarray(image, np.int64), 0, 65535).astype(np.uint16)
-        return np.repeat(grey[..., np.newaxis], 3, axis=-1)
+        gray = np.clip(np.asarray(image, np.int64), 0, 65535).astype(np.uint16)
+        return np.repeat(gray[..., np.newaxis], 3, axis=-1)
     if image.mode == 'F':
         raise NotAnImageError('its pixels are floating-point numbers of no known range')
     if image.has_transparency_data:
@@ -168,7 +168,7 @@ def _over_white(image: tf.Tensor) -> tf.Tensor:
     """Three channels of any number of them, transparent parts laid over white.
 
     Args:
-        image: [h, w, c] uint16, c from 1 to 4: grey, grey and alpha, RGB, RGBA.
+        image: [h, w, c] uint16, c from 1 to 4: gray, gray and alpha, RGB, RGBA.
 
     Returns:
         [h, w, 3] uint16.

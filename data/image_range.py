@@ -47,5 +47,5 @@ def find_range(name: str, split: str, images: tf.data.Dataset) -> str:
             return image_range
     raise UserError(
         f'Floating-point images must be in {", ".join(RANGES)}; found values from {least:g} to '
-        f'{most:g} in {split!r} of {name}. Scale them to one of these, without normalising them.'
+        f'{most:g} in {split!r} of {name}. Scale them to one of these, without normalizing them.'
     )

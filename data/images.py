@@ -64,10 +64,10 @@ def _refuse_unless(condition: tf.Tensor, *words: str | tf.Tensor) -> tf.Operatio
 
 
 def to_rgb(image: tf.Tensor, image_range: str = '0..1', name: str | tf.Tensor = 'one') -> tf.Tensor:
-    """Brings a decoded image to three channels: grey is repeated, alpha is dropped.
+    """Brings a decoded image to three channels: gray is repeated, alpha is dropped.
 
     Args:
-        image: [h, w] or [h, w, c] with c from 1 to 4 (grey, grey + alpha, RGB, RGBA); any real
+        image: [h, w] or [h, w, c] with c from 1 to 4 (gray, gray + alpha, RGB, RGBA); any real
             dtype.
         image_range: key of RANGES, for floating-point images.
         name: of the image, for messages.
@@ -87,12 +87,12 @@ def to_rgb(image: tf.Tensor, image_range: str = '0..1', name: str | tf.Tensor = 
     if image.shape.rank not in (None, 3) or channels not in (None, 1, 2, 3, 4):
         raise UserError(
             f'Images must be [height, width, 1 to 4 channels]; found {image.shape}. '
-            'Choose a data set of grey or colour images.'
+            'Choose a data set of gray or color images.'
         )
     if channels != 3:
         # A gather works for every channel count, even if it is unknown until the file is read.
-        is_colour = tf.shape(image)[-1] >= 3
-        image = tf.gather(image, tf.where(is_colour, [0, 1, 2], [0, 0, 0]), axis=-1)
+        is_color = tf.shape(image)[-1] >= 3
+        image = tf.gather(image, tf.where(is_color, [0, 1, 2], [0, 0, 0]), axis=-1)
         image.set_shape([None, None, 3])
     return _from_range(image, image_range, name) if image.dtype.is_floating else image
 

@@ -35,14 +35,14 @@ class LabelCounts:
     by_class: np.ndarray
 
     @property
-    def labelled(self) -> int:
+    def labeled(self) -> int:
         """How many of the examples that were read have a label."""
         return int(self.by_class.sum())
 
     @property
-    def unlabelled(self) -> int:
+    def unlabeled(self) -> int:
         """How many of the examples that were read have no label."""
-        return self.read - self.labelled
+        return self.read - self.labeled
 
     @property
     def complete(self) -> bool:
@@ -55,7 +55,7 @@ class LabelCounts:
         Args:
             names: of the classes.
         """
-        if not self.labelled:
+        if not self.labeled:
             return 'no labels'
         there = np.flatnonzero(self.by_class)
         of = self.by_class[there]
@@ -68,7 +68,7 @@ class LabelCounts:
             return f'{self.by_class[label]:,}{name}'
 
         sizes = size(few) if of.min() == of.max() else f'{size(few)} to {size(many)}'
-        none = f'; {self.unlabelled:,} without a label' if self.unlabelled else ''
+        none = f'; {self.unlabeled:,} without a label' if self.unlabeled else ''
         looked = '' if self.complete else f' among the first {self.read:,}'
         return f'{classes} of {sizes}{none}{looked}'
 
@@ -165,7 +165,7 @@ def with_class_order(source: Source, names: Sequence[str], whose: str) -> Source
             f'{whose} has other classes than {source.name}: {difference(names, own)}. Choose '
             'data with the same class names.'
         )
-    return relabelled(source, names)
+    return relabeled(source, names)
 
 
 def same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
@@ -184,7 +184,7 @@ def difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
     )
 
 
-def relabelled(source: Source, names: Sequence[str]) -> Source:
+def relabeled(source: Source, names: Sequence[str]) -> Source:
     """`source` with other numbers for its classes.
 
     Args:

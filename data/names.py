@@ -157,7 +157,7 @@ def find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The TFDS builder of `name`, 'name', 'name/config' or 'name/config:version'.
 
     Raises:
-        UserError: if there is none, neither in the catalogue nor prepared in `data_dir`.
+        UserError: if there is none, neither in the catalog nor prepared in `data_dir`.
     """
     import tensorflow_datasets as tfds
 
@@ -212,6 +212,6 @@ def _unknown_name(name: str, data_dir: str | None) -> str:
     known = [*SOURCES, *tfds.list_builders(with_community_datasets=False)]
     close = difflib.get_close_matches(name.split('/')[0].split(':')[0].lower(), known, n=3)
     found = f'nor a prepared data set in {data_dir or "the default data_dir of TFDS"}'
-    advice = f'Did you mean {", ".join(close)}?' if close else 'See the catalogue of TFDS.'
+    advice = f'Did you mean {", ".join(close)}?' if close else 'See the catalog of TFDS.'
     own = ', '.join(SOURCES)
     return f'There is no data set {name!r}: neither {own}, nor a name in TFDS, {found}. {advice}'

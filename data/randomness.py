@@ -21,7 +21,7 @@ _WORDS = tf.TensorSpec([None, 2], tf.int64)
 
 
 # A tf.function, so that its many small operations are traced only once. It is not inlined, since
-# each of a dozen uses would be optimised again whenever a pipeline starts. The blocks are a loop,
+# each of a dozen uses would be optimized again whenever a pipeline starts. The blocks are a loop,
 # because XLA takes half a minute to compile them unrolled.
 @tf.function(
     input_signature=[_WORDS, _WORDS],

@@ -61,7 +61,7 @@ def count_layers(config: ModelConfig) -> int:
 
 
 class ToyMethod(Method):
-    """Pulls the prediction from a small view towards the projection of a large one."""
+    """Pulls the prediction from a small view toward the projection of a large one."""
 
     metrics = ('pull_loss',)
 

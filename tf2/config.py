@@ -15,7 +15,7 @@ from tf2.methods import METHODS, entry_of
 from tf2.models import BACKBONES, BackboneEntry
 from tf2.models.resnet_sizes import RESNET_DEPTHS
 
-# Channels that oneDNN's kernel for batch normalisation takes at once in bfloat16; for what is no
+# Channels that oneDNN's kernel for batch normalization takes at once in bfloat16; for what is no
 # multiple it has another, which took ten times as long as the one for float32.
 NORM_VECTOR = 16
 LOGITS_AT_A_TIME = 2**24  # of NT-Xent: 64 MiB
@@ -84,11 +84,11 @@ class ModelConfig:
         modes=('export',),
     )
     global_bn: bool = option(
-        True, 'Batch normalisation statistics over all replicas.', modes=('export',)
+        True, 'Batch normalization statistics over all replicas.', modes=('export',)
     )
     batch_norm_decay: float = option(
         0.9,
-        'Momentum of the moving batch normalisation statistics.',
+        'Momentum of the moving batch normalization statistics.',
         at_least=0,
         below=1,
         modes=('export',),
@@ -309,7 +309,7 @@ class TrainConfig:
     )
     seed: int = option(
         0,
-        'Seed of initialisation, data order and augmentation.',
+        'Seed of initialization, data order and augmentation.',
         at_least=0,
         at_most=2**32 - 1,
     )
@@ -399,21 +399,21 @@ class EvaluationConfig:
     evaluators: str = option(
         DEFAULT,
         'Measurements, separated by commas, see below. Those of the default are skipped if they '
-        'lack labels, neighbours or a teacher.',
+        'lack labels, neighbors or a teacher.',
         modes=('eval',),
         resume='continue',
     )
     knn_neighbors: int = option(
         0,
-        'Evaluate with k nearest neighbours, this many of them; 0 turns it off. Unless given, at '
-        'most the number of labelled training examples.',
+        'Evaluate with k nearest neighbors, this many of them; 0 turns it off. Unless given, at '
+        'most the number of labeled training examples.',
         at_least=0,
         modes=('eval',),
         resume='continue',
     )
     knn_examples: int = option(
         20000,
-        'Training examples among which nearest neighbours are searched.',
+        'Training examples among which nearest neighbors are searched.',
         at_least=1,
         modes=('eval',),
         requires={'knn_neighbors': ()},

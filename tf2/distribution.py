@@ -229,7 +229,7 @@ def distribute(
     if one_device and not has_accelerators(strategy):
         # Batches are where they are needed. tf.distribute's iterator would copy them. Its end, and
         # that of any iterator that is tuned, now and then waits for half the time it was in use,
-        # up to a minute: the tuning thread sleeps on if it looks before it counts as cancelled.
+        # up to a minute: the tuning thread sleeps on if it looks before it counts as canceled.
         options = tf.data.Options()
         options.autotune.enabled = False
         return batches(0, 1).with_options(options)

@@ -66,13 +66,13 @@ class FeaturePass:
         batches: Iterable[Mapping[str, Any]],
         *,
         limit: int | None = None,
-        labelled: bool = False,
+        labeled: bool = False,
     ) -> Features:
-        """The first `limit` rows of `batches`; only those with a label if `labelled`."""
+        """The first `limit` rows of `batches`; only those with a label if `labeled`."""
         parts, count = [], 0
         for batch in batches:
             part = self.of_batch(batch)
-            parts.append(part.at(part.labels >= 0) if labelled else part)
+            parts.append(part.at(part.labels >= 0) if labeled else part)
             count += len(parts[-1])
             if limit is not None and count >= limit:
                 break

@@ -72,7 +72,7 @@ class Layers:
 
     Attributes:
         precision: 'float32', 'bfloat16' or 'float16'.
-        global_bn: whether batch normalisation is that of several replicas.
+        global_bn: whether batch normalization is that of several replicas.
     """
 
     precision: str = 'float32'
@@ -83,18 +83,18 @@ class Layers:
         """Bytes of a number that convolutions and dense layers compute in."""
         return FLOAT if self.precision == 'float32' else 2
 
-    def normalised(self, numbers: int, channels: int) -> int:
-        """Bytes that batch normalisation keeps of its input."""
+    def normalized(self, numbers: int, channels: int) -> int:
+        """Bytes that batch normalization keeps of its input."""
         exact = self.global_bn or channels % NORM_VECTOR
         return numbers * (FLOAT if exact else self.compute)
 
     def conv(
         self, kernel: int, strides: int, size: int, inputs: int, filters: int, relu: bool = True
     ) -> tuple[Part, int]:
-        """Convolution, batch normalisation and, maybe, a ReLU. Its input is another one's."""
+        """Convolution, batch normalization and, maybe, a ReLU. Its input is another one's."""
         out = -(-size // strides)
         numbers = out * out * filters
-        kept = self.normalised(numbers, filters)
+        kept = self.normalized(numbers, filters)
         if relu:
             kept += numbers * self.compute
         padded = (size + kernel - 1) ** 2 * inputs * self.compute
@@ -105,8 +105,8 @@ class Layers:
         return Part(weights + 2 * filters, weights, 2 * filters, kept, largest), out
 
     def dense(self, inputs: int, units: int) -> Part:
-        """Dense layer without bias and batch normalisation, with its input."""
-        kept = self.normalised(units, units) + inputs * self.compute
+        """Dense layer without bias and batch normalization, with its input."""
+        kept = self.normalized(units, units) + inputs * self.compute
         return Part(inputs * units + 2 * units, inputs * units, 2 * units, kept)
 
 

@@ -29,7 +29,7 @@ def advice_for(doing: str, train: TrainConfig, evaluation: EvaluationConfig, rep
     Args:
         doing: 'training', 'evaluation' or 'export'.
         train: the batch size and the precision it was tried with.
-        evaluation: the batch size and the neighbours it was tried with.
+        evaluation: the batch size and the neighbors it was tried with.
         replicas: over which a batch is split.
     """
     advice = {

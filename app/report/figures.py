@@ -31,14 +31,14 @@ _NAMES = {
     'supervised_acc': 'classifier',
     'label_top_1_accuracy': 'top-1',
     'label_top_5_accuracy': 'top-5',
-    'knn_accuracy': 'neighbours',
+    'knn_accuracy': 'neighbors',
     'probe_accuracy': 'linear probe',
     'mean_per_class_accuracy': 'mean over classes',
     'teacher_agreement': 'agreement',
     'teacher_top_1_accuracy': "teacher's top-1",
 }
-# Okabe & Ito's, which colour-blind people can tell apart.
-_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+# Okabe & Ito's, which color-blind people can tell apart.
+_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
             list(curve.points.values()),
             label=curve.label,
             # The total may lie on its largest term: broad and pale, it is seen all the same.
-            color='#c4ccd4' if total else _COLOURS[number % len(_COLOURS)],
+            color='#c4ccd4' if total else _COLORS[number % len(_COLORS)],
             linestyle='--' if curve.evaluated else '-',
             linewidth=5 if total else 1.6,
             marker='o' if curve.evaluated or alone else None,
@@ -114,7 +114,7 @@ def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
 
 
 def confusion_figure(confusion: Confusion) -> Figure:
-    """True classes down, predicted ones across; colour: share of the true class."""
+    """True classes down, predicted ones across; color: share of the true class."""
     counts, classes = confusion.counts, len(confusion.names)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     side = min(9.0, max(5.0, 2 + 0.36 * classes))
@@ -123,8 +123,8 @@ def confusion_figure(confusion: Confusion) -> Figure:
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     if classes <= MAX_NUMBERED_CLASSES:
         for (row, column), count in _cells(counts):
-            colour = '#ffffff' if shares[row, column] > 0.5 else '#1f2328' if count else '#afb8c1'
-            axes.text(column, row, str(count), ha='center', va='center', fontsize=9, color=colour)
+            color = '#ffffff' if shares[row, column] > 0.5 else '#1f2328' if count else '#afb8c1'
+            axes.text(column, row, str(count), ha='center', va='center', fontsize=9, color=color)
     every = math.ceil(classes / _MAX_NAMED_CLASSES)
     ticks, names = range(0, classes, every), [_short(name) for name in confusion.names[::every]]
     size = 10 if classes <= MAX_NUMBERED_CLASSES else 7

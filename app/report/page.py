@@ -28,7 +28,7 @@ def write_report(path: str, stages: Sequence[PipelineRun]) -> None:
 
     Args:
         path: 'report.html', wherever it is to be; its folder is made.
-        stages: in the order they were run, at least one. Neighbours are those of the first one
+        stages: in the order they were run, at least one. Neighbors are those of the first one
             that pretrains, confusions those of the last one.
 
     Raises:

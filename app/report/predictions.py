@@ -18,9 +18,9 @@ from data.sources.source import NO_LABEL, Source
 from tf2.features import FeaturePass, Features, concatenated
 from tf2.weights import open_weights
 
-QUERIES = 8  # test images of which neighbours are shown
+QUERIES = 8  # test images of which neighbors are shown
 NEIGHBORS = 6
-SEARCHED = 5000  # training images among which neighbours are searched
+SEARCHED = 5000  # training images among which neighbors are searched
 THUMBNAIL = 96  # largest height and width of an image on the page, in pixels
 
 
@@ -109,7 +109,7 @@ def confusion(run: Run, source: Source) -> Confusion | None:
     module = load_module(run)
     if module is None or source.num_classes is None:
         return None
-    found = FeaturePass(module).collect(evaluation_batches(run, source), labelled=True)
+    found = FeaturePass(module).collect(evaluation_batches(run, source), labeled=True)
     if found.logits is None or not len(found):
         return None
     counts = np.zeros([source.num_classes] * 2, np.int64)

@@ -46,7 +46,7 @@ class Row:
         stage: its title.
         network: 'ResNet-18 (width 0.25)'.
         parameters: trainable ones, see `count_parameters`.
-        labels: labelled examples that trained the network; 0 for pretraining.
+        labels: labeled examples that trained the network; 0 for pretraining.
         through_teacher: where `labels` is 0, those that trained its teacher or the teacher's.
         top_1: accuracy on the evaluation split at the end, in [0, 1]; None without a classifier.
         seconds: see `report.events`.
@@ -148,7 +148,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 
 def labels_used(run: Run) -> int:
-    """Labelled examples that a stage itself learned from."""
+    """Labeled examples that a stage itself learned from."""
     if not run.config.learning.learns_from_labels:
         return 0
     path = os.path.join(run.stage.folder, LABELS_FILE)
@@ -187,7 +187,7 @@ def _note(run: Run) -> str:
     if run.kind.needs_labels and frozen >= blocks:
         parts.append('only the linear classifier was trained')
     if neighbors is not None:
-        parts.append(f'nearest neighbours {percent(neighbors)}')
+        parts.append(f'nearest neighbors {percent(neighbors)}')
     if teacher is not None:
         parts.append(f'top-1 of its teacher {percent(teacher)}')
     return '; '.join(parts)

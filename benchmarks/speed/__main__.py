@@ -44,7 +44,7 @@ Runs = Sequence[Mapping[str, float]]
 # Figures of the published TF2 program, measured once on such a machine at full speed: 47.7 images/s
 # and 1.78 GB in the first case of `steps`, where float32 matrix products reach 431 GFLOP/s and a
 # plain Keras step 52.9 images/s; 574 JPEGs/s, where one core decodes 931/s, or 329/s with plain
-# crops and colours; at least 22.5 s for a whole run of one step; 3.7 GB for the loss of 8,192
+# crops and colors; at least 22.5 s for a whole run of one step; 3.7 GB for the loss of 8,192
 # images. Shares of the machine's peak carry over to other machines. Start-up time is scaled by the
 # inverse of one core's decoding rate.
 CASE = 'ResNet-18 width 1, 32 px, batch 64'

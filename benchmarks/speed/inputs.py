@@ -10,7 +10,7 @@ the median of the turns. It counts source images, each of which becomes two view
   224            JPEGs of 375 x 500 pixels and about 90 kB, smooth random fields with grain; views
                  of 224 pixels with all augmentations except blur, or with `blur`; `cropped` is the
                  host's part if an accelerator finishes the views
-  28             grey PNGs of 28 x 28 pixels, views of the same size
+  28             gray PNGs of 28 x 28 pixels, views of the same size
   decode         only full decoding of those JPEGs, on one thread or, `peak`, on all cores
 
 Images per second of processor time are listed too, since they vary less while other programs run.
@@ -65,7 +65,7 @@ def large_images(count: int) -> tf.Tensor:
 
 
 def small_images(count: int) -> tf.Tensor:
-    """[count] strings, grey PNG."""
+    """[count] strings, gray PNG."""
     pictures = (picture(seed, *SMALL)[..., :1] for seed in range(count))
     return tf.stack([tf.io.encode_png(image) for image in pictures])
 
@@ -141,7 +141,7 @@ def _plain_view(image: tf.Tensor, size: int, blur: bool) -> tf.Tensor:
     view = tf.image.resize(tf.slice(image, begin, extent), [size, size], 'bicubic')
     view = tf.image.random_flip_left_right(tf.ensure_shape(view, [size, size, 3]))
     view = _with_probability(0.8, _plain_jitter, view)
-    view = _with_probability(0.2, _plain_grey, view)
+    view = _with_probability(0.2, _plain_gray, view)
     if blur:
         view = _with_probability(0.5, _plain_blur, view)
     return tf.clip_by_value(view, 0.0, 1.0)
@@ -167,7 +167,7 @@ def _plain_jitter(view: tf.Tensor) -> tf.Tensor:
     return view
 
 
-def _plain_grey(view: tf.Tensor) -> tf.Tensor:
+def _plain_gray(view: tf.Tensor) -> tf.Tensor:
     return tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(view))
 
 
@@ -281,7 +281,7 @@ def _profile(runs: Sequence[Mapping[str, float]]) -> list[str]:
             f'{whole}_cropped',
             'decode_peak',
         ),
-        'flip and colour of both views': (whole, f'{whole}_cropped'),
+        'flip and color of both views': (whole, f'{whole}_cropped'),
         'blur of half of the views': (f'{whole}_blur', whole),
     }
     lines = [

@@ -76,7 +76,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
             'strength': config.color_jitter_strength,
             'brightness': config.color_jitter_brightness,
         },
-        # Strength 0 turns off grey too.
+        # Strength 0 turns off gray too.
         is_off=lambda config, size: config.color_jitter_strength == 0,
     ),
     'blur': Augmentation(

@@ -74,7 +74,7 @@ def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, *, kernel_size: int) -> t
 
 
 def _band(sigma: tf.Tensor, radius: int) -> tf.Tensor:
-    """[..., _BLOCK, _BLOCK + 2 · radius]: a normalised Gaussian, shifted by one in each row."""
+    """[..., _BLOCK, _BLOCK + 2 · radius]: a normalized Gaussian, shifted by one in each row."""
     sigma = sigma[..., tf.newaxis]
     taps = tf.range(-radius, radius + 1, dtype=tf.float32)
     norm = tf.reduce_sum(tf.exp(-(taps**2) / (2 * sigma**2)), axis=-1)  # [...]

@@ -1,4 +1,4 @@
-"""Colour distortion: jitter in random order, then grey (SimCLR appendix A, arXiv:2002.05709)."""
+"""Color distortion: jitter in random order, then gray (SimCLR appendix A, arXiv:2002.05709)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data.randomness import uniform
 _OPERATIONS = 4
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as tf.image.rgb_to_grayscale
 _TINY = 1e-20  # avoids a division by 0
-# For red, green and blue: centre, sign and offset in clip(offset + sign * |hue - centre|).
+# For red, green and blue: center, sign and offset in clip(offset + sign * |hue - center|).
 _SHARES_OF_SPAN = ((3.0, 2.0, 4.0), (1.0, -1.0, -1.0), (-1.0, 2.0, 2.0))
 
 # (planes of the three channels, amount) → planes
@@ -30,14 +30,14 @@ class _Drawn:
         amounts: [..., 4] float32, one for each operation.
         order: [..., 4] int32, numbers of the operations in the order in which they are applied.
         jitters: [...] bool, whether they are applied.
-        becomes_grey: [...] bool.
+        becomes_gray: [...] bool.
     """
 
     operations: Sequence[Operation]
     amounts: tf.Tensor
     order: tf.Tensor
     jitters: tf.Tensor
-    becomes_grey: tf.Tensor
+    becomes_gray: tf.Tensor
 
 
 def distort_color(
@@ -48,9 +48,9 @@ def distort_color(
     brightness: str = 'multiply',
     strengths: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2),
     probability: float = 0.8,
-    grey_probability: float = 0.2,
+    gray_probability: float = 0.2,
 ) -> tf.Tensor:
-    """Jitters colours with a probability, then makes the image grey with another.
+    """Jitters colors with a probability, then makes the image gray with another.
 
     Defaults are those of SimCLR.
 
@@ -61,7 +61,7 @@ def distort_color(
         brightness: 'multiply' (SimCLRv2) or 'add' (SimCLRv1).
         strengths: of brightness, contrast, saturation and hue jitter, at s = 1.
         probability: of an image to be jittered.
-        grey_probability: of an image to become grey.
+        gray_probability: of an image to become gray.
 
     Returns:
         Tensor of `image`'s shape, float32 in [0, 1].
@@ -72,7 +72,8 @@ def distort_color(
         amounts=_draw_amounts(seed, [strength * wide for wide in strengths], brightness),
         order=tf.argsort(uniform(seed, _OPERATIONS, 'jitter order'), axis=-1),
         jitters=uniform(seed, 1, 'jitter')[..., 0] < probability,
-        becomes_grey=uniform(seed, 1, 'grey')[..., 0] < grey_probability,
+        # The stream's name decides the draws, so it stays as it was first spelled.
+        becomes_gray=uniform(seed, 1, 'grey')[..., 0] < gray_probability,
     )
     return (_distort_one if image.shape.rank == 3 else _distort_batch)(image, drawn)
 
@@ -91,7 +92,7 @@ def _distort_one(image: tf.Tensor, drawn: _Drawn) -> tf.Tensor:
     # With one plane per channel, operations vectorize over pixels.
     planes = tf.transpose(image, [2, 0, 1])
     _, planes = tf.while_loop(lambda turn, _: turn < turns, take_turn, (0, planes))
-    planes = tf.cond(drawn.becomes_grey, lambda: grey(planes), lambda: planes)
+    planes = tf.cond(drawn.becomes_gray, lambda: gray(planes), lambda: planes)
     return tf.transpose(planes, [1, 2, 0])
 
 
@@ -113,11 +114,11 @@ def _distort_batch(images: tf.Tensor, drawn: _Drawn) -> tf.Tensor:
 
     planes = tf.transpose(images, [3, 0, 1, 2])
     _, planes = tf.while_loop(lambda turn, _: turn < _OPERATIONS, take_turn, (0, planes))
-    planes = tf.where(for_images(drawn.becomes_grey), grey(planes), planes)
+    planes = tf.where(for_images(drawn.becomes_gray), gray(planes), planes)
     return tf.ensure_shape(tf.transpose(planes, [1, 2, 3, 0]), images.shape)
 
 
-def grey(planes: tf.Tensor) -> tf.Tensor:
+def gray(planes: tf.Tensor) -> tf.Tensor:
     """The image's luma in all three channels; [3, ...] float32 → [3, ...] float32."""
     red, green, blue = (weight * plane for weight, plane in zip(_LUMA, tf.unstack(planes)))
     return tf.broadcast_to(red + green + blue, tf.shape(planes))
@@ -177,8 +178,8 @@ def _turn_hue(planes: tf.Tensor, summand: tf.Tensor) -> tf.Tensor:
     # A channel has the whole span within a sixth of its own hue, falls within the next sixth, and
     # is the smallest beyond. Red is where the circle wraps around.
     place = [-1] + [1] * (planes.shape.rank - 1)
-    centre, sign, offset = (tf.reshape(tf.constant(row), place) for row in _SHARES_OF_SPAN)
-    return smallest + span * _clip(offset + sign * tf.abs(hue - centre))
+    center, sign, offset = (tf.reshape(tf.constant(row), place) for row in _SHARES_OF_SPAN)
+    return smallest + span * _clip(offset + sign * tf.abs(hue - center))
 
 
 def _extremes(planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

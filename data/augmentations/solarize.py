@@ -1,4 +1,4 @@
-"""Solarisation of some images: bright pixels become dark (BYOL, appendix B, arXiv:2006.07733)."""
+"""Solarization of some images: bright pixels become dark (BYOL, appendix B, arXiv:2006.07733)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def random_solarize(
         image: [h, w, 3] or [b, h, w, 3] float32 in [0, 1].
         seed: [2] or [b, 2] integers.
         threshold: smallest value that is inverted.
-        probability: of an image to be solarised.
+        probability: of an image to be solarized.
 
     Returns:
         Tensor of `image`'s shape, float32 in [0, 1].

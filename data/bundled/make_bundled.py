@@ -172,10 +172,10 @@ def sort_features(folder: pathlib.Path) -> None:
 
 def describe(size: Mapping[str, int] | None) -> str:
     """The description that is stored with the data set."""
-    text = "Fashion-MNIST: 28x28 grey images of Zalando's articles in 10 classes."
+    text = "Fashion-MNIST: 28x28 gray images of Zalando's articles in 10 classes."
     if size:
         text += f' A stratified random part of it, picked with seed {SEED}.'
-    return text + ' Copyright 2017 Zalando SE, MIT licence.'
+    return text + ' Copyright 2017 Zalando SE, MIT license.'
 
 
 def write_small(folder: pathlib.Path, out: pathlib.Path) -> pathlib.Path:

@@ -14,7 +14,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / 'bundled' / 'fashion_mnist_small' /
 
 
 def open_bundled(config: DataConfig) -> Source:
-    """Opens 6,000 training and 1,000 test images of Fashion-MNIST (28 x 28, grey, 10 classes).
+    """Opens 6,000 training and 1,000 test images of Fashion-MNIST (28 x 28, gray, 10 classes).
 
     Args:
         config: `data_dir` must be unset.

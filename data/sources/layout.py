@@ -314,7 +314,7 @@ def _sizes(splits: Mapping[str, Files]) -> str:
     return 'splits ' + ', '.join(f'{printable(name)} {len(f):,}' for name, f in splits.items())
 
 
-def describe_classes(classes: Sequence[str], counts: np.ndarray, unlabelled: int) -> list[str]:
+def describe_classes(classes: Sequence[str], counts: np.ndarray, unlabeled: int) -> list[str]:
     """'3 classes (cat 12, dog 10, owl 8)', and how many have none, where some have."""
     if not classes:
         return []
@@ -322,7 +322,7 @@ def describe_classes(classes: Sequence[str], counts: np.ndarray, unlabelled: int
     more = ', …' if len(pairs) > _LISTED else ''
     words = 'class' if len(classes) == 1 else 'classes'
     parts = [f'{len(classes):,} {words} ({", ".join(pairs[:_LISTED])}{more})']
-    return parts + ([f'{unlabelled:,} images without a class'] if unlabelled else [])
+    return parts + ([f'{unlabeled:,} images without a class'] if unlabeled else [])
 
 
 def _differ_by_case(classes: Iterable[str]) -> list[str]:

@@ -25,7 +25,7 @@ from app.run_folder import write_flags
 from common.errors import UserError
 from data import sources
 from data.config import DataConfig
-from data.labels import relabelled
+from data.labels import relabeled
 from data.sources.image_folder import open_image_folder
 from data.sources.source import Source
 from hub_export import publish, read_record
@@ -50,7 +50,7 @@ def write_images(folder: pathlib.Path, count: int, seed: int = 0) -> None:
 
 @pytest.fixture(scope='module')
 def pets(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Images: train, labelled; test, labelled; few, without owls; plain, without labels."""
+    """Images: train, labeled; test, labeled; few, without owls; plain, without labels."""
     root = tmp_path_factory.mktemp('pets')
     for name in NAMES:
         write_images(root / 'train' / name, 8)
@@ -143,7 +143,7 @@ def test_a_run_that_has_such_a_classifier_keeps_it_and_reports_nothing_of_it(
 def test_an_evaluation_on_the_training_split_is_of_all_its_images(
     prepare: Callable, split: str
 ) -> None:
-    """However few of their labels are trained on; neighbours are searched among those."""
+    """However few of their labels are trained on; neighbors are searched among those."""
     data = prepare(
         train_mode='finetune',
         train_split=split,
@@ -356,10 +356,10 @@ def trained(pets: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pat
 def in_other_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same images and classes, whose numbers are others."""
 
-    def open_relabelled(config: DataConfig) -> Source:
-        return relabelled(open_image_folder(config), OTHER_ORDER)
+    def open_relabeled(config: DataConfig) -> Source:
+        return relabeled(open_image_folder(config), OTHER_ORDER)
 
-    monkeypatch.setattr(sources, 'load', lambda path: open_relabelled)
+    monkeypatch.setattr(sources, 'load', lambda path: open_relabeled)
 
 
 @pytest.fixture
@@ -369,7 +369,7 @@ def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_renamed(config):
         source = open_image_folder(config)
         named = data_checks.dataclasses.replace(source, class_names=('zebra', 'dog', 'owl'))
-        return relabelled(named, ('dog', 'owl', 'zebra'))
+        return relabeled(named, ('dog', 'owl', 'zebra'))
 
     monkeypatch.setattr(sources, 'load', lambda path: open_renamed)
 
@@ -452,7 +452,7 @@ def test_a_classifier_of_other_classes_is_left_out_and_that_is_said(
     prepared = prepare(**stages_after(trained)[stage])
     assert prepared.class_names == ('dog', 'owl', 'zebra')
     model = network(prepared.config, prepared.num_classes)
-    report = train._initialise(prepared, model)
+    report = train._initialize(prepared, model)
     assert 'classifier: its classes are cat, dog, owl; found dog, owl, zebra' in report.line()
     assert not [name for name in report.loaded if 'supervised_head' in name]
 

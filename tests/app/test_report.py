@@ -206,7 +206,7 @@ def test_the_table_as_text_is_aligned(
     assert '20 (through the teacher)' in lines[2]
     knn = result(stages[0])['eval/knn_accuracy']
     assert (
-        f'linear classifier trained alongside on all labels; nearest neighbours {knn:.2%}'
+        f'linear classifier trained alongside on all labels; nearest neighbors {knn:.2%}'
         in (lines[3])
     )
 
@@ -314,7 +314,7 @@ def test_curves_are_those_of_the_run(written: Written) -> None:
 def test_every_stage_shows_its_losses_and_accuracies(written: Written) -> None:
     shown = [set(lines(figure)) for figure in written.curve_figures]
     assert shown[0] == {'total, training', 'contrastive, training', 'classifier, training'}
-    assert {'top-1, evaluation', 'neighbours, evaluation', 'contrastive, training'} <= shown[1]
+    assert {'top-1, evaluation', 'neighbors, evaluation', 'contrastive, training'} <= shown[1]
     assert shown[2] == {'total, training', 'classifier, training'}
     assert {'top-1, evaluation', 'top-5, evaluation', 'classifier, training'} <= shown[3]
     assert 'distillation, training' in shown[4]
@@ -384,7 +384,7 @@ def test_many_classes_have_no_numbers_and_odd_names_are_kept() -> None:
     assert numbers(figures.confusion_figure(absent)) == [3, 0, 0, 0]
 
 
-# --- neighbours
+# --- neighbors
 
 
 def test_nearest_rows_are_those_of_highest_cosine() -> None:
@@ -403,7 +403,7 @@ def test_nearest_rows_are_those_of_highest_cosine() -> None:
     assert np.isfinite(predictions.nearest(np.zeros([2, 5]), queries, 2)[1]).all()
 
 
-def test_neighbours_are_those_of_the_pretrained_encoder(stages: list[report.PipelineRun]) -> None:
+def test_neighbors_are_those_of_the_pretrained_encoder(stages: list[report.PipelineRun]) -> None:
     first, source = runs.read_run(stages[0]), source_of(stages[0])
     module = predictions.load_module(first)
 
@@ -452,7 +452,7 @@ def test_queries_are_spread_over_classes(
     assert found.tolist() == chosen and len(images) == len(chosen)
 
 
-def test_thumbnails_are_small_and_true_in_colour() -> None:
+def test_thumbnails_are_small_and_true_in_color() -> None:
     assert predictions.thumbnails(np.full([2, 28, 28, 3], 0.5, np.float32)).shape == (2, 28, 28, 3)
     large = predictions.thumbnails(np.full([1, 224, 112, 3], 0.2, np.float32))
     assert large.shape == (1, 96, 48, 3) and np.unique(large) == [51]
@@ -477,9 +477,7 @@ def test_the_page_has_every_row_of_the_table(written: Written, rows: list[report
         assert f'>{runs.duration(row.seconds)}</td>' in line
     assert '20 (through the teacher)' in lines[2]
     assert 'a linear classifier trained alongside on all labels' in written.text
-    assert (
-        f'nearest neighbours {result(written.stages[0])["eval/knn_accuracy"]:.2%}' in written.text
-    )
+    assert f'nearest neighbors {result(written.stages[0])["eval/knn_accuracy"]:.2%}' in written.text
 
 
 def test_the_page_has_every_figure(written: Written) -> None:

@@ -115,7 +115,7 @@ def test_the_report_shows_the_numbers_of_the_result(finished: tuple[pathlib.Path
     result = numbers(folder / 'result.json')
     for name, label in [
         ('label_top_1_accuracy', 'top-1'),
-        ('knn_accuracy', 'neighbours'),
+        ('knn_accuracy', 'neighbors'),
         ('probe_accuracy', 'linear probe'),
         ('mean_per_class_accuracy', 'mean over classes'),
     ]:

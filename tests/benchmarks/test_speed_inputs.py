@@ -71,5 +71,5 @@ def test_rows_hold_medians_ranges_and_ratios_of_the_same_run():
         assert table[alone].split('|')[3].strip() == ''
     profile = {name: line.split('|')[2].strip() for name, line in table.items()}
     assert profile['decoding'] == '1.00 (0.50 to 2.00)'
-    assert profile['flip and colour of both views'] == '0.42 (0.21 to 0.83)'
+    assert profile['flip and color of both views'] == '0.42 (0.21 to 0.83)'
     assert profile['blur of half of the views'] == '0.83 (0.42 to 1.67)'

@@ -123,7 +123,7 @@ def test_flip_mirrors_half_of_the_images():
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
 
 
-# --- colour
+# --- color
 
 
 @pytest.mark.parametrize('strength', [0.5, 1.0])
@@ -141,14 +141,14 @@ def test_color_meets_the_published_distribution(golden, strength, brightness, ve
     error = 5 * golden[f'jitter_std_{case}'] * np.sqrt(2 / DRAWS)
     assert (np.abs(views.mean(axis=0) - golden[f'jitter_mean_{case}']) < error).all()
     np.testing.assert_allclose(views.std(axis=0), golden[f'jitter_std_{case}'], rtol=0.04)
-    grey = np.ptp(views, axis=-1).max(axis=(1, 2)) < 1e-6
-    assert abs(grey.mean() - golden[f'jitter_gray_fraction_{case}']) < 5 * np.sqrt(0.32 / DRAWS)
+    gray = np.ptp(views, axis=-1).max(axis=(1, 2)) < 1e-6
+    assert abs(gray.mean() - golden[f'jitter_gray_fraction_{case}']) < 5 * np.sqrt(0.32 / DRAWS)
 
 
-def test_grey_meets_the_published_program(golden):
+def test_gray_meets_the_published_program(golden):
     planes = tf.transpose(golden['blur0_image'], [2, 0, 1])
     np.testing.assert_allclose(
-        tf.transpose(color.grey(planes), [1, 2, 0]), golden['gray_output'], atol=1e-6
+        tf.transpose(color.gray(planes), [1, 2, 0]), golden['gray_output'], atol=1e-6
     )
 
 
@@ -178,7 +178,7 @@ def test_hue_turns_as_colorsys_says(pixel, delta):
     np.testing.assert_allclose(turned[:, 0, 0], expected, atol=2e-6)
 
 
-def test_saturation_leaves_black_white_and_grey_alone():
+def test_saturation_leaves_black_white_and_gray_alone():
     planes = tf.constant([[[0.0, 0.4, 1.0]]] * 3)
     np.testing.assert_allclose(color._saturate(planes, tf.constant(1.8)), planes, atol=1e-7)
 
@@ -235,9 +235,9 @@ def test_blur_takes_half_of_the_images_each_with_its_own_sigma():
     sigmas = 0.1 + 1.9 * blur.uniform(seeds_of(count), 2, 'blur').numpy()[:, 1]
     # A sigma near 0.1 blurs by less than a float32 shows; those are some 2% of the blurred.
     assert abs(changed.mean() - 0.5) < 5 * 0.5 / np.sqrt(count) + 0.02
-    centre = views[changed, 7, 7, 0]
-    assert (np.diff(centre[np.argsort(sigmas[changed])]) <= 1e-6).all()
-    assert len(np.unique(centre)) > 0.9 * changed.sum()
+    center = views[changed, 7, 7, 0]
+    assert (np.diff(center[np.argsort(sigmas[changed])]) <= 1e-6).all()
+    assert len(np.unique(center)) > 0.9 * changed.sum()
 
 
 def test_views_below_20_pixels_are_not_blurred():
@@ -246,11 +246,11 @@ def test_views_below_20_pixels_are_not_blurred():
     np.testing.assert_array_equal(views, images)
 
 
-# --- solarisation
+# --- solarization
 
 
 @pytest.mark.parametrize('probability', [0.0, 0.3, 1.0])
-def test_solarisation_inverts_bright_values_of_some_images(probability):
+def test_solarization_inverts_bright_values_of_some_images(probability):
     images = photo(2000, 3, 3, 3)
     found = random_solarize(images, seeds_of(2000), threshold=0.6, probability=probability)
     chosen = uniform(seeds_of(2000), 1, 'solarize')[:, 0].numpy() < probability

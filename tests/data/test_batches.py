@@ -403,9 +403,9 @@ def test_a_views_own_arguments_win_and_settings_fill_in_the_rest(memory_source):
     assert_same_batches(views_with(own, crop_min_area=0.1), views_with(own, crop_min_area=0.9))
     assert_same_batches(views_with((op('crop'),), crop_min_area=0.9), views_with(own))
     # What the settings turn off stays off.
-    grey = (op('crop'), op('color', grey_probability=1.0))
-    assert_same_batches(views_with(grey, color_jitter_strength=0.0), views_with((op('crop'),)))
-    for batch in views_with(grey):
+    gray = (op('crop'), op('color', gray_probability=1.0))
+    assert_same_batches(views_with(gray, color_jitter_strength=0.0), views_with((op('crop'),)))
+    for batch in views_with(gray):
         np.testing.assert_allclose(np.ptp(batch['views'][0], axis=-1), 0, atol=1e-6)
 
 

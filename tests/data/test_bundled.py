@@ -69,12 +69,12 @@ def test_shipped_order_mixes_the_classes():
     assert counts.min() > 30, f'expected about 60 of each class at the start; found {counts}'
 
 
-def test_shipped_folder_is_small_and_has_its_licence():
+def test_shipped_folder_is_small_and_has_its_license():
     size = sum(path.stat().st_size for path in BUNDLED.rglob('*') if path.is_file())
     assert size <= 6e6
-    licence = (BUNDLED / 'LICENSE').read_text()
-    assert 'MIT' in licence
-    assert '2017 Zalando SE' in licence
+    license = (BUNDLED / 'LICENSE').read_text()
+    assert 'MIT' in license
+    assert '2017 Zalando SE' in license
 
 
 def test_two_runs_write_the_same_bytes(idx_folder, tmp_path):

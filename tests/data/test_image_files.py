@@ -70,7 +70,7 @@ def deep() -> np.ndarray:
 
 SOUND = {
     'bits.png': (saved(picture().convert('1'), 'PNG'), pixels(picture().convert('1'))),
-    'grey.png': (saved(picture().convert('L'), 'PNG'), pixels(picture().convert('L'))),
+    'gray.png': (saved(picture().convert('L'), 'PNG'), pixels(picture().convert('L'))),
     'palette.png': (saved(picture().convert('P'), 'PNG'), pixels(picture().convert('P'))),
     'rgb.png': (saved(picture(), 'PNG'), pixels(picture())),
     'deep.png': (saved(Image.fromarray(deep()), 'PNG'), np.repeat(deep()[..., None], 3, -1)),
@@ -81,7 +81,7 @@ SOUND = {
     'deep.tif': (saved(Image.fromarray(deep()), 'TIFF'), np.repeat(deep()[..., None], 3, -1)),
     'rgb.bmp': (saved(picture(), 'BMP'), pixels(picture())),
     'rgb.ppm': (saved(picture(), 'PPM'), pixels(picture())),
-    'grey.pgm': (saved(picture().convert('L'), 'PPM'), pixels(picture().convert('L'))),
+    'gray.pgm': (saved(picture().convert('L'), 'PPM'), pixels(picture().convert('L'))),
     'rgb.webp': (saved(picture(), 'WEBP', lossless=True), pixels(picture())),
     'rgba.webp': (
         saved(transparent('RGBA'), 'WEBP', lossless=True, exact=True),
@@ -90,7 +90,7 @@ SOUND = {
 }
 JPEG_LIKE = {
     'rgb.jpg': saved(picture(), 'JPEG', quality=95),
-    'grey.jpg': saved(picture().convert('L'), 'JPEG', quality=95),
+    'gray.jpg': saved(picture().convert('L'), 'JPEG', quality=95),
     'cmyk.jpg': saved(picture().convert('CMYK'), 'JPEG', quality=95),
     'progressive.jpg': saved(picture(), 'JPEG', quality=95, progressive=True),
     'two.gif': saved(picture(), 'GIF', save_all=True, append_images=[picture().rotate(180)]),

@@ -61,7 +61,7 @@ def test_the_range_is_that_of_the_first_images(opened, name, least, most):
 
 @pytest.mark.parametrize(('least', 'most'), [(-2.1, 2.6), (0, 65_535), (-1, 255), (0, np.nan)])
 def test_images_that_fit_no_range_are_refused(opened, least, most):
-    """Normalised, 16-bit, mixed, not numbers."""
+    """Normalized, 16-bit, mixed, not numbers."""
     with pytest.raises(UserError, match=r'must be in 0..1, -1..1, 0..255; found values') as error:
         opened(images_in(least, most))
     assert '\n' not in str(error.value)

@@ -10,12 +10,12 @@ from common.errors import UserError
 from data.images import resize, to_rgb, to_unit_range
 
 
-def test_grey_is_repeated_and_alpha_dropped():
-    grey = np.array([[[10], [20]]], np.uint8)
-    assert to_rgb(tf.constant(grey)).shape == [1, 2, 3]
-    np.testing.assert_array_equal(to_rgb(grey[..., 0])[0, :, 2], [10, 20])
-    grey_alpha = np.concatenate([grey, np.full_like(grey, 99)], axis=-1)
-    np.testing.assert_array_equal(to_rgb(grey_alpha), to_rgb(grey))
+def test_gray_is_repeated_and_alpha_dropped():
+    gray = np.array([[[10], [20]]], np.uint8)
+    assert to_rgb(tf.constant(gray)).shape == [1, 2, 3]
+    np.testing.assert_array_equal(to_rgb(gray[..., 0])[0, :, 2], [10, 20])
+    gray_alpha = np.concatenate([gray, np.full_like(gray, 99)], axis=-1)
+    np.testing.assert_array_equal(to_rgb(gray_alpha), to_rgb(gray))
     rgb = np.array([[[10, 20, 30]]], np.uint8)
     rgba = np.array([[[10, 20, 30, 0]]], np.uint8)
     np.testing.assert_array_equal(to_rgb(rgb), rgb)

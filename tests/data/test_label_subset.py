@@ -25,7 +25,7 @@ from data.sources.source import Source
 
 
 def source_of(labels: list[int], classes: int) -> Source:
-    """A source whose image i is a single pixel of grey i."""
+    """A source whose image i is a single pixel of gray i."""
     pixels = [tf.io.encode_png(np.full([1, 1, 1], i % 256, np.uint8)) for i in range(len(labels))]
     return Source(
         name='made up',
@@ -86,7 +86,7 @@ def test_training_sees_the_chosen_examples_only() -> None:
     assert batch['index'].numpy().tolist() == [*subset.indices, -1, -1]
 
 
-def test_unlabelled_examples_are_never_chosen() -> None:
+def test_unlabeled_examples_are_never_chosen() -> None:
     source = source_of([-1, 0, -1, 1, 0, 1], 2)
     subset = choose_labels(source, DataConfig(label_fraction=0.99), split='train', seed=0)
     assert subset.indices.tolist() == [1, 3, 4, 5]

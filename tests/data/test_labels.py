@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from data import labels as labels_module
-from data.labels import count_labels, read_labels, relabelled, with_class_order
+from data.labels import count_labels, read_labels, relabeled, with_class_order
 from data.sources.source import Source
 from data.worker import Worker
 
@@ -59,7 +59,7 @@ def test_labels_are_counted_by_class(
     counts = count_labels(source, 'train')
     assert counts.describe(names) == words
     assert (counts.complete, counts.read) == (True, len(labels))
-    assert counts.labelled == sum(label >= 0 for label in labels)
+    assert counts.labeled == sum(label >= 0 for label in labels)
 
 
 def test_counting_stops_early_in_large_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_counting_stops_early_in_large_data_sets(monkeypatch: pytest.MonkeyPatch
     assert (counts.read, counts.complete) == (6, True)  # none was found before
     source = source_of([0, 1, 1, 0, 1, 1], label_bytes=lambda split: 20)
     counts = count_labels(source, 'train')
-    assert (counts.read, counts.examples, counts.labelled) == (3, 6, 3)
+    assert (counts.read, counts.examples, counts.labeled) == (3, 6, 3)
     assert counts.describe(NAMES).endswith('among the first 3')
     assert count_labels(source, 'train', at_least=4).read == 6
     assert count_labels(source, 'train', first=2).by_class.tolist() == [1, 1, 0]
@@ -86,7 +86,7 @@ def test_labels_out_of_range_are_refused(wrong: int) -> None:
 def test_classes_are_renumbered_by_name() -> None:
     source = source_of([0, 1, 2, -1])
     order = ('owl', 'cat', 'dog')
-    for renamed in (relabelled(source, order), with_class_order(source, order, 'it')):
+    for renamed in (relabeled(source, order), with_class_order(source, order, 'it')):
         expected = [1, 2, 0, -1]
         assert renamed.class_names == order
         assert [int(e['label']) for e in renamed.examples('train')] == expected
@@ -96,7 +96,7 @@ def test_classes_are_renumbered_by_name() -> None:
         assert read_labels(without, 'train').tolist() == expected
     assert with_class_order(source, NAMES, 'it') is source
     alone = dataclasses.replace(source, share=lambda split, worker: None)
-    assert relabelled(alone, order).share('train', Worker(0, 2)) is None
+    assert relabeled(alone, order).share('train', Worker(0, 2)) is None
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_images_without_classes(tmp_path, paths, words):
     assert re.search(words, images.summary), images.summary
 
 
-def test_unlabelled_images_are_held_out_too(tmp_path):
+def test_unlabeled_images_are_held_out_too(tmp_path):
     images = images_of(make(tmp_path, '1-20.jpg'))
     assert (len(images.splits['train']), len(images.splits['validation'])) == (18, 2)
 

@@ -27,7 +27,7 @@ CONFIG = DataConfig(image_size=8)
 
 @pytest.fixture(scope='module')
 def shards(tmp_path_factory) -> pathlib.Path:
-    """The folder of a data set of three files, read in turns; image i has the grey value i."""
+    """The folder of a data set of three files, read in turns; image i has the gray value i."""
     data_dir = tmp_path_factory.mktemp('shards')
     images = np.tile(np.arange(COUNT, dtype=np.uint8)[:, None, None, None], (1, 6, 5, 3))
     rows = {'image': images, 'label': np.arange(COUNT) % 2}
@@ -84,7 +84,7 @@ def middle(folder: pathlib.Path) -> pathlib.Path:
 
 
 def values(source: Source, split: str = 'train') -> list[int]:
-    """The grey value of every image, which is its number."""
+    """The gray value of every image, which is its number."""
     return [int(source.decode(e['image'])[0, 0, 0]) for e in source.examples(split)]
 
 

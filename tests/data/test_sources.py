@@ -65,7 +65,7 @@ def test_prepared_builder_is_read_without_being_registered(write_builder):
 
 
 @pytest.mark.parametrize('channels', [1, 4])
-def test_grey_and_rgba_become_rgb(write_builder, channels):
+def test_gray_and_rgba_become_rgb(write_builder, channels):
     images = pixels(3, 6, 5, channels)
     features = {'image': tfds.features.Image(shape=(None, None, channels))}
     data_dir = write_builder('pictures', features, {'train': [{'image': i} for i in images]})
@@ -93,8 +93,8 @@ def test_images_stored_as_plain_tensors(write_builder):
 def test_data_sets_without_labels_can_be_trained_on(write_builder):
     features = {'picture': tfds.features.Image(shape=(6, 5, 3))}
     rows = [{'picture': i} for i in pixels(4, 6, 5, 3)]
-    data_dir = write_builder('unlabelled', features, {'train': rows})
-    config = DataConfig(dataset='unlabelled', data_dir=str(data_dir), image_size=8)
+    data_dir = write_builder('unlabeled', features, {'train': rows})
+    config = DataConfig(dataset='unlabeled', data_dir=str(data_dir), image_size=8)
     source = open_source(config)
     assert source.num_classes is None
     batches = train_batches(source, config, split='train', views=CONTRAST, batch_size=4, seed=0)
@@ -328,7 +328,7 @@ def test_image_folder_reads_classes_splits_and_slices(tmp_path):
 
 def test_image_folder_takes_every_kind_of_image(tmp_path):
     rows = {
-        'grey': pixels(4, 5, 1),
+        'gray': pixels(4, 5, 1),
         'rgb': pixels(4, 5, 3),
         'rgba': pixels(4, 5, 4),
         'deep': pixels(4, 5, 3, dtype=np.uint16),
@@ -344,7 +344,7 @@ def test_image_folder_takes_every_kind_of_image(tmp_path):
         name = source.class_names[int(raw['label'])]
         found[name] = to_unit_range(to_rgb(source.decode(raw['image']))).numpy()
     expected = {
-        'grey': np.repeat(rows['grey'], 3, axis=-1) / 255,
+        'gray': np.repeat(rows['gray'], 3, axis=-1) / 255,
         'rgb': rows['rgb'] / 255,
         'rgba': 1 - rows['rgba'][..., 3:] / 255 * (1 - rows['rgba'][..., :3] / 255),
         'deep': rows['deep'] / 65535,

@@ -198,10 +198,10 @@ def test_what_is_wrong_with_records_is_one_line(tmp_path, content, settings, wor
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize('labelled', [True, False])
-def test_a_corrupt_record_is_named(tmp_path, labelled):
+@pytest.mark.parametrize('labeled', [True, False])
+def test_a_corrupt_record_is_named(tmp_path, labeled):
     """While labels are read, or once the images are."""
-    written = [{'image': png(n), **({'label': n} if labelled else {})} for n in range(3)]
+    written = [{'image': png(n), **({'label': n} if labeled else {})} for n in range(3)]
     path = write(tmp_path / 'x.tfrecord', written)
     content = bytearray(path.read_bytes())
     content[-20] ^= 1

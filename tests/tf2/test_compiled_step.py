@@ -67,7 +67,7 @@ def dynamic_shapes(function: Any) -> list[str]:
 
 
 def _is_scratch(node: Any, index: int) -> bool:
-    """Whether this is space for cuDNN's gradient of batch normalisation, unused elsewhere.
+    """Whether this is space for cuDNN's gradient of batch normalization, unused elsewhere.
 
     It is the one output of that kernel without a shape; the gradient also asks for zeros like it.
     """
@@ -169,7 +169,7 @@ def trainer_of(
         frozen = model_of()
         teacher = lambda images: frozen(images, training=False)['logits_sup']  # noqa: E731
     method = build(model, config, teacher)
-    method.initialise()
+    method.initialize()
     optimizer = builder.build(
         OptimizerConfig(weight_decay=1e-4), 0.1, decay.decayed_kernels([model.backbone])
     )

@@ -38,11 +38,11 @@ def test_rows_come_in_order_without_filling(replicas: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ('limit', 'labelled', 'index'),
+    ('limit', 'labeled', 'index'),
     [(5, False, [10, 11, 12, 13, 14]), (None, True, [10, 12, 13, 15]), (3, True, [10, 12, 13])],
 )
-def test_a_pass_ends_at_its_limit(limit: int | None, labelled: bool, index: list[int]) -> None:
-    found = FeaturePass(model).collect(batches(1), limit=limit, labelled=labelled)
+def test_a_pass_ends_at_its_limit(limit: int | None, labeled: bool, index: list[int]) -> None:
+    found = FeaturePass(model).collect(batches(1), limit=limit, labeled=labeled)
     assert found.index.tolist() == index and len(found) == len(index)
 
 

@@ -75,7 +75,7 @@ def objective_of(kind: str, replicas: int, global_bn: bool) -> Method:
     )
     assign_formula_weights(tf2_names(model))
     method = build(model, KINDS[kind], teacher if kind == 'distill' else None)
-    method.initialise()
+    method.initialize()
     return method
 
 
@@ -184,7 +184,7 @@ def assign(variables: Sequence[tf.Variable], new: Sequence[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_local_batch_normalisation_is_that_of_each_share(
+def test_local_batch_normalization_is_that_of_each_share(
     alone: dict[str, Figures], kind: str
 ) -> None:
     """It differs from the global one, and so results depend on the number of replicas."""

@@ -81,15 +81,15 @@ def test_what_this_program_wrote_teaches_in_inference_mode(
 
 
 class Module(tf.Module):
-    """A classifier whose answer tells in which mode it was asked: its mean colour, or zeros."""
+    """A classifier whose answer tells in which mode it was asked: its mean color, or zeros."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = tf.Variable(2.0)
 
     def answer(self, images: tf.Tensor, learns: bool) -> tf.Tensor:
-        colour = tf.reduce_mean(images, [1, 2])
-        return tf.zeros_like(colour) if learns else colour * self.scale
+        color = tf.reduce_mean(images, [1, 2])
+        return tf.zeros_like(color) if learns else color * self.scale
 
 
 SPEC = tf.TensorSpec([None, None, None, 3])

@@ -256,7 +256,7 @@ def test_broken_weights_are_never_saved() -> None:
 # --- what comes between
 
 
-class Signalled(Stop):
+class Signaled(Stop):
     """A signal comes as soon as step `step` is done."""
 
     def __init__(self, trainer: Trainer, step: int) -> None:
@@ -291,7 +291,7 @@ def interrupted(trainer: Trainer, stop: Stop | None = None) -> tuple[list[int], 
 @pytest.mark.parametrize('per_call', [1, 4])
 def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(per_call: int) -> None:
     trainer = trainer_of(Slope(), steps_per_loop=per_call)
-    kept, seen = interrupted(trainer, Signalled(trainer, 11))
+    kept, seen = interrupted(trainer, Signaled(trainer, 11))
     # It came during the call that ended with this step; one more step tells all processes.
     noticed = 11 if per_call == 1 else 14
     assert kept == [10, noticed + 1]
@@ -316,7 +316,7 @@ def test_metrics_of_an_interrupted_run_are_those_of_an_undisturbed_one(
         arguments = (tf.Module(), method, trainer._optimizer, 5)
         saved = Checkpoints(str(tmp_path), *arguments)
         saved.resume()
-        stop = Signalled(trainer, stop_at) if stop_at else None
+        stop = Signaled(trainer, stop_at) if stop_at else None
         with contextlib.suppress(Interrupted):
             trainer.fit(
                 numbers(trainer.step + 1),

@@ -100,7 +100,7 @@ def unfused(
     """What `BatchNorm._fused` computes, in separate operations as the golden figures had it."""
     mean, variance = tf.nn.moments(images, [0, 1, 2])
     count = tf.cast(tf.reduce_prod(tf.shape(images)[:3]), tf.float32)
-    return layer._normalise(images, mean, variance), mean, variance * count / (count - 1)
+    return layer._normalize(images, mean, variance), mean, variance * count / (count - 1)
 
 
 def check_trajectory(
@@ -144,7 +144,7 @@ def test_golden_frozen_fine_tuning(name: str) -> None:
 
 
 # This trajectory is unstable: a change of the images by 1e-6 moves the second loss by 1e-5, the
-# third by 2e-3 and the last by 4e-2. The kind of batch normalisation matters as much.
+# third by 2e-3 and the last by 4e-2. The kind of batch normalization matters as much.
 STEPS_FUSED = (1e-5, 1e-3, 5e-3, 2e-2, 6e-2)
 STEPS_UNFUSED = (1e-5, 1e-5, 1e-4, 1e-3, 1e-2)
 

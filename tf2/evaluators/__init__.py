@@ -56,7 +56,7 @@ EVALUATORS: dict[str, EvaluatorEntry] = {
     ),
     'knn': EvaluatorEntry(
         'tf2.evaluators.knn:NearestNeighbors',
-        'Accuracy of weighted nearest neighbours in the representation (arXiv:1805.01978).',
+        'Accuracy of weighted nearest neighbors in the representation (arXiv:1805.01978).',
         needs=('neighbors', 'eval_labels', 'train_labels'),
         default=True,
     ),
@@ -83,11 +83,11 @@ EVALUATORS: dict[str, EvaluatorEntry] = {
     ),
     'alignment': EvaluatorEntry(
         'tf2.evaluators.alignment:Alignment',
-        'Mean squared distance between normalised views of an image (arXiv:2005.10242).',
+        'Mean squared distance between normalized views of an image (arXiv:2005.10242).',
     ),
     'uniformity': EvaluatorEntry(
         'tf2.evaluators.uniformity:Uniformity',
-        'Uniformity of normalised representations; lower is more uniform (arXiv:2005.10242).',
+        'Uniformity of normalized representations; lower is more uniform (arXiv:2005.10242).',
     ),
     'rank': EvaluatorEntry(
         'tf2.evaluators.rank:EffectiveRank',

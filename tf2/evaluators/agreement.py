@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf2.evaluators.base import Batch, Inputs, Result, labelled
+from tf2.evaluators.base import Batch, Inputs, Result, labeled
 from tf2.evaluators.classification import topk_correct
 
 
@@ -40,7 +40,7 @@ class TeacherAgreement:
         return results + ([('eval/teacher_top_1_accuracy', correct / known)] if known else [])
 
     def _run_replicas(self, batch: Batch) -> tf.Tensor:
-        """Agreements, examples, the teacher's hits, labelled examples: [4] over all replicas."""
+        """Agreements, examples, the teacher's hits, labeled examples: [4] over all replicas."""
         counts = self._strategy.run(self._count, args=(batch,))
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, counts, axis=None)
 
@@ -48,7 +48,7 @@ class TeacherAgreement:
         student = self._inputs.predict(batch['views'][0])  # [b, c]
         teacher = self._inputs.teach(batch['views'][-1])  # [b, c]
         shown = tf.cast(batch.get('mask', tf.ones_like(batch['label'], tf.bool)), tf.float32)  # [b]
-        rows = tf.cast(labelled(batch), tf.float32)  # [b]
+        rows = tf.cast(labeled(batch), tf.float32)  # [b]
         same = tf.cast(tf.argmax(student, -1) == tf.argmax(teacher, -1), tf.float32)  # [b]
         hits = topk_correct(teacher, batch['label'], 1)  # [b]
         sums = [shown * same, shown, rows * hits, rows]

@@ -8,10 +8,10 @@ from tf2.evaluators.base import MOST_ROWS, Inputs, Result, TooFewError, unit_row
 
 
 def alignment(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean squared distance between L2-normalised embeddings of two views: l_align, alpha = 2.
+    """Mean squared distance between L2-normalized embeddings of two views: l_align, alpha = 2.
 
     Args:
-        first: [n, d] float, not yet normalised.
+        first: [n, d] float, not yet normalized.
         second: [n, d] float, of the same images.
 
     Returns:

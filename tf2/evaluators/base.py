@@ -48,8 +48,8 @@ class Inputs:
         pairs: starts a pass over images of the evaluation split whose first two 'views' are
             augmented; None if there are none.
         class_names: class names by label; None if unknown.
-        neighbors: nearest neighbours that vote; 0 turns that evaluation off.
-        neighbor_examples: training examples among which neighbours are searched.
+        neighbors: nearest neighbors that vote; 0 turns that evaluation off.
+        neighbor_examples: training examples among which neighbors are searched.
     """
 
     batches: Callable[[], Iterable[Batch]]
@@ -107,17 +107,17 @@ class Samples:
         if logits and LOGITS not in self._endpoints:
             self._endpoints.append(LOGITS)
 
-    def evaluation(self, *, labelled: bool = False) -> Features:
-        """The rows of the evaluation split; only those with a label if `labelled`."""
+    def evaluation(self, *, labeled: bool = False) -> Features:
+        """The rows of the evaluation split; only those with a label if `labeled`."""
         found = self._once('evaluation', lambda: self.look.collect(self._inputs.batches()))
-        return found.at(found.labels >= 0) if labelled else found
+        return found.at(found.labels >= 0) if labeled else found
 
     def train(self, limit: int) -> Features:
-        """The first `limit` labelled rows of the training split, if there are as many."""
+        """The first `limit` labeled rows of the training split, if there are as many."""
 
         def collect() -> Features:
             most = max(limit, self._train_limit)
-            return self.look.collect(self._inputs.train_batches(), limit=most, labelled=True)
+            return self.look.collect(self._inputs.train_batches(), limit=most, labeled=True)
 
         return self._once('train', collect).at(slice(limit))
 
@@ -159,7 +159,7 @@ def run_all(inputs: Inputs, evaluators: Sequence[Evaluator]) -> dict[str, Any]:
         return dict(pair for evaluator in evaluators for pair in evaluator.run())
 
 
-def labelled(batch: Batch) -> tf.Tensor:
+def labeled(batch: Batch) -> tf.Tensor:
     """Which rows of `batch` count, [b] bool: those that have a label and aren't padding."""
     has_label = batch['label'] >= 0
     return has_label & tf.cast(batch['mask'], tf.bool) if 'mask' in batch else has_label
@@ -173,7 +173,7 @@ def some_rows(array: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
 
 
 def unit_rows(array: np.ndarray) -> np.ndarray:
-    """L2-normalises the rows of `array` [n, d], in float64; rows of zeros stay zero."""
+    """L2-normalizes the rows of `array` [n, d], in float64; rows of zeros stay zero."""
     rows = array.astype(np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf2.evaluators.base import Batch, Inputs, Result, TooFewError, labelled
+from tf2.evaluators.base import Batch, Inputs, Result, TooFewError, labeled
 
 
 def topk_correct(logits: tf.Tensor, labels: tf.Tensor, k: int) -> tf.Tensor:
@@ -33,7 +33,7 @@ def topk_correct(logits: tf.Tensor, labels: tf.Tensor, k: int) -> tf.Tensor:
 
 
 class Classification:
-    """Top-1 and top-5 accuracy over the labelled examples of the evaluation split.
+    """Top-1 and top-5 accuracy over the labeled examples of the evaluation split.
 
     With c < 5 classes the second is top-c, and is named so.
 
@@ -64,19 +64,19 @@ class Classification:
         *hits, examples = totals.numpy().tolist()
         if not examples:
             raise TooFewError(
-                'Evaluation needs labelled examples; found none in the evaluation split. '
+                'Evaluation needs labeled examples; found none in the evaluation split. '
                 'Choose another --eval_split or data set.'
             )
         names = [f'eval/label_top_{k}_accuracy' for k in self._ks]
         return [(name, hit / examples) for name, hit in zip(names, hits, strict=True)]
 
     def _run_replicas(self, batch: Batch) -> tf.Tensor:
-        """Hits for each k, then labelled examples, [len(ks) + 1] float32, over all replicas."""
+        """Hits for each k, then labeled examples, [len(ks) + 1] float32, over all replicas."""
         counts = self._strategy.run(self._count, args=(batch,))
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, counts, axis=None)
 
     def _count(self, batch: Batch) -> tf.Tensor:
         logits = self._inputs.predict(batch['views'][0])  # [b, c]
-        rows = tf.cast(labelled(batch), tf.float32)  # [b]
+        rows = tf.cast(labeled(batch), tf.float32)  # [b]
         hits = [tf.reduce_sum(rows * topk_correct(logits, batch['label'], k)) for k in self._ks]
         return tf.stack([*hits, tf.reduce_sum(rows)])

@@ -24,14 +24,14 @@ def confusion_counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def counts_of(features: Features) -> np.ndarray:
-    """`confusion_counts` of labelled rows, [c, c].
+    """`confusion_counts` of labeled rows, [c, c].
 
     Raises:
         TooFewError: when there is no row.
     """
     if not len(features):
         raise TooFewError(
-            '--evaluators=per_class and confusion need labelled examples; found none in the '
+            '--evaluators=per_class and confusion need labeled examples; found none in the '
             'evaluation split. Leave them out, or choose another --eval_split.'
         )
     return confusion_counts(features.logits, features.labels)
@@ -59,5 +59,5 @@ class ConfusionMatrix:
         Raises:
             TooFewError: when no example has a label.
         """
-        counts = counts_of(self._samples.evaluation(labelled=True))
+        counts = counts_of(self._samples.evaluation(labeled=True))
         return [('eval/confusion_matrix', counts.tolist())]

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour accuracy of the features: a probe that needs no training."""
+"""Weighted k-nearest-neighbor accuracy of the features: a probe that needs no training."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def knn_accuracy(
         Accuracy in [0, 1].
 
     Raises:
-        TooFewError: when there are fewer training examples than neighbours, or nothing to test.
+        TooFewError: when there are fewer training examples than neighbors, or nothing to test.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     if neighbors > len(train_features):
         raise TooFewError(
-            f'--knn_neighbors must be at most the number of labelled training examples, '
+            f'--knn_neighbors must be at most the number of labeled training examples, '
             f'{len(train_features)}; found {neighbors}. Lower it or raise --knn_examples.'
         )
     if not len(test_features):
         raise TooFewError(
-            'Nearest neighbours need labelled examples; found none in the evaluation split. '
+            'Nearest neighbors need labeled examples; found none in the evaluation split. '
             'Choose another --eval_split or set --knn_neighbors=0.'
         )
 
@@ -70,7 +70,7 @@ def knn_accuracy(
 
 
 class NearestNeighbors:
-    """Weighted k-nearest-neighbour accuracy of the features on the evaluation split.
+    """Weighted k-nearest-neighbor accuracy of the features on the evaluation split.
 
     Args:
         inputs: `samples`, `neighbors` and `neighbor_examples` are used.
@@ -82,7 +82,7 @@ class NearestNeighbors:
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
-        """Whether neighbours are asked for, and there are features and labels of both splits."""
+        """Whether neighbors are asked for, and there are features and labels of both splits."""
         return bool(
             inputs.neighbors and inputs.embed and inputs.train_batches and inputs.num_classes
         )
@@ -91,11 +91,11 @@ class NearestNeighbors:
         """The accuracy as one ('eval/knn_accuracy', share) pair; NaN if a feature is not finite.
 
         Raises:
-            TooFewError: when there are too few labelled examples.
+            TooFewError: when there are too few labeled examples.
         """
         inputs = self._inputs
         train = inputs.samples.train(inputs.neighbor_examples)
-        test = inputs.samples.evaluation(labelled=True)
+        test = inputs.samples.evaluation(labeled=True)
         if not finite(train.embeddings, test.embeddings):
             return [('eval/knn_accuracy', math.nan)]
         rows = (train.embeddings, train.labels, test.embeddings, test.labels)

@@ -32,7 +32,7 @@ class PerClass:
         Raises:
             UserError: when no example has a label.
         """
-        counts = counts_of(self._inputs.samples.evaluation(labelled=True))  # [c, c]
+        counts = counts_of(self._inputs.samples.evaluation(labeled=True))  # [c, c]
         examples = counts.sum(axis=1)  # [c]
         names = self._inputs.class_names or [str(label) for label in range(len(counts))]
         shares = {

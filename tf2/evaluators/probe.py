@@ -21,7 +21,7 @@ def probe_accuracy(
 ) -> float:
     """Share of test examples that a multinomial logistic regression gives their label.
 
-    Features are standardised over the training examples. The regression is scikit-learn's with its
+    Features are standardized over the training examples. The regression is scikit-learn's with its
     defaults, which include an L2 penalty with C=1.
 
     Args:
@@ -45,7 +45,7 @@ def probe_accuracy(
     classes = len(np.unique(train_labels))
     if classes < 2 or not len(test_features):
         raise TooFewError(
-            '--evaluators=probe needs labelled training examples of two classes and a labelled '
+            '--evaluators=probe needs labeled training examples of two classes and a labeled '
             f'example to evaluate; found {classes} classes and {len(test_features)} examples. '
             'Leave probe out, or choose other splits.'
         )
@@ -80,7 +80,7 @@ class LinearProbe:
             TooFewError: see `probe_accuracy`.
         """
         train = self._inputs.samples.train(MOST_EXAMPLES)
-        test = self._inputs.samples.evaluation(labelled=True)
+        test = self._inputs.samples.evaluation(labeled=True)
         if not finite(train.embeddings, test.embeddings):
             return [('eval/probe_accuracy', math.nan)]
         rows = (train.embeddings, train.labels, test.embeddings, test.labels)

@@ -13,7 +13,7 @@ def effective_rank(embeddings: np.ndarray) -> float:
     """Exponential of the entropy of the singular values, divided by their sum.
 
     Args:
-        embeddings: [n, d] float, neither centred nor normalised.
+        embeddings: [n, d] float, neither centered nor normalized.
 
     Returns:
         A value from 1, if all rows are multiples of one row, to min(n, d), if all singular values

@@ -13,7 +13,7 @@ def uniformity(embeddings: np.ndarray) -> float:
     """Log of the mean of exp(-2 ||x - y||²) over pairs of different rows: l_uniform, t = 2.
 
     Args:
-        embeddings: [n, d] float, n >= 2, not yet L2-normalised.
+        embeddings: [n, d] float, n >= 2, not yet L2-normalized.
 
     Returns:
         A value in [-8, 0]: 0 if all rows agree, about -4 if they are uniform on a sphere of many

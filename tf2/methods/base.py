@@ -51,7 +51,7 @@ class Method(tf.Module, abc.ABC):
         Args:
             config: settings of the head.
             width: of the representation.
-            norm: normalisation and dtype policy.
+            norm: normalization and dtype policy.
         """
         return ProjectionHead(config, width, norm)
 
@@ -61,7 +61,7 @@ class Method(tf.Module, abc.ABC):
         variables = (v for module in self.trained() for v in module.trainable_variables)
         return list({variable.ref(): variable for variable in variables}.values())
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Called before the first update of a new run, when the model has its first weights.
 
         Outside of replicas. Not called when a run goes on: its state was restored.
@@ -141,7 +141,7 @@ def build(model: SimCLRModel, config: LearningConfig, teacher: Logits | None = N
     return config.entry.load()(model, config, *more)
 
 
-def labelled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.Tensor]:
+def labeled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.Tensor]:
     """Cross-entropy and accuracy over the examples that have a label, on all replicas.
 
     The means of the figures over replicas are those of the global batch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf2.config import LearningConfig
-from tf2.methods.base import Batch, Logits, Nest, Terms, labelled_cross_entropy
+from tf2.methods.base import Batch, Logits, Nest, Terms, labeled_cross_entropy
 from tf2.methods.fine_tuning import FineTuning
 from tf2.models.encoder import SimCLRModel
 
@@ -76,6 +76,6 @@ class Distillation(FineTuning):
             'teacher_agreement': tf.reduce_mean(tf.cast(agree, tf.float32)),
         }
         if config.distill_alpha < 1:
-            terms |= labelled_cross_entropy(batch['label'], outputs)
+            terms |= labeled_cross_entropy(batch['label'], outputs)
             terms['loss'] += (1 - config.distill_alpha) * terms['supervised_loss']
         return terms

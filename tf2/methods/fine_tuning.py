@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from tf2.config import LearningConfig
-from tf2.methods.base import Batch, Method, Nest, Terms, labelled_cross_entropy
+from tf2.methods.base import Batch, Method, Nest, Terms, labeled_cross_entropy
 from tf2.models.encoder import SimCLRModel, freeze
 
 
@@ -41,5 +41,5 @@ class FineTuning(Method):
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
         """See `Method.loss`."""
-        terms = labelled_cross_entropy(batch['label'], outputs)
+        terms = labeled_cross_entropy(batch['label'], outputs)
         return {'loss': terms['supervised_loss'], **terms}

@@ -1,4 +1,4 @@
-"""NT-Xent, the normalised temperature-scaled cross-entropy of SimCLR (arXiv:2002.05709)."""
+"""NT-Xent, the normalized temperature-scaled cross-entropy of SimCLR (arXiv:2002.05709)."""
 
 from __future__ import annotations
 

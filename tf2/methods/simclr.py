@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.file_names import MOMENTUM_MODULES
 from tf2.config import LearningConfig
-from tf2.methods.base import Batch, Method, Nest, Terms, labelled_cross_entropy
+from tf2.methods.base import Batch, Method, Nest, Terms, labeled_cross_entropy
 from tf2.methods.memory import Memory
 from tf2.methods.nt_xent import nt_xent
 from tf2.models.encoder import SimCLRModel
@@ -22,7 +22,7 @@ class SimCLR(Method):
     Args:
         model: built.
         config: temperature and memory are read. With a memory, whose variables are made here,
-            `initialise` is to be called before the first update.
+            `initialize` is to be called before the first update.
     """
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
@@ -33,8 +33,8 @@ class SimCLR(Method):
         supervised = ('supervised_loss', 'supervised_acc') if model.classifier else ()
         self.metrics = ('contrast_loss', 'contrast_acc', 'contrast_entropy', *supervised)
 
-    def initialise(self) -> None:
-        """See `Method.initialise`. The momentum encoder starts equal to the model."""
+    def initialize(self) -> None:
+        """See `Method.initialize`. The momentum encoder starts equal to the model."""
         if self.memory is not None:
             self.memory.start_from(self.model)
 
@@ -64,7 +64,7 @@ class SimCLR(Method):
         }
         if self.model.classifier is not None:
             logits = tf.concat(outputs['logits_sup'], 0)  # [2b, classes]
-            terms |= labelled_cross_entropy(tf.tile(batch['label'], [2]), logits)
+            terms |= labeled_cross_entropy(tf.tile(batch['label'], [2]), logits)
             terms['loss'] += terms['supervised_loss']
         return terms
 

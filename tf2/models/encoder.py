@@ -19,7 +19,7 @@ class SimCLRModel(tf.keras.Model):
         num_classes: classes of the linear classifier; None builds none.
         make_head: makes the projection head.
         replicas: number of replicas the training step runs on; global BN needs no
-            synchronisation on one.
+            synchronization on one.
         precision: 'float32', 'bfloat16' or 'float16', for convolutions and dense layers.
         filter_products: see `Norm`; `tf2.precision` knows where it pays.
         detach_classifier: whether gradients of the classifier stop before the encoder, so that it

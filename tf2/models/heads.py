@@ -10,16 +10,16 @@ import tensorflow as tf
 from tf2.config import ModelConfig
 from tf2.models.layers import BatchNorm, Layer, Norm
 
-# A projection head from the settings, the width of the representation, and the normalisation. It
+# A projection head from the settings, the width of the representation, and the normalization. It
 # has what `ProjectionHead` has: `width`, `__call__`, and `blocks`, each with variables, that
 # together hold all of them.
 MakeHead: TypeAlias = Callable[[ModelConfig, int, Norm], Layer]
 
 
 class DenseBN(Layer):
-    """Dense layer without bias, batch normalisation, and a ReLU unless it is the last one.
+    """Dense layer without bias, batch normalization, and a ReLU unless it is the last one.
 
-    The last layer's normalisation has no beta: a shift of all projections would be useless.
+    The last layer's normalization has no beta: a shift of all projections would be useless.
     """
 
     def __init__(self, units: int, last: bool, norm: Norm) -> None:
@@ -33,8 +33,8 @@ class DenseBN(Layer):
 
     def call(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps [b, d] to [b, units]."""
-        normalised = self.bn(self.dense(features), training=training)
-        return normalised if self.last else tf.nn.relu(normalised)
+        normalized = self.bn(self.dense(features), training=training)
+        return normalized if self.last else tf.nn.relu(normalized)
 
 
 class ProjectionHead(Layer):
@@ -44,7 +44,7 @@ class ProjectionHead(Layer):
         config: `proj_head_mode`: 'none' (z = h), 'linear' (one layer) or 'nonlinear' (an MLP of
             `num_proj_layers`); `proj_out_dim`.
         in_dim: width of the encoder's output; the hidden layers have the same.
-        norm: normalisation and dtype policy.
+        norm: normalization and dtype policy.
 
     Attributes:
         width: of the projection.

@@ -1,4 +1,4 @@
-"""Building blocks that encoders and heads share: padding, batch normalisation, conv + BN."""
+"""Building blocks that encoders and heads share: padding, batch normalization, conv + BN."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """How a network normalises and computes.
+    """How a network normalizes and computes.
 
     Attributes:
         momentum: of the moving batch statistics.
@@ -33,7 +33,7 @@ class Norm:
 
 
 class BatchNorm(Layer):
-    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015, arXiv:1502.03167).
+    """Batch normalization over all axes but the last (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
     The moving variance averages the batch variance as it is, fused or not, as in the published
     weights. Keras's fused layer first multiplies it by n / (n - 1), which matters for small
@@ -41,7 +41,7 @@ class BatchNorm(Layer):
     Statistics are float32 whatever the compute dtype.
 
     Args:
-        norm: momentum, synchronisation and dtype policy.
+        norm: momentum, synchronization and dtype policy.
         center: whether there is a beta.
         zero_gamma: whether gamma starts at 0, so that a residual block starts as its shortcut.
     """
@@ -75,14 +75,14 @@ class BatchNorm(Layer):
         super().build(shape)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Normalises `inputs` [..., c]; the result has their shape and dtype."""
+        """Normalizes `inputs` [..., c]; the result has their shape and dtype."""
         images = inputs if inputs.shape.rank == 4 else inputs[:, None, None]  # [b, h, w, c]
         if not (training and self.trainable):
             outputs, *_ = self._fused(images, self.moving_mean, self.moving_variance)
         elif self._across_replicas():
             exact = tf.cast(images, tf.float32)  # cast once: the backward pass keeps it
             mean, variance = self._global_moments(exact)
-            outputs = tf.cast(self._normalise(exact, mean, variance), images.dtype)
+            outputs = tf.cast(self._normalize(exact, mean, variance), images.dtype)
             self._update(mean, variance)
         else:
             outputs, mean, variance = self._fused(images)
@@ -101,7 +101,7 @@ class BatchNorm(Layer):
     def _fused(
         self, images: tf.Tensor, mean: tf.Tensor | None = None, variance: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The fused kernel: normalised images, mean, and variance times n / (n - 1).
+        """The fused kernel: normalized images, mean, and variance times n / (n - 1).
 
         Statistics are those of the batch unless `mean` and `variance` [c] are given.
         """
@@ -121,8 +121,8 @@ class BatchNorm(Layer):
         )
         return tf.cast(outputs, dtype), mean, variance
 
-    def _normalise(self, images: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-        """Normalises float32 `images` [b, h, w, c] by statistics [c] that gradients flow to."""
+    def _normalize(self, images: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        """Normalizes float32 `images` [b, h, w, c] by statistics [c] that gradients flow to."""
         scale = self.gamma * tf.math.rsqrt(variance + EPSILON)
         shift = self._offset() - mean * scale
         return images * scale + shift
@@ -193,7 +193,7 @@ class PaddedConv2D(tf.keras.layers.Conv2D):
 
 
 class ConvBN(Layer):
-    """Convolution, batch normalisation and, unless `relu` is off, a ReLU."""
+    """Convolution, batch normalization and, unless `relu` is off, a ReLU."""
 
     def __init__(
         self,
@@ -212,5 +212,5 @@ class ConvBN(Layer):
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Maps [b, h, w, c] to [b, ceil(h / strides), ceil(w / strides), filters]."""
-        normalised = self.bn(self.conv(images), training=training)
-        return tf.nn.relu(normalised) if self.relu else normalised
+        normalized = self.bn(self.conv(images), training=training)
+        return tf.nn.relu(normalized) if self.relu else normalized

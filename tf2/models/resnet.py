@@ -162,7 +162,7 @@ class ResNet(tf.keras.Model):
 
     Args:
         config: `resnet_depth`, `width_multiplier`, `sk_ratio` and `se_ratio` are read.
-        norm: normalisation and dtype policy.
+        norm: normalization and dtype policy.
         image_size: pixels; up to `SMALL_IMAGE` the stem keeps the resolution.
 
     Attributes:

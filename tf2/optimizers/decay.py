@@ -27,7 +27,7 @@ def decayed_kernels(
 ) -> list[tf.Variable]:
     """Kernels of all convolution and dense layers in `modules` that are not frozen.
 
-    Biases, normalisation parameters and embeddings are not among them.
+    Biases, normalization parameters and embeddings are not among them.
 
     Args:
         modules: built layers, models or other tf.Modules.

@@ -1,4 +1,4 @@
-"""Nearest neighbours against a slow reference that follows the paper's formula."""
+"""Nearest neighbors against a slow reference that follows the paper's formula."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_nothing_to_test() -> None:
 
 
 def _batches(features: np.ndarray, labels: np.ndarray, size: int) -> tf.data.Dataset:
-    """Batches with, among the rows, an unlabelled and a masked one in each that holds 4 or more."""
+    """Batches with, among the rows, an unlabeled and a masked one in each that holds 4 or more."""
     random = np.random.RandomState(1)
     labels = labels.astype(np.int32)
     mask = np.ones(len(labels), np.int32)

@@ -54,7 +54,7 @@ def test_one_class_or_nothing_to_test_is_told() -> None:
 
 
 @pytest.mark.parametrize('replicas', [1, 2])
-def test_the_evaluator_fits_the_first_labelled_examples(
+def test_the_evaluator_fits_the_first_labeled_examples(
     replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, 'MOST_EXAMPLES', 60)

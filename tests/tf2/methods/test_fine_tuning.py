@@ -9,7 +9,7 @@ import tensorflow as tf
 from common.errors import UserError
 from tests.support import loss_of, mirrored, run_on_replicas
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
-from tf2.methods.base import labelled_cross_entropy
+from tf2.methods.base import labeled_cross_entropy
 from tf2.methods.fine_tuning import FineTuning
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.trainer import Penalty, Trainer
@@ -84,7 +84,7 @@ def test_frozen_parts_use_their_statistics() -> None:
     np.testing.assert_array_equal(trained['final_avg_pool'], inferred['final_avg_pool'])
 
 
-def test_loss_is_the_mean_over_labelled_examples() -> None:
+def test_loss_is_the_mean_over_labeled_examples() -> None:
     method = fine_tuning(0, 4)
     terms = loss_of(method, BATCH, training=False)
     logits = method.model(BATCH['views'][0])['logits_sup'].numpy().astype(np.float64)
@@ -99,9 +99,9 @@ def test_loss_is_the_mean_over_labelled_examples() -> None:
 def test_replicas_with_unequal_shares_of_the_labels_give_the_global_mean() -> None:
     logits = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     labels = np.array([0, 1, 2, 0, -1, -1, -1, 1], np.int32)
-    whole = labelled_cross_entropy(tf.constant(labels), tf.constant(logits))
+    whole = labeled_cross_entropy(tf.constant(labels), tf.constant(logits))
     parts = run_on_replicas(
-        mirrored(2), labelled_cross_entropy, np.split(labels, 2), np.split(logits, 2)
+        mirrored(2), labeled_cross_entropy, np.split(labels, 2), np.split(logits, 2)
     )
     for name, value in whole.items():
         np.testing.assert_allclose(np.mean([part[name] for part in parts]), value, rtol=1e-5)

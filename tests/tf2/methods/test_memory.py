@@ -43,7 +43,7 @@ def objective_of(replicas: int = 1, precision: str = 'float32', **options: objec
         if 'gamma' in variable.name:
             variable.assign(tf.ones_like(variable))
     method = SimCLR(model, LearningConfig(**{'memory_size': SIZE, **options}))
-    method.initialise()
+    method.initialize()
     return method
 
 
@@ -114,7 +114,7 @@ def test_it_starts_equal_to_the_model() -> None:
     images = first_batch()['views'][0]
     differing = encoder(images)['proj_head_output'] - model(images)['proj_head_output']
     assert np.abs(differing).max() > 0
-    method.initialise()
+    method.initialize()
     for training in (False, True):
         expected = model(images, training=training)['proj_head_output']
         found = encoder(images, training=training)['proj_head_output']

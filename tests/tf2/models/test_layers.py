@@ -1,4 +1,4 @@
-"""Batch normalisation against a slow reference, on one replica and on several; padding."""
+"""Batch normalization against a slow reference, on one replica and on several; padding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGES = (3 + 2 * RNG.normal(size=(8, 4, 5, 6))).astype(np.float32)
 
 
 def reference(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Normalised images, mean, variance over all axes but the last, in float64."""
+    """Normalized images, mean, variance over all axes but the last, in float64."""
     images = images.astype(np.float64)
     axes = tuple(range(images.ndim - 1))
     mean, variance = images.mean(axes), images.var(axes)
@@ -28,7 +28,7 @@ def built(norm: Norm, rank: int = 4, **kwargs: bool) -> BatchNorm:
 
 
 @pytest.mark.parametrize('images', [IMAGES, IMAGES[:, 0, 0]], ids=['images', 'vectors'])
-def test_training_normalises_by_the_batch_and_moves_the_statistics(images: np.ndarray) -> None:
+def test_training_normalizes_by_the_batch_and_moves_the_statistics(images: np.ndarray) -> None:
     layer = built(Norm(momentum=0.9), images.ndim)
     outputs, mean, variance = reference(images)
     np.testing.assert_allclose(layer(images, training=True), outputs, atol=1e-4)

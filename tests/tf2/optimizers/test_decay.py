@@ -15,7 +15,7 @@ layers = tf.keras.layers
 
 
 class _OwnNorm(layers.Layer):
-    """A batch normalisation that is none of Keras' classes."""
+    """A batch normalization that is none of Keras' classes."""
 
     def build(self, shape: tf.TensorShape) -> None:
         self.gamma = self.add_weight(name='kernel', shape=shape[-1:])
@@ -94,7 +94,7 @@ def test_frozen_layers_do_not_decay() -> None:
 
 
 class _Transformer(layers.Layer):
-    """Attention, normalisation over channels and a position embedding."""
+    """Attention, normalization over channels and a position embedding."""
 
     def __init__(self) -> None:
         super().__init__()

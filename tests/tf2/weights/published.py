@@ -1,4 +1,4 @@
-"""Checkpoints as the published programs write them: their shapes, spelt out, and files of them."""
+"""Checkpoints as the published programs write them: their shapes, spelled out, and their files."""
 
 from __future__ import annotations
 

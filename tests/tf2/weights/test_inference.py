@@ -24,8 +24,8 @@ Keys = Callable[[published.Shapes], dict[str, str]]
 def inferred(shapes: published.Shapes, form: str, keys: Keys) -> tuple[dict, bool, int | None]:
     """Architecture, whether the stem is the small one, classes."""
     spelling = keys(shapes)
-    spelt = {spelling[name]: shape for name, shape in shapes.items()}
-    contents = contents_of('here', {**spelt, 'global_step': ()})
+    spelled = {spelling[name]: shape for name, shape in shapes.items()}
+    contents = contents_of('here', {**spelled, 'global_step': ()})
     assert contents.format == form
     assert contents.not_weights == ('global_step',)
     assert contents.keys == spelling
@@ -149,8 +149,8 @@ def test_gates_are_known_by_their_biases_whatever_they_are_called() -> None:
         )
         for name in shapes
     }
-    spelt = {f'{renamed[name]}{published.SUFFIX}': shape for name, shape in shapes.items()}
-    contents = contents_of('here', spelt)
+    spelled = {f'{renamed[name]}{published.SUFFIX}': shape for name, shape in shapes.items()}
+    contents = contents_of('here', spelled)
     assert contents.shapes == shapes
     assert infer('here', contents)['se_ratio'] == 0.5
 
@@ -163,9 +163,9 @@ def test_encoders_with_a_part_missing_are_refused() -> None:
     ):
         for keys in SPELLINGS.values():
             spelling = keys(shapes)
-            spelt = {spelling[n]: shape for n, shape in shapes.items() if n != name}
+            spelled = {spelling[n]: shape for n, shape in shapes.items() if n != name}
             with pytest.raises(UserError) as error:
-                contents_of('here', spelt)
+                contents_of('here', spelled)
             assert '\n' not in str(error.value)
             if keys is published.tf2_keys:
                 assert words in str(error.value)
