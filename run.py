@@ -1,4 +1,4 @@
-"""SimCLR from the command line: flags → Config → train, eval, both, export, or all stages.
+"""SimCLR from the command line: flags → Config → what `--mode` says.
 
 The only module that knows absl flags. Everything below takes a `Config`.
 """
@@ -54,6 +54,10 @@ SimCLR for TensorFlow 2: pretrain an image encoder without labels.
       follow the checkpoints of a training run and evaluate each
   python run.py --mode=export --checkpoint=WEIGHTS --model_dir=DIR
       turn a run, or published weights of any format, into a TF-Hub module
+  python run.py --mode=embed --checkpoint=RUN --data_dir=DIR --model_dir=OUT
+      the representation of every image, as .npz, .parquet or .csv (--output) and for TensorBoard
+  python run.py --mode=predict --checkpoint=RUN --data_dir=DIR --model_dir=OUT
+      the most likely classes of every image, with probabilities, as predictions.csv
 
 A rerun with the same --model_dir resumes where it stopped. It may have another batch size or
 length; other settings that change the result are refused unless --allow_changes names them.

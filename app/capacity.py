@@ -107,7 +107,7 @@ def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None
         config.learning,
         config.optimizer.optimizer,
         train.train_batch_size if does.trains else 0,
-        config.evaluation.eval_batch_size if does.measures else 0,
+        config.evaluation.eval_batch_size if does.measures or not does.trains else 0,
         devices.replicas,
         devices.sharing,
         _network_of(recorded) if recorded else None,

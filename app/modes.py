@@ -16,6 +16,9 @@ class Mode:
             folder's run recorded.
         needs_data: whether it opens a data set.
         several: whether it does several runs, with settings of their own.
+        needs: settings that have to be given.
+        output: name of the file that it writes; empty if it writes a folder.
+        formats: extensions that a file of another name, `--output`, may have.
     """
 
     action: str
@@ -23,6 +26,14 @@ class Mode:
     measures: bool = False
     needs_data: bool = True
     several: bool = False
+    needs: tuple[str, ...] = ()
+    output: str = ''
+    formats: tuple[str, ...] = ()
+
+    @property
+    def follows_run(self) -> bool:
+        """Whether it trains or evaluates a run; if not, it reads few settings."""
+        return self.trains or self.measures
 
 
 MODES = {
@@ -30,5 +41,17 @@ MODES = {
     'eval': Mode('app.evaluate:follow', measures=True),
     'train_then_eval': Mode('app.train:run', trains=True, measures=True),
     'export': Mode('app.train:export_checkpoint', needs_data=False),
+    'embed': Mode(
+        'app.inference.embed:run',
+        needs=('checkpoint', 'model_dir'),
+        output='embeddings.npz',
+        formats=('.npz', '.parquet', '.csv'),
+    ),
+    'predict': Mode(
+        'app.inference.predict:run',
+        needs=('checkpoint', 'model_dir'),
+        output='predictions.csv',
+        formats=('.csv',),
+    ),
     'pipeline': Mode('app.pipeline:run_pipeline', trains=True, measures=True, several=True),
 }

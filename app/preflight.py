@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from app.config.schema import Config, with_values
+from app.config.schema import Config, to_values, with_values
 from common.errors import UserError, printable
 from common.file_names import (
     CHECKPOINT_LIST,
@@ -29,7 +29,13 @@ from tf2.config import WEIGHTS
 # What TensorFlow reads and writes by itself, beside paths of this machine.
 SCHEMES = ('gs', 'file')
 _OF_WEIGHTS = ('http', 'https')  # which tensorflow-hub resolves
-_PATH_FLAGS = {'model_dir': (), 'data_dir': (), 'checkpoint': _OF_WEIGHTS, 'teacher': _OF_WEIGHTS}
+_PATH_FLAGS = {
+    'model_dir': (),
+    'data_dir': (),
+    'checkpoint': _OF_WEIGHTS,
+    'teacher': _OF_WEIGHTS,
+    'output': (),
+}
 # Files that a run replaces again and again.
 WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE, DETAILS_FILE)
 
@@ -58,10 +64,12 @@ def remote_paths(given: Mapping[str, Any]) -> dict[str, str]:
 def check_paths(config: Config) -> None:
     """Raises UserError if weights or data set that `config` names are not there at all."""
     learning = config.learning
+    _check_needs(config)
     if config.run.does.several:  # its stages read each other, and it refuses what is given
         learning = dataclasses.replace(learning, checkpoint=None)
     # A resumed run needs its own checkpoints only.
-    begun = config.output.model_dir and _may_hold_checkpoints(config.output.model_dir)
+    trains = config.run.does.follows_run
+    begun = trains and config.output.model_dir and _may_hold_checkpoints(config.output.model_dir)
     named = {'checkpoint': None if begun else learning.checkpoint, 'teacher': learning.teacher}
     for flag, path in named.items():
         if path and _is_missing(path):
@@ -74,6 +82,21 @@ def check_paths(config: Config) -> None:
     if config.data.dataset in OWN_IMAGES and config.run.does.needs_data:
         _check_images(config.data.data_dir)
     _check_apart(config.output.model_dir, config.data.data_dir)
+
+
+def _check_needs(config: Config) -> None:
+    """Raises UserError if a flag is missing, or `--output` has no extension that is known."""
+    does, mode, values = config.run.does, config.run.mode, to_values(config)
+    if not all(values[name] for name in does.needs):
+        needed = ' and '.join(f'--{name}' for name in does.needs)
+        found = ' and '.join(str(values[name]) for name in does.needs)
+        raise UserError(f'--mode={mode} needs {needed}; found {found}.')
+    output = config.inference.output
+    if output and os.path.splitext(output)[1].lower() not in does.formats:
+        raise UserError(
+            f'--output must be a file that ends in {", ".join(does.formats)}; found {output!r}. '
+            f'Unset it is {does.output}.'
+        )
 
 
 def _check_images(data_dir: str | None) -> None:
@@ -107,7 +130,7 @@ def check_characters(given: Mapping[str, Any]) -> None:
     Args:
         given: the flags that were given.
     """
-    for flag in ('model_dir', 'checkpoint', 'teacher', 'eval_name'):
+    for flag in ('model_dir', 'checkpoint', 'teacher', 'eval_name', 'output'):
         for character in given.get(flag) or '':
             # Control characters; bytes that are no UTF-8; ends of lines and paragraphs.
             if unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp'):

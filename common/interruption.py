@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
-TOLD = b'\nFinishing the step and writing a checkpoint; a second signal stops now.\n'
+TOLD = b'\nFinishing the step and saving; a second signal stops now.\n'
 SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
 
 

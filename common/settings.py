@@ -17,6 +17,7 @@ from common.errors import UserError
 
 LARGEST_INTEGER = 2**31 - 1  # fits TensorFlow's int32
 LARGEST_FLOAT = 1e6
+INFERENCE = ('embed', 'predict')  # modes that run a network over a data set and train nothing
 
 
 def option(
@@ -29,6 +30,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     modes: Iterable[str] = (),
+    runs: bool = True,
     requires: Mapping[str, Iterable[Any]] = types.MappingProxyType({}),
     resume: str = 'refuse',
 ) -> Any:
@@ -44,8 +46,9 @@ def option(
             `LARGEST_FLOAT` by default.
         above: exclusive lower bound.
         below: exclusive upper bound.
-        modes: which of --mode=eval and --mode=export read it too. They refuse other flags, eval
-            only where they differ from what the run has recorded.
+        modes: which of the modes that train nothing read it. They refuse other flags, eval only
+            where they differ from what the run has recorded.
+        runs: whether the modes that train read it.
         requires: setting -> values, without which this one is not read; no values stand for all
             that are neither None, 0 nor False.
         resume: what happens where a resumed run has another value.
@@ -66,6 +69,7 @@ def option(
         'choices': choices if isinstance(choices, Mapping) or not choices else tuple(choices),
         'limits': {'at_least': at_least, 'at_most': at_most, 'above': above, 'below': below},
         'modes': tuple(modes),
+        'runs': runs,
         'requires': {name: tuple(values) for name, values in requires.items()},
         'resume': resume,
     }

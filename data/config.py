@@ -6,7 +6,7 @@ import dataclasses
 
 from common.connections import split_address
 from common.errors import UserError
-from common.settings import check_options, option
+from common.settings import INFERENCE, check_options, option
 
 OWN_IMAGES = ('image_folder', 'image_list', 'tfrecords')  # data sets that are the user's own files
 
@@ -21,24 +21,25 @@ class DataConfig:
         'below --data_dir, however they are sorted, or a list of them), or any TensorFlow Datasets '
         "name. Unset: image_folder with --data_dir, else bundled, with the stage's preset for it, "
         'such as --preset=own_images and --preset=demo.',
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
     )
     data_dir: str | None = option(
         None,
         'Folder in which the data set is, or is to be prepared. Of your own images: a folder, '
         'several separated by commas, a list of files (text, CSV, JSON lines), or TFRecord files.',
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
         resume='free',
     )
     train_split: str = option('train', 'Split to train on; TFDS slices such as train[:10%] work.')
     eval_split: str = option(
-        'validation', 'Split to evaluate on.', modes=('eval',), resume='continue'
+        'validation', 'Split to evaluate on.', modes=('eval', *INFERENCE), resume='continue'
     )
     holdout_fraction: float = option(
         0.1,
         'Own images: share of every class that is held out as the split "validation" where no '
         'folder is there to evaluate on, the same files in every run. 0: none.',
         at_least=0,
+        modes=INFERENCE,
         below=1,
         requires={'dataset': OWN_IMAGES},
     )
@@ -46,14 +47,14 @@ class DataConfig:
         None,
         'TensorFlow Datasets and TFRecord files: the feature that is the image. Unset: the only '
         'one there is, or the one with a usual name.',
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
     )
     label_key: str | None = option(
         None,
         'TensorFlow Datasets: the feature that is the label, a class, an integer or a one-hot '
         'vector. Unset: the one the data set declares as its target, else "label", else the only '
         'one there is. TFRecord files: an integer or text.',
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
     )
     cache_dataset: bool = option(
         False,
@@ -72,6 +73,7 @@ class DataConfig:
         'auto',
         'Range of the values of floating-point images; values outside of it are an error. auto: '
         'inferred from the first training images. Not for integer images.',
+        modes=INFERENCE,
         choices=('auto', '0..1', '-1..1', '0..255'),
     )
     max_pixels: int = option(
@@ -79,14 +81,14 @@ class DataConfig:
         'Largest number of pixels in an image, checked in the file header before decoding, since '
         'a small file can decode to a huge image. 0: no limit.',
         at_least=0,
-        modes=('eval', 'export'),
+        modes=('eval', 'export', *INFERENCE),
         resume='free',
     )
     image_size: int = option(
         224,
         'Height and width of the images the encoder sees, in pixels.',
         at_least=1,
-        modes=('export',),
+        modes=('export', *INFERENCE),
     )
     color_jitter_strength: float = option(
         1.0,

@@ -17,6 +17,7 @@ import run
 from app import train
 from app.config.resolution import stages_reading
 from app.config.schema import OPTIONS, all_options
+from app.inference import application
 from common.settings import option_type
 from tests.support import GOLDEN, mirrored
 from tf2 import distribution
@@ -56,6 +57,12 @@ WITH: dict[str, dict[str, str]] = {
 }
 IMAGES = {'dataset': 'image_folder', 'preset': ''}
 ALSO: dict[str, dict[str, str]] = {'data_dir': IMAGES}
+
+# Mode -> flags with which it would start, of those that only it reads.
+MODES: dict[str, dict[str, str]] = {
+    'embed': {'mode': 'embed', 'checkpoint': OLDER, 'eval_split': 'test[:8]'},
+    'predict': {'mode': 'predict', 'checkpoint': OLDER, 'eval_split': 'test[:8]'},
+}
 
 WORDS = ('', '/no/such/place', '../x', 'a\nb', 'foo://bar/x', 'caf\udce9')
 NEW_FOLDER = 'a folder that is made'
@@ -117,7 +124,7 @@ CASES = [
 
 
 class ReachedError(Exception):
-    """The training would begin."""
+    """What the flags ask for would begin."""
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -127,13 +134,14 @@ def no_training() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, 'train', reach)
+        patch.setattr(application, 'in_folder', reach)
         # Whoever asks for these waits for the network.
         patch.setattr(distribution, '_tpu_strategy', lambda config: mirrored(1))
         yield
 
 
 def attempt(flags: Mapping[str, str]) -> str | None:
-    """The line the program says to `flags`; None if it would train."""
+    """The line the program says to `flags`; None if it would begin."""
     arguments = [f'--{name}={value}' for name, value in flags.items()]
     shown, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
@@ -151,6 +159,8 @@ def attempt(flags: Mapping[str, str]) -> str | None:
 def base_of(name: str) -> dict[str, str]:
     """Flags of a run that reads flag `name`."""
     metadata = OPTIONS[name]
+    if not metadata['runs']:
+        return MODES[metadata['modes'][0]]
     flags = dict(STAGES[stages_reading(name)[0]])
     for other in metadata['requires']:
         flags.update(WITH[other])
@@ -233,12 +243,12 @@ def test_flags_that_do_not_go_together(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('stage', STAGES)
-def test_what_the_tables_start_from_would_train(
-    stage: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize('flags', [*STAGES.values(), *MODES.values()], ids=[*STAGES, *MODES])
+def test_what_the_tables_start_from_would_begin(
+    flags: dict[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert attempt({'model_dir': 'run', **STAGES[stage]}) is None
+    assert attempt({'model_dir': 'run', **flags}) is None
 
 
 @pytest.mark.parametrize('place', ['images', 'images/run', 'images/a/b', 'link', 'link/run'])

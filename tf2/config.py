@@ -8,7 +8,7 @@ import re
 from common.errors import UserError
 from common.methods import MethodEntry
 from common.registry import load
-from common.settings import check_options, option
+from common.settings import INFERENCE, check_options, option
 from common.stages import FIRST, STAGES, Stage
 from tf2.evaluators import DEFAULT, names_in
 from tf2.methods import METHODS, entry_of
@@ -81,7 +81,7 @@ class ModelConfig:
         'Which projection head layer feeds the classifier: 0 is the encoder '
         'output, k the output of layer k after its ReLU, -1 the projection itself.',
         at_least=-1,
-        modes=('export',),
+        modes=('export', *INFERENCE),
     )
     global_bn: bool = option(
         True, 'Batch normalization statistics over all replicas.', modes=('export',)
@@ -140,7 +140,7 @@ class LearningConfig:
         None,
         'Weights to start from, where --model_dir has none: a --model_dir, a checkpoint, an '
         'exported module, or published weights as TF1 or TF2 checkpoint or TF2 SavedModel.',
-        modes=('export',),
+        modes=('export', *INFERENCE),
         resume='fixed',
     )
     fine_tune_after_block: int = option(
@@ -320,7 +320,7 @@ class TrainConfig:
         'capability 8.0 on, CPUs with AVX512-BF16 or AMX), else float32; what a run started with '
         'is recorded, and kept when it goes on. float16 scales the loss.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
         resume='continue',
     )
     jit_compile: bool = option(False, 'Compile the training step with XLA.', resume='free')
@@ -345,7 +345,7 @@ class OutputConfig:
     model_dir: str | None = option(
         None,
         'Folder for checkpoints, results, exports and TensorBoard. Unset: a new one under runs/.',
-        modes=('eval', 'export'),
+        modes=('eval', 'export', *INFERENCE),
         resume='free',
     )
     checkpoint_epochs: int = option(
@@ -380,7 +380,7 @@ class EvaluationConfig:
     """What is measured, and on how much."""
 
     eval_batch_size: int = option(
-        256, 'Global evaluation batch.', at_least=1, modes=('eval',), resume='continue'
+        256, 'Global evaluation batch.', at_least=1, modes=('eval', *INFERENCE), resume='continue'
     )
     eval_steps: int = option(
         0,
@@ -440,7 +440,7 @@ class DeviceConfig:
         'attached one is there, multi_worker if TF_CONFIG or a step of SLURM says so, mirrored if '
         'there are several GPUs, else one device.',
         choices=('auto', 'one_device', 'mirrored', 'multi_worker', 'tpu'),
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
         resume='free',
     )
     logical_devices: int = option(
@@ -449,42 +449,51 @@ class DeviceConfig:
         'not.',
         at_least=0,
         at_most=256,
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
         resume='free',
     )
     deterministic: bool = option(
         False,
         'Only operations whose results repeat bit for bit. Slower; the same run without it '
         'agrees within rounding.',
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
         resume='free',
     )
     use_tpu: bool | None = option(
         None,
         'With --strategy=auto: true takes a TPU, false none, unset one that is there.',
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
         resume='free',
     )
-    tpu_name: str | None = option(None, 'Name of the Cloud TPU.', modes=('eval',), resume='free')
+    tpu_name: str | None = option(
+        None, 'Name of the Cloud TPU.', modes=('eval', *INFERENCE), resume='free'
+    )
     tpu_zone: str | None = option(
-        None, 'Zone of the Cloud TPU.', modes=('eval',), requires={'tpu_name': ()}, resume='free'
+        None,
+        'Zone of the Cloud TPU.',
+        modes=('eval', *INFERENCE),
+        requires={'tpu_name': ()},
+        resume='free',
     )
     gcp_project: str | None = option(
         None,
         'Google Cloud project of the Cloud TPU.',
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
         requires={'tpu_name': ()},
         resume='free',
     )
     master: str | None = option(
-        None, 'Address of the TPU worker, instead of --tpu_name.', modes=('eval',), resume='free'
+        None,
+        'Address of the TPU worker, instead of --tpu_name.',
+        modes=('eval', *INFERENCE),
+        resume='free',
     )
     connect_timeout: int = option(
         120,
         'Seconds to wait for what is elsewhere: a TPU, the other workers, a remote folder.',
         at_least=1,
         at_most=86_400,
-        modes=('eval', 'export'),
+        modes=('eval', 'export', *INFERENCE),
         resume='free',
     )
 

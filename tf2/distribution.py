@@ -202,13 +202,21 @@ def spans_workers(strategy: tf.distribute.Strategy) -> bool:
 
 def all_agree(strategy: tf.distribute.Strategy, agrees: bool) -> bool:
     """Whether all workers do; returns when every one of them has come to this point."""
+    if not spans_workers(strategy):
+        return agrees
+    return bool(_mean_of(strategy)(tf.constant(float(agrees))).numpy() == 1)
+
+
+@functools.cache  # it is asked after every batch, and tracing takes longer than an answer
+def _mean_of(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function: scalar float32 of this worker → the mean over all replicas."""
 
     @tf.function
-    def share_of_votes() -> tf.Tensor:
-        votes = strategy.run(lambda: tf.constant(float(agrees)))
-        return strategy.reduce(tf.distribute.ReduceOp.MEAN, votes, axis=None)
+    def mean(value: tf.Tensor) -> tf.Tensor:
+        values = strategy.run(lambda: value)
+        return strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None)
 
-    return bool(share_of_votes().numpy() == 1) if spans_workers(strategy) else agrees
+    return mean
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:

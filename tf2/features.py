@@ -37,6 +37,45 @@ class Features:
         return Features(self.embeddings[rows], logits, self.labels[rows], self.index[rows])
 
 
+class RowPass:
+    """Runs a function over batches, under the strategy in whose scope this was made.
+
+    Args:
+        function: images [b, h, w, 3] -> name -> rows [b, ...] of a type that replicas can gather:
+            float32, int32 or int64.
+    """
+
+    def __init__(self, function: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]) -> None:
+        self._function = function
+        self._strategy = tf.distribute.get_strategy()
+        self._run = tf.function(self._run_replicas, reduce_retracing=True, autograph=False)
+
+    def rows(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The rows of one batch from all replicas, without padding.
+
+        Args:
+            batch: 'views', of which only the first is used, [b, h, w, 3]; 'label' [b]; optionally
+                'mask' and 'index' [b].
+
+        Returns:
+            What the function returns for them, and 'label' and 'index'.
+        """
+        found = {name: rows.numpy() for name, rows in self._run(batch).items()}
+        shown = found.pop('mask') > 0
+        return {name: rows[shown] for name, rows in found.items()}
+
+    def _run_replicas(self, batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+        rows = self._strategy.run(self._of_replica, args=(batch,))
+        return {name: self._strategy.gather(part, axis=0) for name, part in rows.items()}
+
+    def _of_replica(self, batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+        found, labels = self._function(batch['views'][0]), batch['label']
+        # Not every strategy can gather booleans.
+        mask = tf.cast(batch.get('mask', tf.ones_like(labels)), tf.int32)
+        index = batch.get('index', tf.fill(tf.shape(labels), tf.constant(-1, tf.int64)))
+        return {**found, 'label': labels, 'index': index, 'mask': mask}
+
+
 class FeaturePass:
     """Runs a model over batches, under the strategy in whose scope this was made.
 
@@ -47,8 +86,7 @@ class FeaturePass:
 
     def __init__(self, model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]) -> None:
         self._model = model
-        self._strategy = tf.distribute.get_strategy()
-        self._run = tf.function(self._run_replicas, reduce_retracing=True, autograph=False)
+        self._pass = RowPass(self._kept)
 
     def of_batch(self, batch: Mapping[str, Any]) -> Features:
         """The rows of one batch from all replicas, without padding.
@@ -57,9 +95,8 @@ class FeaturePass:
             batch: 'views', of which only the first is used, [b, h, w, 3]; 'label' [b]; optionally
                 'mask' and 'index' [b].
         """
-        found = {name: rows.numpy() for name, rows in self._run(batch).items()}
-        shown = Features(found[EMBEDDING], found.get(LOGITS), found['label'], found['index'])
-        return shown.at(found['mask'] > 0)
+        found = self._pass.rows(batch)
+        return Features(found[EMBEDDING], found.get(LOGITS), found['label'], found['index'])
 
     def collect(
         self,
@@ -78,21 +115,13 @@ class FeaturePass:
                 break
         return concatenated(parts).at(slice(limit))
 
-    def _run_replicas(self, batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
-        rows = self._strategy.run(self._of_replica, args=(batch,))
-        return {name: self._strategy.gather(part, axis=0) for name, part in rows.items()}
-
-    def _of_replica(self, batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
-        endpoints, labels = self._model(batch['views'][0]), batch['label']
-        kept = {
+    def _kept(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        endpoints = self._model(images)
+        return {
             name: tf.cast(endpoints[name], tf.float32)
             for name in (EMBEDDING, LOGITS)
             if name in endpoints
         }
-        # Not every strategy can gather booleans.
-        mask = tf.cast(batch.get('mask', tf.ones_like(labels)), tf.int32)
-        index = batch.get('index', tf.fill(tf.shape(labels), tf.constant(-1, tf.int64)))
-        return {**kept, 'label': labels, 'index': index, 'mask': mask}
 
 
 def concatenated(parts: Sequence[Features]) -> Features:

@@ -22,10 +22,30 @@ PARTIAL = re.compile(r'.+\.[0-9a-f]{32}\.partial')
 
 def write_text(path: str, text: str) -> None:
     """Writes `text` to `path`; whoever reads meanwhile sees the old file or the new one."""
+    with _replacing(path) as partial, tf.io.gfile.GFile(partial, 'w') as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def written_whole(path: str) -> Iterator[str]:
+    """A path of this machine; what is written there becomes the file `path` at the end.
+
+    Whoever reads meanwhile sees the old file or the new one.
+    """
+    with _replacing(path) as partial:
+        if '://' not in path:
+            yield partial
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield f'{folder}/file'
+            tf.io.gfile.copy(f'{folder}/file', partial)
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[str]:
     partial = f'{path}.{uuid.uuid4().hex}.partial'
     try:
-        with tf.io.gfile.GFile(partial, 'w') as file:
-            file.write(text)
+        yield partial
         tf.io.gfile.rename(partial, path, overwrite=True)
     except BaseException:
         remove_if_there(partial)
@@ -73,7 +93,7 @@ def plain_path(path: str) -> Iterator[str]:
 
 
 def clear_leftovers(folder: str) -> None:
-    """Removes what a killed `write_text` left in `folder`, if there is one."""
+    """Removes what a killed `write_text` or `written_whole` left in `folder`, if there is one."""
     if not tf.io.gfile.isdir(folder):
         return
     for name in names_in(folder):
@@ -82,7 +102,7 @@ def clear_leftovers(folder: str) -> None:
 
 
 def is_partial(name: str) -> bool:
-    """Whether a file of this name is one that `write_text` has not finished."""
+    """Whether a file of this name is one whose writing was not finished."""
     return bool(PARTIAL.fullmatch(name))
 
 

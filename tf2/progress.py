@@ -45,6 +45,7 @@ class Progress:
         batch_size: images per update.
         shown: names of the metrics to show.
         stream: where to show it; a bar if it is a terminal.
+        noun: what is counted.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class Progress:
         batch_size: int,
         shown: Sequence[str],
         stream: TextIO | None = None,
+        noun: str = 'step',
     ) -> None:
         self._stream = stream or sys.stderr
         self._total, self._batch, self._shown = total_steps, batch_size, shown
+        self._noun = noun
         self._last_line = time.monotonic()
         # The first call of the training function traces it, which would spoil the rate.
         self._measured_from: tuple[float, int] | None = None
@@ -66,7 +69,7 @@ class Progress:
             self._bar = _Bar(
                 total=total_steps,
                 initial=first_step,
-                desc='step',
+                desc=noun,
                 file=self._stream,
                 bar_format=layout,
                 dynamic_ncols=True,
@@ -87,7 +90,8 @@ class Progress:
             if rate:
                 left = (self._total - step) * self._batch / rate
                 words.append(f'{time_left(left)} left')
-            print(f'step {step}/{self._total}: ' + ', '.join(words), file=self._stream, flush=True)
+            line = f'{self._noun} {step}/{self._total}: {", ".join(words)}'
+            print(line, file=self._stream, flush=True)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -151,8 +151,10 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
         for name, value in given.items():
             check_option(name, value, OPTIONS[name])
         return Config(run=RunConfig(mode=given['mode']))
-    if does.needs_data and given.get('dataset') is None and name is None:
-        dataset = 'bundled' if given.get('data_dir') is None else OWN_IMAGES[0]
+    dataset = 'bundled' if given.get('data_dir') is None else OWN_IMAGES[0]
+    if not does.follows_run:
+        given = {'dataset': dataset, **given} if does.needs_data else given
+    elif given.get('dataset') is None and name is None:
         stage = given.get('train_mode', LearningConfig.train_mode)
         name = _first_preset(stage, dataset, presets)
     flags = _unless_given(presets[name].flags if name else {}, given)
@@ -213,12 +215,13 @@ def check_read(given: Iterable[str], values: Mapping[str, Any]) -> None:
 def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
     """Why a run with the settings `values` does not read `name`, for the user; None if it does."""
     metadata, mode = OPTIONS[name], values['mode']
-    needs_data = MODES[mode].needs_data
-    if not needs_data and mode not in metadata['modes']:
+    does = MODES[mode]
+    if not (metadata['runs'] if does.follows_run else mode in metadata['modes']):
+        readers = 'training' if metadata['runs'] else f'--mode={" or ".join(metadata["modes"])}'
         return (
-            f'--{name} is for training; found --mode={mode}, which does not read it. Leave it out.'
+            f'--{name} is for {readers}; found --mode={mode}, which does not read it. Leave it out.'
         )
-    if needs_data and not is_read(name, values):
+    if does.follows_run and not is_read(name, values):
         return _other_readers(name, values)
     for other, wanted in metadata['requires'].items():
         if not (values[other] in wanted if wanted else values[other]):

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from app.modes import MODES, Mode
 from common.methods import MethodEntry
-from common.settings import check_options, option
+from common.settings import INFERENCE, check_options, option
 from data.config import DataConfig
 from tf2.config import (
     DeviceConfig,
@@ -33,9 +33,10 @@ class RunConfig:
         'train',
         'What to do. "eval" follows new checkpoints until training is done; "export" turns '
         '--checkpoint, of any format, into a TF-Hub module below --model_dir; "pipeline" runs all '
-        'stages, one after the other.',
+        'stages, one after the other; "embed" writes the representation of every image, "predict" '
+        'its most likely classes.',
         choices=MODES,
-        modes=('eval', 'export'),
+        modes=('eval', 'export', *INFERENCE),
         resume='free',
     )
     preset: str | None = option(
@@ -48,7 +49,7 @@ class RunConfig:
         0,
         '1 also lists variables by name when weights are loaded.',
         at_least=0,
-        modes=('eval', 'export'),
+        modes=('eval', 'export', *INFERENCE),
         resume='free',
     )
 
@@ -69,6 +70,40 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """What is written about images, with a network that is trained."""
+
+    layer: str | None = option(
+        None,
+        'Endpoint of the network that is the embedding; feature maps are averaged over space. '
+        'Unset: final_avg_pool, the representation.',
+        modes=('embed',),
+        runs=False,
+        resume='free',
+    )
+    output: str | None = option(
+        None,
+        'File to write, relative to --model_dir; its extension says the format. Unset: '
+        'embeddings.npz, which may also be .parquet or .csv, and predictions.csv.',
+        modes=('embed', 'predict'),
+        runs=False,
+        resume='free',
+    )
+    top_k: int = option(
+        0,
+        'Classes that are predicted for each image, the most likely ones; 0: 5, or as many as '
+        'there are.',
+        at_least=0,
+        modes=('predict',),
+        runs=False,
+        resume='free',
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run, one section a room."""
 
@@ -81,6 +116,7 @@ class Config:
     output: OutputConfig = OutputConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     devices: DeviceConfig = DeviceConfig()
+    inference: InferenceConfig = InferenceConfig()
 
 
 SECTIONS: dict[str, type] = {
@@ -93,6 +129,7 @@ SECTIONS: dict[str, type] = {
     'output': OutputConfig,
     'evaluation': EvaluationConfig,
     'devices': DeviceConfig,
+    'inference': InferenceConfig,
 }
 
 

@@ -32,7 +32,7 @@ from data.sources.listing import (
 )
 from data.sources.listing_cache import list_with_cache
 from data.sources.source import Source
-from data.sources.splits import parts_of, split_names
+from data.sources.splits import distinct, parts_of, split_names
 from data.worker import Worker
 
 
@@ -84,18 +84,20 @@ def asked_by(config: DataConfig) -> Asked:
     )
 
 
-def source_of_images(name: str, images: Images, max_pixels: int) -> Source:
+def source_of_images(name: str, images: Images, max_pixels: int, *, mixed: bool = True) -> Source:
     """A source of image files.
 
     Args:
         name: of the data set, for messages.
         images: what was found.
         max_pixels: of an image; 0 for no limit.
+        mixed: whether files are in the mixed order of `images`; if not, they are as listed.
     """
     classes, splits = images.classes, images.splits
 
     def select(split: str) -> Files:
-        return _select(name, splits, split)
+        files = splits[split] if split in splits else _select(name, splits, split)
+        return files if mixed else files.in_listing_order()
 
     return Source(
         name=name,
@@ -106,8 +108,10 @@ def source_of_images(name: str, images: Images, max_pixels: int) -> Source:
         decode=functools.partial(decode_file, max_pixels=max_pixels),
         share=lambda split, worker: _share(select(split), worker),
         labels=lambda split: iter([select(split).labels]),
-        identify=lambda split, positions: _relative(select(split), positions),
+        identify=lambda split, positions: _names(images, select(split), positions),
         read=tf.io.read_file,
+        splits=distinct(splits),
+        in_listing_order=lambda: source_of_images(name, images, max_pixels, mixed=False),
         summary=images.summary,
     )
 
@@ -155,9 +159,11 @@ def _select(dataset: str, splits: dict[str, Files], split: str) -> Files:
     return chosen[0] if len(chosen) == 1 else concatenate(chosen)
 
 
-def _relative(files: Files, positions: Sequence[int]) -> list[str]:
+def _names(images: Images, files: Files, positions: Sequence[int]) -> list[str]:
+    """Paths of files; of one place relative to it, of several they could be the same."""
     chosen = files.take(np.array(positions, np.int64))
-    return [os.fsdecode(path) for path in chosen.relative()]
+    paths = chosen.relative() if images.places == 1 else chosen.paths()
+    return [os.fsdecode(path) for path in paths]
 
 
 def _examples(files: Files) -> tf.data.Dataset:

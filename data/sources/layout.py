@@ -50,11 +50,13 @@ class Images:
         splits: name → files, in an order that is mixed, but always the same.
         classes: names of the classes, by number.
         summary: what was understood, for the user: one line without a full stop.
+        places: how many folders, or lists, they were found in.
     """
 
     splits: Mapping[str, Files]
     classes: tuple[str, ...]
     summary: str
+    places: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ def understand(listings: Sequence[Listing], asked: Asked) -> Images:
     left = sum((collections.Counter(each.left) for each in listings), collections.Counter())
     parts += [f'left alone: {describe_left(left)}'] if left else []
     roots = ', '.join(printable(each.root) for each in listings)
-    return Images(splits, classes, f'{roots}: {"; ".join(parts)}')
+    return Images(splits, classes, f'{roots}: {"; ".join(parts)}', len(listings))
 
 
 def _no_images(listing: Listing) -> UserError:

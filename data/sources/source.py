@@ -59,6 +59,9 @@ class Source:
         corrupt_file: place in bytes, at which a record is corrupt → the file; None if it cannot be
             told.
         bytes_per_example: split → mean size of what `examples` holds; None if it is not known.
+        splits: names of all splits, each once; empty if nothing tells.
+        in_listing_order: makes the same data set, with each split in the order in which its files
+            are listed, not a mixed one; None if there is no other order.
         summary: what was understood of the user's own files, a line without a full stop; may be
             empty.
     """
@@ -78,6 +81,8 @@ class Source:
     image_range: str | None = None
     corrupt_file: Callable[[int], str | None] = lambda place: None
     bytes_per_example: Callable[[str], float | None] = unknown_size
+    splits: Sequence[str] = ()
+    in_listing_order: Callable[[], Source] | None = None
     summary: str = ''
 
     def with_contents(self, dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -35,6 +35,12 @@ def split_names(split: str) -> list[str]:
     return [re.sub(r'\[.*\]\s*$', '', part).strip() for part in split.split('+')]
 
 
+def distinct(splits: Mapping[str, Any]) -> list[str]:
+    """Names of the splits, each once, by its first name if it goes by a usual one too."""
+    named = {id(split): name for name, split in reversed(splits.items())}
+    return list(named.values())[::-1]
+
+
 def malformed_split(dataset: str, split: str) -> UserError:
     """The error for a slice that cannot be read, such as 'train[:x]'."""
     return UserError(

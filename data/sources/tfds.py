@@ -128,6 +128,7 @@ def source_of_builder(name: str, builder: tfds.core.DatasetBuilder, config: Data
         identify=lambda split, positions: _identify(builder, split, parts(split), positions),
         label_hint=hint,
         image_range=_image_range(name, builder, image_key, config),
+        splits=[split for split, info in builder.info.splits.items() if info.num_examples],
         corrupt_file=functools.partial(_corrupt_file, builder),
         bytes_per_example=lambda split: _bytes_per_example(builder, parts(split)),
     )

@@ -24,7 +24,7 @@ from data.sources.image_folder import asked_by
 from data.sources.layout import EVALUATION, TRAIN, Asked, describe_classes
 from data.sources.records import find_corrupt, read_files
 from data.sources.source import BYTES_SAMPLED, NO_LABEL, Source
-from data.sources.splits import parts_of
+from data.sources.splits import distinct, parts_of
 
 _IMAGE_KEYS = ('image/encoded', 'image', 'image_raw', 'encoded', 'jpeg', 'jpg', 'png')
 _LABEL_KEYS = ('image/class/label', 'label', 'image/class/text', 'labels', 'class', 'target')
@@ -206,6 +206,7 @@ def _source(
             (file.path for part in parts.values() for file in part.files), place
         ),
         bytes_per_example=mean_size,
+        splits=distinct(parts),
         summary=summary,
     )
 

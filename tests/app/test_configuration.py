@@ -15,6 +15,7 @@ import run
 from app.config.compatibility import architecture, check_same_architecture
 from app.config.resolution import from_values, resolve, stages_reading
 from app.config.schema import SECTIONS, Config, all_options, to_values
+from app.modes import MODES
 from app.presets import PRESETS
 from app.run_folder import read_flags, write_flags
 from common.errors import UserError
@@ -255,7 +256,7 @@ def test_every_setting_says_who_reads_it_and_what_a_run_that_goes_on_does_with_i
     options = {field.name: field.metadata for _, _, field in all_options()}
     for name, metadata in options.items():
         assert stages_reading(name), name
-        assert set(metadata['modes']) <= {'eval', 'export'}, name
+        assert set(metadata['modes']) <= {mode for mode in MODES if not MODES[mode].trains}, name
         assert set(metadata['requires']) <= set(options), name
         assert metadata['resume'] in ('free', 'continue', 'refuse', 'fixed'), name
 

@@ -1,0 +1,146 @@
+"""--mode=embed: the representation of every image, as a file and for TensorBoard's projector."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from app.config.schema import Config
+from app.inference import application, projector
+from app.inference.application import Application
+from app.inference.parts import Parts, folder_of, rebatched
+from app.inference.tables import ROWS_AT_ONCE, Names, Table, write_table
+from common.errors import UserError
+from common.interruption import Stop
+from tf2 import distribution
+from tf2.features import EMBEDDING, LOGITS, RowPass
+from tf2.files import writing, written_whole
+from tf2.models.encoder import SimCLRModel
+
+HEAD = ('proj_head_input', 'proj_head_output')
+
+
+def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+    """Writes the embedding of every image, with its file and label.
+
+    Args:
+        config: all settings.
+        given: those of them that were given on the command line.
+        stop: after a signal what is computed is kept, and a rerun goes on from there.
+
+    Raises:
+        UserError: for whatever the user can fix.
+        Interrupted: when a signal came.
+    """
+    layer = config.inference.layer or EMBEDDING
+    app = application.prepare(config, given, head_layers=lambda known: _head_layers(layer, known))
+    width = check_layer(app, layer)
+    path = application.output_path(app.config)
+    with application.in_folder(app):
+        application.announce(app)
+        settings = {**app.settings(), 'layer': layer}
+        parts = Parts(folder_of(path), settings, writes=app.writes)
+        shown = projector.Shown(app.examples, width)
+        with app.strategy.scope():
+            function = RowPass(lambda images: embed(app.model, images, layer))
+            application.pass_over(app, function, lambda rows: _kept(rows, shown), parts, stop)
+        if app.writes:
+            _write(app, path, parts, width, layer)
+        distribution.wait_for_all(app.strategy)
+
+
+def embed(model: SimCLRModel, images: tf.Tensor, layer: str) -> dict[str, tf.Tensor]:
+    """'vector' [b, d], the endpoint `layer`, and 'thumbnail' [b, s, s, 3] of images."""
+    endpoint = model(images, training=False)[layer]
+    return {'vector': pooled(endpoint), 'thumbnail': projector.thumbnails(images)}
+
+
+def pooled(endpoint: tf.Tensor) -> tf.Tensor:
+    """[b, d] float32: feature maps [b, h, w, d] are averaged over space, tokens [b, n, d] too."""
+    endpoint = tf.cast(endpoint, tf.float32)
+    return tf.reduce_mean(endpoint, axis=list(range(1, endpoint.shape.rank - 1)))
+
+
+def _head_layers(layer: str, config: Config) -> int:
+    """How many layers of the projection head `layer` depends on, -1 for all of them."""
+    if layer == LOGITS:
+        return config.model.ft_proj_selector
+    return -1 if layer == 'proj_head_output' else 0
+
+
+def check_layer(app: Application, layer: str) -> int:
+    """The width of the embedding.
+
+    Raises:
+        UserError: if the network has no endpoint `layer`; lists those it has.
+    """
+    size = app.config.data.image_size
+    with app.strategy.scope():
+        endpoints = app.model(tf.keras.Input([size, size, 3]), training=False)
+    if layer not in endpoints:
+        found = ' (this checkpoint has no classifier)' if layer == LOGITS else ''
+        raise UserError(
+            f'--layer must be one of {", ".join(endpoints)}; found {layer!r}{found}. Choose one.'
+        )
+    if layer == LOGITS:
+        application.check_classifier(app)
+    return endpoints[layer].shape[-1]
+
+
+def _kept(rows: Mapping[str, np.ndarray], shown: projector.Shown) -> dict[str, np.ndarray]:
+    pictured = shown.chosen(rows['place'])
+    return {
+        'vector': rows['vector'],
+        'label': rows['label'],
+        'place': rows['place'],
+        'pictured': pictured,
+        'thumbnail': np.rint(255 * rows['thumbnail'][pictured]).astype(np.uint8),
+    }
+
+
+def _write(app: Application, path: str, parts: Parts, width: int, layer: str) -> None:
+    """Writes the final files, then removes those that hold the rows."""
+    table = table_of(app, parts, width, layer)
+    print(f'Writing {path}.', flush=True)
+    with writing(os.path.dirname(path)):
+        tf.io.gfile.makedirs(os.path.dirname(path) or '.')
+        with written_whole(path) as partial:
+            write_table(partial, os.path.splitext(path)[1].lower(), table)
+        projector.write(app, parts)
+    parts.remove()
+    print(f'{table.count:,} embeddings of {width} numbers each, from {layer}: {path}')
+    application.tell_skipped(app, app.examples - table.count)
+    print(f'To look at them: tensorboard --logdir {app.config.output.model_dir}, "Projector"')
+
+
+def table_of(app: Application, parts: Parts, width: int, layer: str) -> Table:
+    """The rows in `parts`."""
+
+    def vectors() -> Iterator[np.ndarray]:
+        return (rows['vector'] for rows in rebatched(parts.read(['vector']), ROWS_AT_ONCE))
+
+    def names() -> Iterator[Names]:
+        for rows in rebatched(parts.read(['place', 'label']), ROWS_AT_ONCE):
+            splits, files = app.names(rows['place'])
+            yield Names(files, splits, rows['label'])
+
+    count = sum(len(rows['label']) for rows in parts.read(['label']))
+    return Table(count, width, vectors, names, app.class_names, record_of(app, layer))
+
+
+def record_of(app: Application, layer: str) -> dict[str, Any]:
+    """Where embeddings come from, as a search needs to know it."""
+    place = app.weights.path
+    return {
+        'checkpoint': place if '://' in place else os.path.abspath(place),
+        'step': app.weights.step,
+        'layer': layer,
+        'image_size': app.config.data.image_size,
+        'mixed_precision': app.config.train.mixed_precision,
+        'dataset': app.config.data.dataset,
+        'data_dir': app.data_dir,
+    }

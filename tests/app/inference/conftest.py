@@ -1,0 +1,48 @@
+"""A checkpoint, and a folder of images of several formats and sizes in two splits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run
+from tests.support import GOLDEN
+
+CHECKPOINT = str(GOLDEN / 'older_run')  # a ResNet-18 for 8 pixels, with a classifier of 10 classes
+CLASSES = ('cat', 'dog, "old"', 'élan')
+COUNTS = {'train': 9, 'test': 2}  # of each class
+
+Main = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder, random = tmp_path_factory.mktemp('inference') / 'images', np.random.RandomState(0)
+    for split, count in COUNTS.items():
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.randint(0, 256, [9 + number, 12, 3], np.uint8)
+                extension = ('png', 'jpg', 'webp')[number % 3]
+                Image.fromarray(pixels).save(folder / split / name / f'{number}.{extension}')
+    return folder
+
+
+@pytest.fixture
+def main() -> Main:
+    """Runs the program: exit status, what is printed and what is said of errors."""
+
+    def call(mode: str, **flags: object) -> tuple[int, str, str]:
+        arguments = [f'--{name}={value}' for name, value in flags.items()]
+        shown, said = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+            status = run.main(['run.py', f'--mode={mode}', *arguments])
+        return status, shown.getvalue(), said.getvalue()
+
+    return call
