@@ -1,6 +1,6 @@
-"""SimCLR from the command line: flags → Config → what `--mode` says.
+"""The command line: flags → Config → the function of the mode.
 
-The only module that knows absl flags. Everything below takes a `Config`.
+The only module that knows absl flags. All others take a `Config`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from common.settings import option_type
 from tf2.evaluators import EVALUATORS
 from tf2.methods import METHODS
 
-RUNS = 'runs'  # where folders of runs go whose command line names none
+RUNS = 'runs'  # the folder for runs without a --model_dir
 USAGE = """\
 SimCLR for TensorFlow 2: pretrain an image encoder without labels.
 
@@ -65,7 +65,7 @@ length; other settings that change the result are refused unless --allow_changes
 
 
 class _WholeOrFraction(flags.IntegerParser):
-    """Whole numbers as an integer flag takes them; fractions too."""
+    """Parses whole numbers as an integer flag does, and fractions."""
 
     def convert(self, argument: Any) -> int | float:
         try:
@@ -77,7 +77,7 @@ class _WholeOrFraction(flags.IntegerParser):
 def define_flags() -> flags.FlagValues:
     """One absl flag for every setting.
 
-    They are not the global ones of absl, so that a process can run the program more than once.
+    They are not absl's global flags, so that a process can run the program more than once.
     """
     values = flags.FlagValues()
     for name, section, field in all_options():
@@ -168,7 +168,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
 
 
 def _explain(error: flags.Error) -> str:
-    """One line; where a value was not understood, absl would say how Python's parser failed."""
+    """The error as one line. For a value of the wrong type, absl's has the error of a parser."""
     text = ' '.join(str(error).split())
     match = re.match(r'flag --(\w+)=(.*?): ', text)
     if match is None:
@@ -183,10 +183,10 @@ def _explain(error: flags.Error) -> str:
 
 
 def complete(given: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """`given` with what the environment tells: whether there are more workers, and a folder.
+    """Adds to `given` the strategy for several workers, if there are several, and a model folder.
 
     Raises:
-        UserError: if several workers would each choose a folder.
+        UserError: if each of several workers would choose a folder of its own.
     """
     given = dict(given)
     chosen = given.get('use_tpu') or given.get('strategy', 'auto') != 'auto'
@@ -204,10 +204,10 @@ def complete(given: dict[str, Any], environment: Mapping[str, str]) -> dict[str,
 
 
 def _new_folder() -> str:
-    """Makes a folder in `runs`, which no other process that starts now takes too.
+    """Makes a folder in `runs` that no other process uses.
 
     Raises:
-        UserError: if none can be made here.
+        UserError: if that fails.
     """
     stem = os.path.join(RUNS, time.strftime('%Y%m%d-%H%M%S'))
     try:
@@ -225,7 +225,7 @@ def _new_folder() -> str:
 
 
 def _tasks_of_step(environment: Mapping[str, str]) -> int:
-    """How many tasks a step of SLURM has; 1 where there is none. An allocation is no step."""
+    """The number of tasks in this SLURM step; 1 outside of a step, even within an allocation."""
     name = 'SLURM_STEP_NUM_TASKS'
     try:
         return int(environment.get(name, 1))
@@ -245,15 +245,15 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
         stop: whether a signal has come.
     """
     choose_keras_2()
-    # None of TensorFlow's start-up notes about CPU features and GPU plug-ins: a user can't act on
-    # them, and what goes wrong comes as an exception.
+    # Hides TensorFlow's start-up messages about CPU features and GPU plug-ins: a user can't act on
+    # them, and errors come as exceptions.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     check_characters(given)
     check_schemes(given)
     check_paths(config)
     check_on_host(config)
     with _gc_disabled_during_import():
-        # Imported here: TensorFlow takes seconds, and most errors of usage are to show at once.
+        # Imported here because TensorFlow takes seconds, and most mistakes should show at once.
         from app import experiment
 
         action = load(config.run.does.action)
@@ -267,9 +267,9 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
 
 @contextlib.contextmanager
 def _gc_disabled_during_import() -> Iterator[None]:
-    """For the import of TensorFlow: no search for garbage, then and later, in what it makes.
+    """Garbage collection is off during the import of TensorFlow, and later skips what it made.
 
-    There is hardly any, and searching all of it now and then takes more than a second.
+    There is hardly any garbage in it, and searching it takes more than a second.
     """
     if 'tensorflow' in sys.modules:
         yield
@@ -286,17 +286,18 @@ def main(arguments: list[str]) -> int:
     """Runs the program.
 
     Returns:
-        The exit status: 2 for what the user can fix, 128 and its number after a signal: 143 after
-        SIGTERM, 130 after SIGINT.
+        The exit status: 0; 2 for an error that the user can fix; after a signal, 128 plus its
+        number: 143 for SIGTERM, 130 for SIGINT.
     """
     with output.lasting():
         if any(argument in ('--help', '-h', '--helpfull', '--helpshort') for argument in arguments):
             print(help_text(), end='')
             return 0
-        return _run_and_tell(arguments)
+        return _exit_status(arguments)
 
 
-def _run_and_tell(arguments: list[str]) -> int:
+def _exit_status(arguments: list[str]) -> int:
+    """Runs the program; prints what the user can fix, or how to resume, as one line."""
     asked, given, stop, had_runs = {}, {}, Stop(), os.path.isdir(RUNS)
     try:
         with stop.handling():
@@ -309,7 +310,8 @@ def _run_and_tell(arguments: list[str]) -> int:
         print(f'{os.path.basename(arguments[0])}: error: {printable(str(error))}', file=sys.stderr)
         return 2
     except Interrupted as error:
-        print(f'\nStopped by {error}. To resume: {_again(arguments, given)}', file=sys.stderr)
+        command = _resume_command(arguments, given)
+        print(f'\nStopped by {error}. To resume: {command}', file=sys.stderr)
         return 128 + error.number
     finally:
         if asked.get('model_dir') is None and given.get('model_dir') is not None:
@@ -318,13 +320,13 @@ def _run_and_tell(arguments: list[str]) -> int:
 
 
 def _remove_empty(*folders: str) -> None:
-    """Removes folders that were made for a run that came to nothing."""
+    """Removes the folders that were made for this run, unless something is in them."""
     for folder in folders:
-        with contextlib.suppress(OSError):  # something is in it
+        with contextlib.suppress(OSError):  # it is not empty
             os.rmdir(folder)
 
 
-def _again(arguments: list[str], given: dict[str, Any]) -> str:
+def _resume_command(arguments: list[str], given: dict[str, Any]) -> str:
     """The command that resumes in the same folder."""
     folder = given.get('model_dir')
     named = any(argument.lstrip('-').startswith('model_dir') for argument in arguments)
@@ -334,6 +336,6 @@ def _again(arguments: list[str], given: dict[str, Any]) -> str:
 
 if __name__ == '__main__':
     status = main(sys.argv)
-    # What is left goes with the process; taking all graphs apart first would take seconds.
+    # Without a garbage collection at exit, which would take seconds for all graphs.
     gc.freeze()
     sys.exit(status)

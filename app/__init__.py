@@ -1,1 +1,1 @@
-"""The application: what a run is, checked before it starts; its training, evaluation and report."""
+"""The application: settings and checks of runs; training, evaluation, export, reports."""

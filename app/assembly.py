@@ -1,4 +1,4 @@
-"""What a run is made of, put together in one place: for training, evaluation and benchmarks."""
+"""Builds the parts of a run, for training, evaluation and benchmarks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tf2.trainer import Penalty, Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-    """The parts of a training, made for each other."""
+    """The parts of a training run."""
 
     model: SimCLRModel
     method: Method
@@ -37,7 +37,7 @@ def assemble(
     teacher: Teacher | None = None,
     prepare: Callable[[Batch], Batch] | None = None,
 ) -> Assembly:
-    """Makes all that a training step needs; to be called within the strategy's scope.
+    """Builds everything that a training step needs; to be called within the strategy's scope.
 
     Args:
         config: all settings; `mixed_precision` is no longer 'auto'.
@@ -74,7 +74,7 @@ def network(config: Config, num_classes: int | None) -> SimCLRModel:
 
 
 def decayed_by(method: Method) -> list[tf.Variable]:
-    """What lars and lamb decay and adapt: every kernel that is trained, but the classifier's."""
+    """The variables that LARS and LAMB decay and adapt: all kernels except the classifier's."""
     classifier = method.model.classifier
     return decay.decayed_kernels(method.trained(), besides=[classifier] if classifier else [])
 
@@ -82,12 +82,12 @@ def decayed_by(method: Method) -> list[tf.Variable]:
 def penalty_of(
     config: Config, model: SimCLRModel, trained: Sequence[tf.Module] | None = None
 ) -> Penalty:
-    """The L2 term of the loss: of what the optimizer itself does not decay.
+    """The L2 term of the loss, for the variables that the optimizer itself does not decay.
 
     Args:
         config: all settings.
-        model: what is trained, or evaluated.
-        trained: all that is trained; default: the model alone.
+        model: the model that is trained or evaluated.
+        trained: the modules that are trained; default: the model alone.
     """
     if config.optimizer.optimizer in builder.DECAY_IN_UPDATE:
         variables = [model.classifier.kernel] if model.classifier else []
@@ -104,7 +104,7 @@ def views_of(
     Args:
         config: all settings.
         teacher: for a stage that has one.
-        evaluates: whether views are those of evaluation.
+        evaluates: whether to return the views of evaluation.
     """
     views = EVALUATION if evaluates else config.learning.entry.views
     if teacher is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 
 class Budget:
-    """Allows an activity a share of the time since this was created.
+    """Allows an activity a share of the time since this object was created.
 
     Its first run is not counted, because it pays one-time costs such as tracing a network.
 

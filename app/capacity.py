@@ -1,4 +1,4 @@
-"""Whether a run fits into the memory of its devices, told before anything is built."""
+"""Checks that a run fits into the memory of its devices, before anything is built."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tf2.config import ModelConfig
 from tf2.device_memory import gpu_memory, has_accelerators, host_memory
 from tf2.memory_estimate import Network, Run, is_known
 
-# An estimate may be wrong, above all on what a compiler makes of a graph: what is a fifth too large
-# is refused. Weights, gradients and the optimizer's numbers are counted exactly.
+# The estimate depends on what a compiler does to the graph, so a run is refused only if it is a
+# fifth too large. Weights, gradients and the optimizer's variables are counted exactly.
 TOLERANCE = 1.2
-ADVISED = 0.8  # share of the memory that an advised value may take
+ADVISED = 0.8  # share of the memory that a run with the advised value may take
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """Where a run takes place, as far as memory is concerned.
+    """The memory that a run has.
 
     Attributes:
         kind: for the message: 'CPU' or 'GPU'.
-        memory: bytes of one of them.
-        replicas: of the whole run.
-        sharing: how many replicas share this memory.
+        memory: bytes of one device.
+        replicas: number of replicas of the whole run.
+        sharing: number of replicas that share this memory.
     """
 
     kind: str
@@ -36,10 +36,10 @@ class Devices:
 
 
 def check_on_host(config: Config) -> None:
-    """Checks what surely runs on this host's processor; needs no TensorFlow.
+    """Checks a run that is certain to use this host's CPU; needs no TensorFlow.
 
     Raises:
-        UserError: if it cannot fit.
+        UserError: if it doesn't fit.
     """
     devices = config.devices
     elsewhere = devices.use_tpu or devices.tpu_name or devices.master
@@ -51,12 +51,12 @@ def check_on_host(config: Config) -> None:
 
 
 def devices_of(replicas: int, of_this_process: int, *, on_gpu: bool) -> Devices | None:
-    """The devices of a strategy; None where nobody tells their memory.
+    """The devices of a strategy; None if their memory is unknown.
 
     Args:
-        replicas: of the whole run.
-        of_this_process: those of them that this process computes.
-        on_gpu: whether they are GPUs, else they share the host.
+        replicas: number of replicas of the whole run.
+        of_this_process: number of those that run in this process.
+        on_gpu: whether they run on GPUs; else they share the host's memory.
     """
     if not on_gpu:
         return Devices('CPU', host_memory(), replicas, of_this_process)
@@ -65,20 +65,20 @@ def devices_of(replicas: int, of_this_process: int, *, on_gpu: bool) -> Devices 
 
 
 def check_fits(config: Config, devices: Devices, recorded: Mapping[str, Any] | None = None) -> None:
-    """Raises UserError if what `config` asks for is clearly beyond the memory of `devices`.
+    """Raises UserError if a run clearly doesn't fit into the memory of `devices`.
 
-    Backbones without memory arithmetic are not checked.
+    Backbones without a memory estimate are not checked.
 
     Args:
         config: all settings; the architecture is that of the run.
-        devices: where it runs.
-        recorded: settings of the teacher's run, where there are any.
+        devices: the devices of the run.
+        recorded: settings of the teacher's run, if known.
     """
     if not is_known(config.model):
         return
 
     def parts(config: Config) -> dict[str, int]:
-        """Those of training or of evaluation, whatever is larger."""
+        """The parts of training or of evaluation, whichever need more."""
         run = _run_of(config, devices, recorded)
         kinds = [run.training()] if run.train_batch_size else []
         kinds += [run.evaluation()] if run.eval_batch_size else []
@@ -99,7 +99,7 @@ def check_fits(config: Config, devices: Devices, recorded: Mapping[str, Any] | N
 
 def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None) -> Run:
     train, does = config.train, config.run.does
-    # What is not known yet, classes and precision, is taken to be what needs less.
+    # Classes and precision may be unknown yet: those are assumed that need the least.
     precision = 'bfloat16' if train.mixed_precision == 'auto' else train.mixed_precision
     synchronized = config.model.global_bn and devices.replicas > 1
     return Run(
@@ -125,13 +125,13 @@ def _total(parts: Mapping[str, int]) -> int:
 
 
 def _largest(parts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """The largest parts, all that take a hundredth of the whole."""
-    shown = [part for part in parts.items() if 100 * part[1] >= _total(parts)]
-    return sorted(shown, key=lambda part: -part[1])
+    """The parts that are at least 1% of the total, largest first."""
+    large = [part for part in parts.items() if 100 * part[1] >= _total(parts)]
+    return sorted(large, key=lambda part: -part[1])
 
 
-# What may be made smaller, in order of what changes the result least: setting -> the smallest value
-# that is worth a thought, and of what it has to be a multiple, by replicas.
+# Settings that may be reduced, those that change the result least first: setting -> the smallest
+# sensible value, and a function of settings and replicas whose multiples are allowed.
 _SMALLER: dict[str, tuple[int, Callable[[Config, int], int]]] = {
     'eval_batch_size': (1, lambda config, replicas: replicas),
     'train_batch_size': (2, lambda config, replicas: replicas),
@@ -144,7 +144,7 @@ _SMALLER: dict[str, tuple[int, Callable[[Config, int], int]]] = {
 
 
 def _advice(config: Config, replicas: int, fits: Callable[[Config], bool]) -> str:
-    """Which flag, with which value, makes it fit."""
+    """A flag and a value with which the run fits, as a sentence."""
     for name, value in _smaller_values(config, replicas, fits):
         return f'With all else as it is, the largest --{name} that fits is {value}.'
     has_width = 'width_multiplier' in config.model.backbone_entry.reads
@@ -160,7 +160,7 @@ def _smaller_values(
 ) -> Iterator[tuple[str, int]]:
     for name, (least, multiple) in _SMALLER.items():
         step = multiple(config, replicas)
-        if name == 'num_proj_layers':  # the classifier may read one of them
+        if name == 'num_proj_layers':  # the classifier may read the output of one of them
             least = max(least, config.model.ft_proj_selector)
         low, high = -(-least // step), to_values(config)[name] // step
         if low >= high or not fits(with_values(config, **{name: low * step})):
@@ -173,7 +173,7 @@ def _smaller_values(
 
 
 def _largest_width(config: Config, fits: Callable[[Config], bool]) -> float | None:
-    """The largest of 8, 4, 2, 1, 1/2 … that fits and is smaller than what was asked for."""
+    """The largest power of two that fits and is smaller than the width asked for; None if none."""
     asked = config.model.width_multiplier
     widths = (2.0**power for power in range(13, -6, -1))
     smaller = (width for width in widths if width < asked)

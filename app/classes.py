@@ -1,4 +1,4 @@
-"""What a classifier's outputs stand for: whose names count, and who has to agree with them."""
+"""The names of a classifier's classes: where they come from, and what has to match them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tf2.weights import Weights
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """What outputs of the classifier stand for.
+    """The classes of a run.
 
     Attributes:
-        source: the data set, with the same numbers for its classes.
-        names: by number; None if nothing knows them.
+        source: the data set, with its classes in this order.
+        names: by label; None if unknown.
         notes: lines for the user.
-        others: why the classifier of `--checkpoint` is none of these classes; None if it is, or
-            may be.
+        mismatch: why the classifier of `--checkpoint` has other classes; None if it has the same,
+            or nothing tells.
     """
 
     source: Source
     names: tuple[str, ...] | None
     notes: tuple[str, ...] = ()
-    others: str | None = None
+    mismatch: str | None = None
 
 
 def match_classes(
@@ -40,9 +40,10 @@ def match_classes(
     teacher: Teacher | None,
     weights: Weights | None,
 ) -> Classes:
-    """Finds out what the classes are called, and numbers those of the data set likewise.
+    """Finds the names of the classes, and puts those of the data set in the same order.
 
-    The run itself knows best, then its teacher, then the checkpoint it starts from, then the data.
+    The run's own names take precedence over its teacher's, these over those of the checkpoint it
+    starts from, and these over those of the data.
 
     Raises:
         UserError: if the data set, or the teacher, has other classes.
@@ -76,16 +77,16 @@ def match_classes(
             f'Classes are numbered as in {whose}: {listed(names)}; {config.data.dataset} has '
             f'{listed(kept)}.',
         )
-    others = None
+    mismatch = None
     if loaded and names and loaded != names:
-        others = f'its classes are {difference(loaded, names)}'
-    return Classes(source, names, notes, others)
+        mismatch = f'its classes are {difference(loaded, names)}'
+    return Classes(source, names, notes, mismatch)
 
 
 def number_of_classes(
     config: Config, data: RunData, teacher: Teacher | None, recorded: Mapping[str, Any] | None
 ) -> int | None:
-    """Classes of the classifier, None without one."""
+    """The number of the classifier's classes; None without a classifier."""
     source = data.source
     if teacher is not None:
         _check_teacher(config, source, teacher)
@@ -96,13 +97,13 @@ def number_of_classes(
         return source.num_classes
     if not config.learning.lineareval_while_pretraining:
         return None
-    # A resumed run has the variables it began with.
+    # A resumed run keeps the variables it started with.
     begun = recorded is not None and recorded.get('num_classes') is not None
     return source.num_classes if data.train_labels.labeled or begun else None
 
 
 def _recorded_classes(config: Config, source: Source, recorded: Mapping[str, Any]) -> int | None:
-    """Classes of a student whose teacher is not opened, as its training recorded them."""
+    """The number of classes of a student whose teacher is not opened, as recorded."""
     classes = recorded.get('num_classes', source.num_classes)
     if source.num_classes not in (None, classes):
         raise UserError(
@@ -124,10 +125,10 @@ def _check_teacher(config: Config, source: Source, teacher: Teacher) -> None:
 def check_recorded(
     class_names: tuple[str, ...] | None, path: str | None, record: Mapping[str, Any] | None
 ) -> None:
-    """Raises UserError if a checkpoint says that its classes are others than the run's.
+    """Raises UserError if a checkpoint records other classes than the run's.
 
     Args:
-        class_names: of the run; None if nothing knows them.
+        class_names: of the run; None if unknown.
         path: of the checkpoint; None without one.
         record: see `Checkpoints`.
     """

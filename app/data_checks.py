@@ -1,4 +1,4 @@
-"""What a run's data hold and what of the run they allow, found out before anything is written."""
+"""Opens the data of a run and checks that they suffice, before anything is written."""
 
 from __future__ import annotations
 
@@ -25,24 +25,23 @@ from data.sources import open_source
 from data.sources.source import Source
 from tf2 import schedules
 
-# Where epochs are shorter than this, checkpoints, after which a run is evaluated, come at most so
-# often, unless a flag says more.
+# If epochs are shorter than this, a run writes at most so many checkpoints by default.
 _SHORT_EPOCH = 50  # steps
 _MOST_CHECKPOINTS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """What a run trains and is evaluated on.
+    """The data of a run.
 
     Attributes:
-        source: the data set as it is trained on: where only some labels are used, with those.
-        evaluated: the data set as it is evaluated on.
-        subset: the labeled examples, None where all are used.
+        source: the data set for training, with only the labels that are used.
+        evaluated: the data set for evaluation.
+        subset: the labeled examples; None if all labels are used.
         train_examples: number of training examples.
         train_labels: labels of the training split.
-        eval_labels: labels of what is evaluated, None where nothing is.
-        notes: lines for the user: what is left out, what was sized for the data.
+        eval_labels: labels of the examples that are evaluated; None if none are.
+        notes: lines for the user: what is left out, which settings were adapted to the data.
     """
 
     source: Source
@@ -54,7 +53,7 @@ class RunData:
     notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """How many images there are, and how they spread over the classes."""
+        """The number of images, and how many there are of each class."""
         names = self.source.class_names
         words = f'{self.train_examples} training images, {self.train_labels.describe(names)}'
         if self.eval_labels is not None:
@@ -64,12 +63,12 @@ class RunData:
 
     @property
     def finds_neighbors(self) -> bool:
-        """Whether there are labels to vote for, and labels to compare with."""
+        """Whether both splits have labels, which nearest neighbors need."""
         return self.measures_accuracy and self.train_labels.labeled > 0
 
     @property
     def measures_accuracy(self) -> bool:
-        """Whether there are labels to compare with."""
+        """Whether the evaluation split has labels."""
         return self.eval_labels is not None and self.eval_labels.labeled > 0
 
 
@@ -82,16 +81,16 @@ def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[
         replicas: among which batches are split.
 
     Returns:
-        `config`, with batches, neighbors and checkpoints sized for the data where they weren't
-        given, and what was opened.
+        `config`, in which settings of batches, neighbors and checkpoints that were not given are
+        adapted to the data; and the data.
 
     Raises:
-        UserError: if the data don't suffice for what `config` wants.
+        UserError: if the data don't suffice for `config`.
     """
     whole = open_source(config.data)
     source, subset = _training_source(config, whole)
     train_examples = _count(source, '--train_split', config.data.train_split)
-    # Before labels are read: a batch that is too large may come from a split that is too small.
+    # Before labels are read, because the split may be too small for the batch.
     config, sizes = _with_batch(config, given, source, train_examples, replicas)
     neighbors = config.evaluation.knn_neighbors
     train_labels = count_labels(source, config.data.train_split, at_least=max(1, neighbors))
@@ -112,7 +111,7 @@ def open_data(config: Config, given: Mapping[str, Any], replicas: int) -> tuple[
 
 
 def _training_source(config: Config, source: Source) -> tuple[Source, LabelSubset | None]:
-    """The data set, with fewer training examples where only some labels are to be used."""
+    """The data set, with only some of its labels if that was asked for, and which ones."""
     if not wants_subset(config.data):
         return source, None
     split = config.data.train_split
@@ -122,7 +121,7 @@ def _training_source(config: Config, source: Source) -> tuple[Source, LabelSubse
             f'--label_fraction and --labels_per_class need labels; {_without_labels(source)}.'
         )
     subset = choose_labels(source, config.data, split=split, seed=config.train.seed)
-    # A student learns from all images.
+    # A student is trained on all images.
     only_labeled = config.learning.stage.needs_labels
     return (restrict if only_labeled else hide_other_labels)(source, split, subset), subset
 
@@ -139,7 +138,7 @@ def _count(source: Source, flag: str, split: str) -> int:
 
 
 def _check_trainable(config: Config, data: RunData) -> None:
-    """Raises UserError if a stage that learns from labels has none, or not of every class."""
+    """Raises UserError if a stage that needs labels has none, or none of some class."""
     learning, stage = config.learning, config.learning.stage
     source, split = data.source, config.data.train_split
     if not learning.learns_from_labels:
@@ -176,7 +175,7 @@ def _check_trainable(config: Config, data: RunData) -> None:
 
 
 def _only_evaluated(data: RunData) -> list[str]:
-    """Names of the classes that the evaluation split has and the training split has not."""
+    """Names of the classes that are in the evaluation split, but not in the training split."""
     if data.eval_labels is None or not data.train_labels.complete:
         return []
     missing = np.flatnonzero((data.train_labels.by_class == 0) & (data.eval_labels.by_class > 0))
@@ -185,7 +184,7 @@ def _only_evaluated(data: RunData) -> list[str]:
 
 
 def _left_out(config: Config, data: RunData) -> list[str]:
-    """What labels would be needed for, and there are none."""
+    """Notes on what is left out because there are no labels."""
     measures_only = not config.learning.stage.classifies
     if data.source.num_classes is None:
         online = 'no online classifier, and ' if measures_only else ''
@@ -203,23 +202,23 @@ def _left_out(config: Config, data: RunData) -> list[str]:
 
 
 def _unknown_classes(config: Config, data: RunData) -> list[str]:
-    """That no example of a class could be recognized, where labels are only looked at besides."""
+    """A note on classes that are evaluated but not trained on, if labels are optional."""
     unknown = _only_evaluated(data)
     if not unknown or data.train_labels.labeled == 0:
         return []
     return [
         f'{config.data.train_split!r} has no example of {listed(unknown)}, which '
-        f'{config.data.eval_split!r} has: labels cannot teach to recognize them.'
+        f'{config.data.eval_split!r} has: they cannot be learned from labels.'
     ]
 
 
 def _with_batch(
     config: Config, given: Mapping[str, Any], source: Source, examples: int, replicas: int
 ) -> tuple[Config, list[str]]:
-    """`config` with a training batch, and an interval of checkpoints, for so many examples.
+    """`config` with a batch size and a checkpoint interval that suit the number of examples.
 
     Returns:
-        Those, and what was changed, in words.
+        `config`, and a description of each change.
     """
     if not config.run.does.trains:
         return config, []
@@ -245,9 +244,9 @@ def _with_batch(
 
 
 def _batch_for(config: Config, examples: int, replicas: int) -> int:
-    """The largest batch up to `examples` that replicas and a memory divide evenly; 0 for none.
+    """The largest batch size up to `examples` that suits replicas and memory; 0 if there is none.
 
-    A resumed run keeps the one it began with.
+    A resumed run keeps its batch size.
     """
     memory = config.learning.memory_size
     recorded = recorded_run(config.output.model_dir) or {}
@@ -259,7 +258,7 @@ def _batch_for(config: Config, examples: int, replicas: int) -> int:
 def _with_evaluation(
     config: Config, given: Mapping[str, Any], data: RunData, replicas: int
 ) -> tuple[Config, list[str]]:
-    """`config` with neighbors and an evaluation batch for the data, and what was changed."""
+    """`config` with neighbors and an evaluation batch that suit the data; what was changed."""
     settings, words = config.evaluation, []
     known = min(data.train_labels.labeled, settings.knn_examples)
     neighbors = settings.knn_neighbors
@@ -280,5 +279,5 @@ def _with_evaluation(
 
 
 def _changed(config: Config, **values: Any) -> Config:
-    """`config` with other values, checked again."""
+    """`config` with other values of some settings, checked again."""
     return from_values({**to_values(config), **values})

@@ -1,10 +1,10 @@
-"""Evaluation of a run: while and after it trains, or following its checkpoints from outside."""
+"""Evaluates a run during and after training, or in another process that follows its checkpoints."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -36,7 +36,7 @@ from tf2.files import checkpoints_in, is_partial, names_in, step_of, writing
 from tf2.models.encoder import SimCLRModel, freeze
 
 SECONDS_BETWEEN_POLLS = 10.0
-SECONDS_WITHOUT_TRAINING = 60.0  # after which a training that stopped is not waited for
+SECONDS_WITHOUT_TRAINING = 60.0  # how long to wait for a stopped training to resume
 # Evaluations of pretraining on samples: the next one is due when the step has grown by this factor
 # or by this fraction of the run, but evaluations, except the first, must not take more than this
 # share of the time.
@@ -51,14 +51,35 @@ def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     """Evaluates each new checkpoint of a model folder until the last one of its training.
 
     Args:
-        config: says nothing yet: the folder's settings have to be read first.
-        given: flags of the command line; they win over those the folder was trained with.
-        stop: not asked: what is interrupted here loses nothing.
+        config: unused: the settings are those that the folder records.
+        given: flags of the command line, which take precedence over recorded settings.
+        stop: unused: an interrupted evaluation loses nothing.
 
     Raises:
         UserError: if there is no such folder, or it does not fit the flags.
     """
     del config, stop
+    model_dir = _model_dir(given)
+    # The recorded settings are complete: they include what presets and --checkpoint determined.
+    experiment = prepare(for_evaluation(_wait_for_flags(model_dir), given), given)
+    if experiment.config.learning.teacher and experiment.teacher is None:
+        print(
+            'The teacher is not opened, and agreement with it not measured: that takes a --teacher '
+            'on the command line.',
+            flush=True,
+        )
+    with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
+        model = _network(experiment)
+        show_data(experiment)
+        tracker = Tracker(experiment, model)
+        for path in _new_checkpoints(model_dir, experiment.total_steps):
+            step = _load(path, model, experiment.class_names)
+            if step is not None:
+                tracker.measure(step)
+
+
+def _model_dir(given: Mapping[str, Any]) -> str:
+    """The folder that `--model_dir` names; raises UserError if it can't be that of one run."""
     model_dir = given.get('model_dir') and os.path.expanduser(given['model_dir'])
     if not model_dir or not tf.io.gfile.isdir(model_dir):
         raise UserError(
@@ -69,38 +90,33 @@ def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
             f'--mode=eval needs the folder of one run; {model_dir} holds a pipeline. Name one of '
             f'its stages, such as --model_dir={os.path.join(model_dir, "finetune")}.'
         )
-    recorded = _wait_for_flags(model_dir)
-    # The folder's settings are complete: presets and weights to start from had their say.
-    experiment = prepare(for_evaluation(recorded, given), given)
-    if experiment.config.learning.teacher and experiment.teacher is None:
-        print(
-            'The teacher is not opened, and agreement with it not measured: that takes a --teacher '
-            'on the command line.',
-            flush=True,
-        )
-    with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
-        model = network(experiment.config, experiment.num_classes)
-        if experiment.stage.classifies:
-            # The regularization loss leaves out what was frozen.
-            freeze(model, experiment.config.learning.fine_tune_after_block)
-        show_data(experiment)
-        tracker = Tracker(experiment, model)
-        for path in _as_they_come(model_dir, experiment.total_steps):
-            try:
-                check_recorded(experiment.class_names, path, checkpoints.recorded_in(path))
-                step = checkpoints.load_model(path, model)
-            except UserError:
-                if tf.io.gfile.exists(f'{path}.index'):
-                    raise
-                continue  # the training removed it meanwhile, for there are newer ones
-            tracker.measure(step)
+    return model_dir
 
 
-def _as_they_come(model_dir: str, total_steps: int) -> Iterator[str]:
-    """The newest checkpoint, then each that is newest when it is asked for, up to the last step.
+def _network(experiment: Experiment) -> SimCLRModel:
+    model = network(experiment.config, experiment.num_classes)
+    if experiment.stage.classifies:
+        # The L2 term leaves out frozen variables.
+        freeze(model, experiment.config.learning.fine_tune_after_block)
+    return model
+
+
+def _load(path: str, model: SimCLRModel, class_names: Sequence[str] | None) -> int | None:
+    """Loads the checkpoint at `path` and returns its step; None if it was removed meanwhile."""
+    try:
+        check_recorded(class_names, path, checkpoints.recorded_in(path))
+        return checkpoints.load_model(path, model)
+    except UserError:
+        if tf.io.gfile.exists(f'{path}.index'):
+            raise
+        return None  # the training keeps only the newest checkpoints
+
+
+def _new_checkpoints(model_dir: str, total_steps: int) -> Iterator[str]:
+    """Each time the newest checkpoint, as soon as there is a new one, up to the last step.
 
     Raises:
-        UserError: when nothing trains there any more, and the last one will not come.
+        UserError: if the training stopped before the last step.
     """
     newest, idle = None, 0.0
     while newest is None or step_of(newest) < total_steps:
@@ -108,40 +124,32 @@ def _as_they_come(model_dir: str, total_steps: int) -> Iterator[str]:
         if found != newest and found is not None:
             newest, idle = found, 0.0
             yield found
-        elif idle >= SECONDS_WITHOUT_TRAINING:
-            reached = f'is at step {step_of(newest)}' if newest else 'has no checkpoint'
-            raise UserError(
-                f'--mode=eval follows {model_dir} to step {total_steps}; it {reached}, and no '
-                'training is at work there. Run the command of the training to resume it.'
-            )
-        elif '://' in model_dir or lock.holder(model_dir):
+            continue
+        if idle >= SECONDS_WITHOUT_TRAINING:
+            raise _stopped(model_dir, newest, total_steps)
+        if '://' in model_dir or lock.holder(model_dir):
             idle = 0.0
-            time.sleep(SECONDS_BETWEEN_POLLS)
         else:
             if not idle:
                 wait = f'waiting {SECONDS_WITHOUT_TRAINING:.0f} s for one to start'
                 print(f'No training is at work in {model_dir}; {wait}.', flush=True)
             idle += SECONDS_BETWEEN_POLLS
-            time.sleep(SECONDS_BETWEEN_POLLS)
+        time.sleep(SECONDS_BETWEEN_POLLS)
+
+
+def _stopped(model_dir: str, newest: str | None, total_steps: int) -> UserError:
+    reached = f'is at step {step_of(newest)}' if newest else 'has no checkpoint'
+    return UserError(
+        f'--mode=eval follows {model_dir} to step {total_steps}; it {reached}, and no '
+        'training is at work there. Run the command of the training to resume it.'
+    )
 
 
 def _wait_for_flags(model_dir: str) -> dict[str, Any]:
-    """What the training run recorded; waits for it to start."""
+    """The settings that the training recorded; waits for it to start."""
     recorded = read_flags(model_dir)
-    if recorded is None and checkpoints_in(model_dir):
-        raise UserError(
-            f'--mode=eval needs the settings of the run, {FLAGS_FILE}, beside its '
-            f'checkpoints; found none in {model_dir}.'
-        )
-    others = [
-        n for n in names_in(model_dir) if n[0] != '.' and n != lock.FILE and not is_partial(n)
-    ]
-    if recorded is None and others and not lock.holder(model_dir):
-        raise UserError(
-            f'--mode=eval needs --model_dir, the folder of a training run; {model_dir} holds none, '
-            f'but {", ".join(others[:3])}. Check the path.'
-        )
     if recorded is None:
+        _check_empty(model_dir)
         trains = lock.holder(model_dir)
         wanted = f'{trains} to begin' if trains else 'a training run to start'
         print(f'Waiting for {wanted} in {model_dir}, which holds none yet.', flush=True)
@@ -151,14 +159,31 @@ def _wait_for_flags(model_dir: str) -> dict[str, Any]:
     return recorded
 
 
+def _check_empty(model_dir: str) -> None:
+    """Raises UserError if a folder without settings holds something else than a starting run."""
+    if checkpoints_in(model_dir):
+        raise UserError(
+            f'--mode=eval needs the settings of the run, {FLAGS_FILE}, beside its '
+            f'checkpoints; found none in {model_dir}.'
+        )
+    others = [
+        n for n in names_in(model_dir) if n[0] != '.' and n != lock.FILE and not is_partial(n)
+    ]
+    if others and not lock.holder(model_dir):
+        raise UserError(
+            f'--mode=eval needs --model_dir, the folder of a training run; {model_dir} holds none, '
+            f'but {", ".join(others[:3])}. Check the path.'
+        )
+
+
 def _inputs(experiment: Experiment, model: SimCLRModel, splits: Splits) -> Inputs:
-    """What evaluators are given; to be made within the strategy's scope."""
+    """The inputs of the evaluators; to be called within the strategy's scope."""
     config, data, teacher = experiment.config, experiment.data, experiment.teacher
 
     def endpoint(name: str) -> Any:
         return lambda images: model(images, training=False)[name]
 
-    # A classifier that saw no label says nothing; an older run may have one.
+    # A classifier that was trained on no label is not evaluated; older runs may have one.
     learns = data.train_labels.labeled > 0 or experiment.stage.classifies
     return Inputs(
         batches=splits.evaluated,
@@ -176,7 +201,7 @@ def _inputs(experiment: Experiment, model: SimCLRModel, splits: Splits) -> Input
 
 
 def _check_is_own(model_dir: str, folder: str) -> None:
-    """Raises UserError if `folder`, below `model_dir`, is a link to another place."""
+    """Raises UserError if `folder`, below `model_dir`, is a link."""
     below = folder.rstrip('/') != model_dir.rstrip('/')
     if '://' not in model_dir and below and os.path.islink(folder):
         raise UserError(
@@ -186,13 +211,13 @@ def _check_is_own(model_dir: str, folder: str) -> None:
 
 
 class Tracker:
-    """Evaluations of one run: the final one is the result, the best one is kept beside it.
+    """Evaluates one run and writes the results: the latest ones, and the best ones beside them.
 
-    To be made within the strategy's scope.
+    To be created within the strategy's scope.
 
     Args:
         experiment: what is run.
-        model: what is measured.
+        model: the model to evaluate.
     """
 
     def __init__(self, experiment: Experiment, model: SimCLRModel) -> None:
@@ -203,7 +228,7 @@ class Tracker:
         self._evaluators = evaluators.build(self._inputs, config.evaluation.evaluators)
         self._budget = Budget(SHARE_OF_TIME)
         self._samples, self._latest_sample = bool(self._evaluators), 0
-        # An evaluation with a name of its own, on another split say, leaves the run's alone.
+        # An evaluation with a name, of another split say, keeps its results apart from the run's.
         model_dir = config.output.model_dir
         self._folder = os.path.join(model_dir, config.evaluation.eval_name or '')
         _check_is_own(model_dir, self._folder)
@@ -212,7 +237,7 @@ class Tracker:
         self._best = self._recorded_best()
 
     def _recorded_best(self) -> dict[str, float]:
-        """What an interrupted run had reached."""
+        """The best results so far of a resumed run."""
         recorded = read_result(self._folder)
         best = {name: value for name, value in recorded.items() if name.startswith('best/')}
         return best if None not in (best.get(f'best/{TOP_1}'), best.get('best/global_step')) else {}
@@ -253,7 +278,7 @@ class Tracker:
             self._report(step, results, part='a sample of ')
 
     def measure(self, step: int) -> dict[str, float]:
-        """Measures, writes result files and TensorBoard events; returns name -> value."""
+        """Evaluates, writes result files and TensorBoard events; returns name -> value."""
         measured = self._run()
         results = {name: value for name, value in measured.items() if isinstance(value, float)}
         details = {name: value for name, value in measured.items() if name not in results}
@@ -282,7 +307,7 @@ class Tracker:
                 self._write(step, results, details or {})
         values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
         name = f'{self._experiment.config.data.eval_split!r} of {self._experiment.source.name}'
-        tqdm.write(f'Step {step} on {part}{name}: {values}')  # beside a bar, if there is one
+        tqdm.write(f'Step {step} on {part}{name}: {values}')  # above a progress bar
 
     def _write(self, step: int, results: Mapping[str, float], details: Mapping[str, Any]) -> None:
         tf.io.gfile.makedirs(self._folder)
@@ -297,8 +322,8 @@ class Tracker:
         write_results(self._folder, step, {**results, **best})
 
     def catch_up(self, step: int) -> None:
-        """Measures weights that were saved when a run was stopped, unless it still did so."""
-        # The file that is written last, and that tells the best: see `write_results`.
+        """Evaluates the checkpoint of `step` if the run was stopped before it could."""
+        # `write_results` writes this file last.
         recorded = read_result(self._folder)
         if step % self._experiment.checkpoint_steps == 0 and recorded.get('global_step') != step:
             self.measure(step)
@@ -309,7 +334,7 @@ class Tracker:
             self._best['best/global_step'] = step
 
     def finish(self, step: int) -> None:
-        """Measures the final weights, unless that was just done, and names the best ones too."""
+        """Evaluates the final weights if not done yet; prints which checkpoint was the best."""
         if self._latest != step:
             self.measure(step)
         final, best = self._final.get(TOP_1, -1.0), self._best.get(f'best/{TOP_1}', -1.0)

@@ -1,4 +1,4 @@
-"""A run from its configuration: all a user can get wrong is checked, before anything is written."""
+"""Config → Experiment: checks everything that a user can get wrong, before anything is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from app import capacity, resuming
-from app.classes import match_classes, number_of_classes
+from app.classes import Classes, match_classes, number_of_classes
 from app.config.compatibility import check_same_architecture
 from app.config.resolution import check_counts, from_values
 from app.config.schema import TRAIN_EXAMPLES, Config, to_values, with_values
@@ -35,25 +35,25 @@ from tf2.config import ModelConfig
 from tf2.files import checkpoints_in
 from tf2.out_of_memory import advice_for
 from tf2.teacher import Teacher, open_teacher
-from tf2.weights import Weights, config_for, open_weights
+from tf2.weights import Report, Weights, config_for, open_weights
 from tf2.weights.checkpoint_file import URL_SCHEMES
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A run that may start: everything the user could have got wrong was checked.
+    """A run that passed all checks and can start.
 
     Attributes:
         config: all settings; `output.model_dir` is set.
         data: what it is trained and evaluated on.
-        strategy: where it runs.
-        num_classes: classes of the classifier, None without one.
-        weights: what `--checkpoint` names, None without it.
-        teacher: what a distillation learns from, None in other stages.
-        class_names: what the classifier's outputs stand for, by number; None if nothing knows, or
-            there is no classifier.
-        other_classes: why the classifier in `weights` is not one of these classes; None if it is,
-            or may be.
+        strategy: the distribution strategy.
+        num_classes: classes of the classifier; None without one.
+        weights: what `--checkpoint` names; None without it.
+        teacher: the teacher of a distillation; None in other stages.
+        class_names: names of the classifier's classes, by label; None if unknown, or without a
+            classifier.
+        classifier_mismatch: why the classifier in `weights` has other classes; None if it has the
+            same, or nothing tells.
         history: what the model folder says about a run that is resumed.
     """
 
@@ -64,7 +64,7 @@ class Experiment:
     weights: Weights | None
     teacher: Teacher | None = None
     class_names: tuple[str, ...] | None = None
-    other_classes: str | None = None
+    classifier_mismatch: str | None = None
     history: History = History()
 
     @property
@@ -118,34 +118,16 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: for whatever the user can fix.
     """
-    evaluates = not config.run.does.trains
+    trains = config.run.does.trains
     config, weights = with_model_dir(config), None
     model_dir = config.output.model_dir
     strategy = distribution.build_strategy(config.devices)
     history = resuming.read_history(model_dir, config.train.train_batch_size)
-    if not evaluates:
-        begun = _as_recorded(config, given, history.recorded)
-        config, weights = begun or with_weights(config, given)
-        check_counts(config)
-    if config.data.tf_data_service and not evaluates:
-        check_answers(config.data.tf_data_service)
-    if evaluates:
-        _check_recorded_data(config, given)
-    config = _with_recorded_holdout(_with_recorded_range(config), given)
-    config, data = open_data(config, given, strategy.num_replicas_in_sync)
-    if data.source.image_range:
-        config = with_values(config, image_range=data.source.image_range)
-    recorded = read_flags(model_dir) if evaluates else recorded_run(model_dir)
-    doing = 'evaluation' if evaluates else 'training'
-    with (
-        distribution.together(strategy, model_dir),
-        within_memory(doing, config, strategy),
-    ):
-        config = _with_precision(config, strategy)
-        check_devices(config, strategy)
-        # What a folder's record names is no reason to open a model: it may come from elsewhere.
-        named = not evaluates or 'teacher' in given
-        teacher = _open_teacher(config, strategy) if named else None
+    if trains:
+        config, weights = _with_architecture(config, given, history)
+    config, data = _with_data(config, given, strategy)
+    config, teacher = _on_devices(config, given, strategy)
+    recorded = recorded_run(model_dir) if trains else read_flags(model_dir)
     classes = match_classes(config, data.source, recorded, teacher, weights)
     num_classes = number_of_classes(config, data, teacher, recorded)
     check_evaluators(
@@ -156,26 +138,83 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
         has_teacher=teacher is not None,
     )
     check_same_architecture(model_dir, config, num_classes)
-    if not evaluates:
+    if trains:
         history = resuming.check_changes(config, data.train_examples, history)
-    evaluated = data.evaluated
-    if classes.source is not data.source:
-        evaluated = with_class_order(evaluated, classes.names, data.source.name)
-    notes = (*data.notes, *(classes.notes if num_classes else ()))
-    data = dataclasses.replace(data, source=classes.source, evaluated=evaluated, notes=notes)
-    names = classes.names if num_classes else None
     experiment = Experiment(
-        config, data, strategy, num_classes, weights, teacher, names, classes.others, history
+        config,
+        _with_classes(data, classes, has_classifier=num_classes is not None),
+        strategy,
+        num_classes,
+        weights,
+        teacher,
+        classes.names if num_classes else None,
+        classes.mismatch,
+        history,
     )
-    if not evaluates:
+    if trains:
         _check_length(experiment)
     return experiment
 
 
-def _check_recorded_data(config: Config, given: Mapping[str, Any]) -> None:
-    """Raises UserError if a folder's record alone would have code or a data set downloaded.
+def _with_architecture(
+    config: Config, given: Mapping[str, Any], history: History
+) -> tuple[Config, Weights | None]:
+    """`config` with the architecture of the run or of `--checkpoint`, and the latter's weights."""
+    config, weights = _as_recorded(config, given, history.recorded) or with_weights(config, given)
+    check_counts(config)
+    return config, weights
 
-    A remote `data_dir` that only the record names has to be reachable, too.
+
+def _with_data(
+    config: Config, given: Mapping[str, Any], strategy: tf.distribute.Strategy
+) -> tuple[Config, RunData]:
+    """Opens the data; `config` then has what was recorded about them and what they determine."""
+    if not config.run.does.trains:
+        check_recorded_data(config, given)
+    elif config.data.tf_data_service:
+        check_answers(config.data.tf_data_service)
+    config = _with_recorded_holdout(_with_recorded_range(config), given)
+    config, data = open_data(config, given, strategy.num_replicas_in_sync)
+    if data.source.image_range:
+        config = with_values(config, image_range=data.source.image_range)
+    return config, data
+
+
+def _on_devices(
+    config: Config, given: Mapping[str, Any], strategy: tf.distribute.Strategy
+) -> tuple[Config, Teacher | None]:
+    """Checks the devices and opens the teacher there; `config` then has their precision."""
+    trains, model_dir = config.run.does.trains, config.output.model_dir
+    doing = 'training' if trains else 'evaluation'
+    with distribution.together(strategy, model_dir), within_memory(doing, config, strategy):
+        config = _with_precision(config, strategy)
+        check_devices(config, strategy)
+        # An evaluation opens no model that only the record names: the folder may come from
+        # elsewhere.
+        opens = trains or 'teacher' in given
+        return config, _open_teacher(config, strategy) if opens else None
+
+
+def _with_classes(data: RunData, classes: Classes, *, has_classifier: bool) -> RunData:
+    """`data` with its classes numbered as the classifier has them, and with notes about that."""
+    evaluated = data.evaluated
+    if classes.source is not data.source:
+        evaluated = with_class_order(evaluated, classes.names, data.source.name)
+    notes = (*data.notes, *(classes.notes if has_classifier else ()))
+    return dataclasses.replace(data, source=classes.source, evaluated=evaluated, notes=notes)
+
+
+def check_recorded_data(config: Config, given: Mapping[str, Any]) -> None:
+    """Checks a data set that a run's record names, and the command line doesn't.
+
+    The folder may come from elsewhere, so its record must not cause a download of data or code.
+
+    Args:
+        config: all settings, as recorded and given.
+        given: those of them that were given on the command line.
+
+    Raises:
+        UserError: if the data set isn't prepared, or a remote `data_dir` isn't reachable.
     """
     data = config.data
     for place in folders_of(data.data_dir) if 'data_dir' not in given else ():
@@ -183,16 +222,16 @@ def _check_recorded_data(config: Config, given: Mapping[str, Any]) -> None:
             check_reachable('data_dir', place, config.devices.connect_timeout)
     if not {'dataset', 'data_dir'} & given.keys() and not is_here(data):
         raise UserError(
-            f'--mode=eval reads the data set {data.dataset!r} that the run recorded where it is '
-            f'prepared; found none in {data.data_dir or "the default data_dir of TFDS"}. To have '
-            'it prepared give --data_dir.'
+            f'The data set {data.dataset!r}, which the run recorded, must be prepared already; '
+            f'found none in {data.data_dir or "the default data_dir of TFDS"}. To have it '
+            'prepared, give --data_dir.'
         )
 
 
 def _check_length(experiment: Experiment) -> None:
-    """Raises UserError if the folder's run already went further than it is to go."""
+    """Raises UserError if the run in the folder is already past its end."""
     train, history = experiment.config.train, experiment.history
-    # The last batch may begin where the last epoch ends.
+    # The last batch may start at the end of the last epoch.
     batch = max(train.train_batch_size, history.recorded.get('train_batch_size', 0))
     examples = experiment.train_examples * train.train_epochs + batch
     position, total_steps = history.position, experiment.total_steps
@@ -209,7 +248,7 @@ def _as_recorded(
 ) -> tuple[Config, None] | None:
     """The architecture that a run recorded when it started from `--checkpoint`.
 
-    None for a new run. A resumed one needs its own checkpoints only, and knows itself what it
+    None for a new run. A resumed one needs only its own checkpoints, and its record says what it
     started from.
     """
     checkpoint = config.learning.checkpoint or recorded.get('checkpoint')
@@ -223,13 +262,13 @@ def _as_recorded(
 
 
 def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weights | None]:
-    """Opens `--checkpoint`, if there is one; what it tells fills in what was not given.
+    """Opens `--checkpoint`, if there is one; it determines settings that were not given.
 
-    That is the architecture, the method whose head the network has, and the image size. A preset's
-    image size counts as given: it belongs to the preset's data.
+    These are the architecture, the method whose head the network has, and the image size. A
+    preset's image size counts as given, because it belongs to the preset's data.
 
     Raises:
-        UserError: if there is none where it should be, or it contradicts what was given.
+        UserError: if there is no checkpoint, or it contradicts what was given.
     """
     if config.learning.checkpoint is None:
         return config, None
@@ -251,7 +290,7 @@ def with_weights(config: Config, given: Mapping[str, Any]) -> tuple[Config, Weig
 
 
 def _with_recorded_range(config: Config) -> Config:
-    """`config` with the range of images that 'auto' stood for when the run began."""
+    """`config` with the range of images that 'auto' meant when the run started."""
     recorded = read_flags(config.output.model_dir) or {}
     if config.data.image_range != 'auto' or not checkpoints_in(config.output.model_dir):
         return config
@@ -260,7 +299,7 @@ def _with_recorded_range(config: Config) -> Config:
 
 
 def _with_recorded_holdout(config: Config, given: Mapping[str, Any]) -> Config:
-    """`config` without a hold-out if the folder's run is older than this setting."""
+    """`config` without a hold-out if the run in the folder is older than that setting."""
     recorded = recorded_run(config.output.model_dir) or {}
     if not recorded or 'holdout_fraction' in recorded.keys() | given.keys():
         return config
@@ -268,7 +307,7 @@ def _with_recorded_holdout(config: Config, given: Mapping[str, Any]) -> Config:
 
 
 def _with_precision(config: Config, strategy: tf.distribute.Strategy) -> Config:
-    """`config` with the precision that 'auto' stands for here, or stood for when the run began."""
+    """`config` with the precision that 'auto' means here, or meant when the run started."""
     setting = config.train.mixed_precision
     if setting == 'auto':
         recorded = read_flags(config.output.model_dir) or {}
@@ -299,9 +338,10 @@ def within_memory(
 
 
 def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
-    """Raises UserError if batches don't split over the replicas, or they can't do what is asked.
+    """Checks that batches divide evenly among the replicas, and that these can run `config`.
 
-    What doesn't fit into their memory is refused too.
+    Raises:
+        UserError: if not, or if the run doesn't fit into memory.
     """
     batches = {'eval_batch_size': config.evaluation.eval_batch_size}
     if config.run.does.trains:
@@ -318,7 +358,7 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
             '--mixed_precision=float16 works on GPUs and CPUs; found a TPU, for which Keras scales '
             'no loss. Use --mixed_precision=bfloat16.'
         )
-    if distribution.is_tpu(strategy):  # nobody tells how much memory it has
+    if distribution.is_tpu(strategy):  # its memory is not known
         return
     devices = capacity.devices_of(
         replicas,
@@ -330,7 +370,7 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
 
 
 def _settings_of_teacher(config: Config) -> dict[str, Any] | None:
-    """What the run that made the teacher recorded; None where the teacher is something else."""
+    """The recorded settings of the teacher's run; None if the teacher isn't a run."""
     path = config.learning.teacher
     if not path or path.startswith(URL_SCHEMES) or not config.run.does.trains:
         return None
@@ -338,10 +378,10 @@ def _settings_of_teacher(config: Config) -> dict[str, Any] | None:
 
 
 def check_reachable(flag: str, place: str, seconds: float) -> None:
-    """Checks that a remote `place` answers; TensorFlow itself asks again for minutes, silently.
+    """Checks that a remote `place` answers; TensorFlow itself retries silently for minutes.
 
     Raises:
-        UserError: if it doesn't within `seconds`, or doesn't let this user in.
+        UserError: if it doesn't answer within `seconds`, or denies access.
     """
     print(f'Waiting up to {seconds} s (--connect_timeout) for {place}.', flush=True)
     try:
@@ -355,10 +395,15 @@ def check_reachable(flag: str, place: str, seconds: float) -> None:
 
 
 def show_data(experiment: Experiment) -> None:
-    """Says what the run has to do with, and what it does without."""
+    """Prints what the data are, and what is left out because of them."""
     if experiment.source.summary:
         print(f'{experiment.source.summary}.')
     for line in (experiment.data.describe(), *experiment.data.notes):
         print(line)
     if experiment.source.image_range:
         print(f'Images are floating-point numbers, taken to be in {experiment.source.image_range}.')
+
+
+def show_report(report: Report, verbosity: int) -> None:
+    """Prints which weights were loaded, by name with a verbosity of 1."""
+    print(report.details() if verbosity > 0 else f'{report.line()}.')

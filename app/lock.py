@@ -1,7 +1,7 @@
-"""One process at a time writes to a model folder: a locked file there names it.
+"""Lets only one process at a time write to a model folder: it locks a file there.
 
-The kernel lets go of the lock when the process ends, however it does. Only where the last holder
-was on another machine, whose locks may not show here, its heartbeat in the file tells.
+The kernel releases the lock when the process ends, however it ends. Locks of another machine may be
+invisible here, so the holder also writes a heartbeat to the file.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from common.errors import UserError
 
 FILE = 'run.lock'
 SECONDS_BETWEEN_BEATS = 5.0
-SECONDS_TO_WATCH = 20.0  # for a beat
-SECONDS_TO_TRY = 1.0  # for whoever asks who holds a lock has it for a moment
+SECONDS_TO_WATCH = 20.0  # how long to wait for a heartbeat
+SECONDS_TO_TRY = 1.0  # how long to retry: `holder` takes the lock for a moment
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """What a lock says about the process that took it.
+    """The process that holds a lock, as the file says.
 
     Attributes:
         host: name of its machine.
-        pid: its number there.
-        since: when it took the lock, local time.
+        pid: its process ID.
+        since: local time at which it took the lock.
         beats: a counter that increases while it runs.
     """
 
@@ -46,10 +46,10 @@ class Holder:
 
 @contextlib.contextmanager
 def held(folder: str) -> Iterator[None]:
-    """Within it this process is the one that writes to `folder`, which is made if need be.
+    """Holds the lock of `folder`, which is made if it doesn't exist, within the context.
 
-    The lock of a process that is gone is taken over, and that is said. Object stores have no locks:
-    there nothing is checked.
+    The lock of a process that is gone is taken over, with a message. Object stores have no locks:
+    nothing is checked there.
 
     Raises:
         UserError: if another process holds the lock, or `folder` can't be written to.
@@ -78,9 +78,9 @@ def held(folder: str) -> Iterator[None]:
 
 
 def holder(folder: str) -> Holder | None:
-    """The process that writes to `folder` now; None where there is none.
+    """The process that holds the lock of `folder`; None if there is none.
 
-    Watches for a while where only the heartbeat of another machine can tell.
+    If that may be a process on another machine, this waits for its heartbeat.
     """
     try:
         file = os.open(os.path.join(folder, FILE), os.O_RDONLY)
@@ -96,7 +96,7 @@ def holder(folder: str) -> Holder | None:
 
 
 def _taken(folder: str) -> tuple[int, Holder]:
-    """The open lock file of `folder`, locked, and what it says now: that this process has it."""
+    """The lock file of `folder`, open and locked, and its new content, which names this process."""
     path = os.path.join(folder, FILE)
     file, free = _locked(path)
     try:
@@ -121,7 +121,7 @@ def _taken(folder: str) -> tuple[int, Holder]:
 
 
 def _locked(path: str) -> tuple[int, bool | None]:
-    """The open file at `path`, made if need be, and what `_try_lock` says of it."""
+    """The file at `path`, opened or created, and the result of `_try_lock`."""
     ends = time.monotonic() + SECONDS_TO_TRY
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -130,12 +130,12 @@ def _locked(path: str) -> tuple[int, bool | None]:
             return file, free
         if free is False and time.monotonic() > ends:
             return file, free
-        os.close(file)  # removed by its holder meanwhile, or looked at
+        os.close(file)  # its holder has removed it, or `holder` is reading it
         time.sleep(0.05)
 
 
 def _try_lock(file: int, kind: int) -> bool | None:
-    """Whether nobody else had `file` locked; None where the file system has no locks."""
+    """Whether `file` could be locked; None if the file system has no locks."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -153,12 +153,12 @@ def _is_at(file: int, path: str) -> bool:
 
 
 def _may_be_alive(found: Holder, free: bool | None) -> bool:
-    """Whether `found` may be alive although the lock is free, or there is none."""
+    """Whether `found` may be alive although the lock is free or not supported."""
     return free is None or found.host != socket.gethostname()
 
 
 def _beats(file: int, found: Holder) -> bool:
-    """Whether the counter of `found` still increases."""
+    """Whether the heartbeat of `found` continues."""
     ends = time.monotonic() + SECONDS_TO_WATCH
     while time.monotonic() < ends:
         time.sleep(SECONDS_TO_WATCH / 20)
@@ -175,13 +175,13 @@ def _beat(file: int, own: Holder, ended: threading.Event) -> None:
 
 
 def _names(file: int, own: Holder) -> bool:
-    """Whether the lock still says that this process has it: another machine may think it dead."""
+    """Whether the file still names this process; another machine may have taken over."""
     found = _read(file)
     return found is not None and dataclasses.replace(found, beats=own.beats) == own
 
 
 def _read(file: int) -> Holder | None:
-    """What the lock says; None where it says nothing that can be understood."""
+    """The holder that the file names; None if it can't be parsed."""
     try:
         return Holder(**json.loads(os.pread(file, 4096, 0)))
     except (OSError, ValueError, TypeError):
@@ -189,13 +189,13 @@ def _read(file: int) -> Holder | None:
 
 
 def _write(file: int, own: Holder) -> None:
-    # In place and of one length, so that whoever reads sees one state or the next.
+    # Written in place with a fixed length, so that readers never see a partial state.
     text = json.dumps(dataclasses.asdict(own))
     os.pwrite(file, f'{text:<300}\n'.encode(), 0)
 
 
 def _release(folder: str, file: int, own: Holder, made: bool) -> None:
-    """Removes the lock file while it is locked, and the folder if nothing came into it."""
+    """Removes the lock file while it is locked, and the folder if it was made here and is empty."""
     path = os.path.join(folder, FILE)
     with contextlib.suppress(OSError):  # a folder that is gone, or refuses writing
         if _is_at(file, path) and _names(file, own):

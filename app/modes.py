@@ -1,4 +1,4 @@
-"""What `--mode` chooses among: a mode is a line in `MODES`."""
+"""The choices of `--mode`: a mode is a line in `MODES`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Mode:
 
     Attributes:
         action: 'module:function'; takes the `Config`, the flags that were given, and a `Stop`.
-        trains: whether something is trained; then a folder is made where none is named.
-        measures: whether something is evaluated. Without training, settings are those that the
-            folder's run recorded.
+        trains: whether it trains; then a folder is made if none is named.
+        measures: whether it evaluates; if it doesn't train, with the settings that the run in the
+            folder recorded.
         needs_data: whether it opens a data set.
-        several: whether it does several runs, with settings of their own.
+        several: whether it consists of several runs, each with settings of its own.
         needs: settings that have to be given.
         output: name of the file that it writes; empty if it writes a folder.
         formats: extensions that a file of another name, `--output`, may have.
@@ -40,7 +40,7 @@ MODES = {
     'train': Mode('app.train:run', trains=True),
     'eval': Mode('app.evaluate:follow', measures=True),
     'train_then_eval': Mode('app.train:run', trains=True, measures=True),
-    'export': Mode('app.train:export_checkpoint', needs_data=False),
+    'export': Mode('app.export:export_checkpoint', needs_data=False),
     'embed': Mode(
         'app.inference.embed:run',
         needs=('checkpoint', 'model_dir'),

@@ -1,4 +1,4 @@
-"""Output that nobody takes any more ends no run: a closed pipe or terminal, a full disk."""
+"""Keeps a run alive when its output can't be written: a closed pipe or terminal, a full disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 
 class _Lasting:
-    """A text stream that goes to nowhere once it can't be written."""
+    """A text stream that goes to /dev/null once writing to it fails."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -25,13 +25,13 @@ class _Lasting:
         try:
             return getattr(self._stream, method)(*arguments)
         except BlockingIOError:
-            return None  # a pipe that is full just now
-        except (OSError, ValueError):  # Python's own word for a closed stream is ValueError
+            return None  # the pipe is full at the moment
+        except (OSError, ValueError):  # Python raises ValueError for a closed stream
             self._drop()
             return None
 
     def _drop(self) -> None:
-        """From now on to nowhere, with what waits in buffers and what libraries write."""
+        """Redirects the stream to /dev/null, with its buffer and what libraries write to it."""
         with open(os.devnull, 'w') as nowhere:
             try:
                 number = self._stream.fileno()
@@ -48,7 +48,7 @@ class _Lasting:
 
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
-    """Within it printing never fails, to stdout and stderr."""
+    """Makes printing to stdout and stderr never fail within the context."""
     _open_standard_files()
     before = sys.stdout, sys.stderr
     streams = [_Lasting(_prepared(stream)) for stream in before]
@@ -62,17 +62,17 @@ def lasting() -> Iterator[None]:
 
 
 def _open_standard_files() -> None:
-    """Opens what was closed at the start; else a file of the run's would take its place."""
+    """Opens file descriptors 0 to 2 if they are closed; else files of the run would get them."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
 
 
 def _prepared(stream: TextIO | None) -> TextIO:
     if stream is None:  # closed at the start
         return open(os.devnull, 'w')
     if hasattr(stream, 'reconfigure'):
-        stream.reconfigure(errors='backslashreplace')  # what a terminal has no character for
+        stream.reconfigure(errors='backslashreplace')  # for characters the terminal lacks
     return stream

@@ -1,6 +1,6 @@
-"""What a command line names, looked for without TensorFlow, whose import takes seconds.
+"""Checks paths and names on the command line without TensorFlow, whose import takes seconds.
 
-Only what is plainly missing is refused here. Whoever opens a place then looks closely.
+Only what is clearly missing is refused here. What exists is checked when it is opened.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from data.config import OWN_IMAGES
 from data.names import check_name, folders_of
 from tf2.config import WEIGHTS
 
-# What TensorFlow reads and writes by itself, beside paths of this machine.
+# The file systems that TensorFlow supports without a plugin, besides local paths.
 SCHEMES = ('gs', 'file')
-_OF_WEIGHTS = ('http', 'https')  # which tensorflow-hub resolves
+_OF_WEIGHTS = ('http', 'https')  # resolved by tensorflow-hub
 _PATH_FLAGS = {
     'model_dir': (),
     'data_dir': (),
@@ -36,12 +36,12 @@ _PATH_FLAGS = {
     'teacher': _OF_WEIGHTS,
     'output': (),
 }
-# Files that a run replaces again and again.
+# Files that a run rewrites repeatedly.
 WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE, DETAILS_FILE)
 
 
 def check_schemes(given: Mapping[str, Any]) -> None:
-    """Raises UserError if a place among the flags `given` is on a file system nobody can read."""
+    """Raises UserError if a path in the flags `given` is on an unsupported file system."""
     for flag, more in _PATH_FLAGS.items():
         scheme, found, _ = (given.get(flag) or '').partition('://')
         if found and scheme not in (*SCHEMES, *more):
@@ -54,18 +54,18 @@ def check_schemes(given: Mapping[str, Any]) -> None:
 
 
 def remote_paths(given: Mapping[str, Any]) -> dict[str, str]:
-    """Flag -> place, of those `given` that TensorFlow reads over a network."""
+    """Flag -> path, for the paths in `given` that are read over a network."""
     named = {flag: given.get(flag) or '' for flag in _PATH_FLAGS}
-    # Of several folders the first one tells whether the network is there.
+    # Of several folders, the first one suffices to check the network.
     named['data_dir'] = next(iter(folders_of(named['data_dir'])), '')
     return {flag: place for flag, place in named.items() if place.startswith('gs://')}
 
 
 def check_paths(config: Config) -> None:
-    """Raises UserError if weights or data set that `config` names are not there at all."""
+    """Raises UserError if there are no weights, or no data set, where `config` names them."""
     learning = config.learning
     _check_needs(config)
-    if config.run.does.several:  # its stages read each other, and it refuses what is given
+    if config.run.does.several:  # stages read each other; a given one is refused later
         learning = dataclasses.replace(learning, checkpoint=None)
     # A resumed run needs its own checkpoints only.
     trains = config.run.does.follows_run
@@ -100,7 +100,7 @@ def _check_needs(config: Config) -> None:
 
 
 def _check_images(data_dir: str | None) -> None:
-    """Raises UserError if there is nothing of this machine where the user's images should be."""
+    """Raises UserError if there is nothing at a local path where images should be."""
     for place in folders_of(data_dir):
         if '://' not in place and not os.path.exists(place) and not glob.has_magic(place):
             raise UserError(
@@ -110,7 +110,7 @@ def _check_images(data_dir: str | None) -> None:
 
 
 def _check_apart(model_dir: str | None, data_dir: str | None) -> None:
-    """Raises UserError if a new run would write among the images."""
+    """Raises UserError if a new run would write into a folder of images."""
     if not model_dir or '://' in model_dir:
         return
     folder = os.path.realpath(os.path.expanduser(model_dir))
@@ -125,7 +125,7 @@ def _check_apart(model_dir: str | None, data_dir: str | None) -> None:
 
 
 def check_characters(given: Mapping[str, Any]) -> None:
-    """Raises UserError for paths that TensorFlow, or a message of one line, can't take.
+    """Raises UserError for paths with characters that TensorFlow or one-line messages can't take.
 
     Args:
         given: the flags that were given.
@@ -151,7 +151,7 @@ def _may_hold_checkpoints(folder: str) -> bool:
 
 
 def _is_missing(path: str) -> bool:
-    """Whether no file or folder of this machine has a name that begins with `path`."""
+    """Whether no local file or folder has a name that begins with `path`."""
     if '://' in path:
         return False
     folder, start = os.path.split(os.path.expanduser(path).rstrip('/'))
@@ -160,14 +160,14 @@ def _is_missing(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
-        return False  # whoever opens it says why it can't be read
+        return False  # opening it will raise the right error
 
 
 def with_model_dir(config: Config) -> Config:
-    """`config` with a model folder that can be written to.
+    """`config` with the path of its model folder expanded.
 
     Raises:
-        UserError: if the one given is, or can become, no such folder.
+        UserError: if it isn't a folder that can be made and written to.
     """
     model_dir = os.path.expanduser(config.output.model_dir)
     if not model_dir:
@@ -182,12 +182,12 @@ def with_model_dir(config: Config) -> Config:
 
 
 def check_writable(model_dir: str, *, folders: Iterable[str] = (), files: Iterable[str]) -> None:
-    """Raises UserError if what a run writes has no place in `model_dir`.
+    """Raises UserError if a run can't write its files and folders in `model_dir`.
 
     Args:
-        model_dir: a folder, or what is to become one.
-        folders: names in it that are to be folders.
-        files: names in it that are to be files.
+        model_dir: a folder, which need not exist.
+        folders: names of folders in it.
+        files: names of files in it.
     """
     if '://' in model_dir:
         return

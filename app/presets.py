@@ -1,4 +1,4 @@
-"""Named bundles of flags, each with its source and, where there is one, its published result."""
+"""Named sets of flags, with their sources and published results."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Flags that belong together.
+    """A named set of flags.
 
     Attributes:
-        summary: what they are for, where they come from, what was published or measured.
+        summary: what it is for, its source, and results that were published or measured.
         flags: setting name -> value.
         stages: for pretraining, the presets of the stages after it: fine-tuning,
             self-distillation, distillation into a smaller student.
@@ -23,14 +23,18 @@ class Preset:
     stages: tuple[str, ...] = ()
 
 
-_SMALL = {
+# A network that trains in minutes on a laptop.
+_SMALL_NETWORK = {
     'resnet_depth': 18,
     'width_multiplier': 0.25,
     'image_size': 28,
+    'eval_split': 'test',
+}
+_SMALL = {
+    **_SMALL_NETWORK,
     'use_blur': False,
     'color_jitter_strength': 0.8,
     'crop_min_area': 0.2,
-    'eval_split': 'test',
     'optimizer': 'lars',
     'learning_rate': 2.0,
     'weight_decay': 1e-4,
@@ -38,13 +42,9 @@ _SMALL = {
     'train_batch_size': 128,
     'knn_neighbors': 200,
 }
-
-# What the stages after pretraining share.
+# The stages after pretraining.
 _SMALL_TUNED = {
-    'resnet_depth': 18,
-    'width_multiplier': 0.25,
-    'image_size': 28,
-    'eval_split': 'test',
+    **_SMALL_NETWORK,
     'crop_min_area': 0.5,
     'optimizer': 'adam',
     'warmup_epochs': 0.0,
@@ -60,8 +60,13 @@ _SMALL_FINETUNE = {
     'train_epochs': 60,
     'checkpoint_epochs': 20,
 }
-# So few that Adam forgets what was pretrained.
-_FEW_LABELS = {'optimizer': 'momentum', 'learning_rate': 0.02, 'train_batch_size': 40}
+# With so few labels, Adam would forget what was pretrained.
+_SMALL_FEW_LABELS = {
+    **_SMALL_FINETUNE,
+    'optimizer': 'momentum',
+    'learning_rate': 0.02,
+    'train_batch_size': 40,
+}
 _SMALL_LINEAR = {
     **_SMALL_TUNED,
     'train_mode': 'finetune',
@@ -76,18 +81,25 @@ _SMALL_LINEAR = {
 _SMALL_DISTILL = {
     **_SMALL_TUNED,
     'train_mode': 'distill',
-    'learning_rate': 0.002,
+    'distill_temperature': 1.0,
     'train_batch_size': 256,
     'checkpoint_epochs': 5,
 }
-# SimCLRv2 (arXiv:2006.10029, appendix) self-distills with a temperature of 0.1, which here gives
-# away what the teacher knows of other classes: 85.7% against 86.1% on held-out images.
-_SELF = {'ft_proj_selector': 1, 'distill_temperature': 1.0, 'learning_rate': 0.001}
-_STUDENT = {'width_multiplier': 0.125, 'distill_temperature': 1.0}
+# SimCLRv2 (arXiv:2006.10029, appendix) self-distills with a temperature of 0.1. Here that discards
+# what the teacher knows of other classes: 85.7% against 86.1% on held-out images.
+_SMALL_SELF_DISTILL = {
+    **_SMALL_DISTILL,
+    'ft_proj_selector': 1,
+    'learning_rate': 0.001,
+    'train_epochs': 5,
+}
+_SMALL_STUDENT = {**_SMALL_DISTILL, 'width_multiplier': 0.125, 'learning_rate': 0.002}
 
+_IMAGENET = {'dataset': 'imagenet2012', 'train_batch_size': 4096, 'temperature': 0.1}
 # SimCLRv2 fine-tunes with a rate of 0.005 * sqrt(1024) = 0.16.
 _FINETUNE = {
     'train_mode': 'finetune',
+    'ft_proj_selector': 1,
     'zero_init_logits_layer': True,
     'optimizer': 'lars',
     'learning_rate': 0.005,
@@ -95,8 +107,37 @@ _FINETUNE = {
     'warmup_epochs': 0.0,
     'weight_decay': 0.0,
     'train_batch_size': 1024,
+    'train_epochs': 30,
 }
 _OWN = {'dataset': 'image_folder', 'train_batch_size': 128}
+
+
+def _linear(data: str, **flags: Any) -> Preset:
+    return Preset(f'Linear evaluation on all labels of {data}. Give --checkpoint.', flags)
+
+
+def _self_distill(data: str, **flags: Any) -> Preset:
+    return Preset(
+        f'Self-distillation on {data}, without labels. Give --teacher and, to start from its '
+        'weights, --checkpoint.',
+        flags,
+    )
+
+
+def _student(data: str, **flags: Any) -> Preset:
+    return Preset(
+        f'Distillation into a network of half the width on {data}, without labels. Give --teacher.',
+        flags,
+    )
+
+
+def _finetune_imagenet(share: str, published: str, **flags: Any) -> Preset:
+    return Preset(
+        f'Fine-tuning on {share} of ImageNet (arXiv:2006.10029, appendix); published: {published} '
+        'with ResNet-50. For wide or SK networks --learning_rate=0.002. Give --checkpoint.',
+        {**_FINETUNE, **flags},
+    )
+
 
 PRESETS: dict[str, Preset] = {
     'demo': Preset(
@@ -113,26 +154,14 @@ PRESETS: dict[str, Preset] = {
     ),
     'demo_finetune': Preset(
         'Fine-tuning on 10 labels per class of the bundled images. Give --checkpoint.',
-        {
-            **_SMALL_FINETUNE,
-            **_FEW_LABELS,
-            'dataset': 'bundled',
-            'labels_per_class': 10,
-        },
+        {**_SMALL_FEW_LABELS, 'dataset': 'bundled', 'labels_per_class': 10},
     ),
-    'demo_linear': Preset(
-        'Linear evaluation on all labels of the bundled images. Give --checkpoint.',
-        {**_SMALL_LINEAR, 'dataset': 'bundled'},
+    'demo_linear': _linear('the bundled images', **_SMALL_LINEAR, dataset='bundled'),
+    'demo_self_distill': _self_distill(
+        'the bundled images', **_SMALL_SELF_DISTILL, dataset='bundled'
     ),
-    'demo_self_distill': Preset(
-        'Self-distillation on the bundled images, without labels. Give --teacher and, to start '
-        'from its weights, --checkpoint.',
-        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 5, **_SELF},
-    ),
-    'demo_student': Preset(
-        'Distillation into a network of half the width on the bundled images, without labels. '
-        'Give --teacher.',
-        {**_SMALL_DISTILL, 'dataset': 'bundled', 'train_epochs': 12, **_STUDENT},
+    'demo_student': _student(
+        'the bundled images', **_SMALL_STUDENT, dataset='bundled', train_epochs=12
     ),
     'own_images': Preset(
         'Your own images, below --data_dir: the defaults, ResNet-50 at 224 pixels, in batches of '
@@ -142,17 +171,21 @@ PRESETS: dict[str, Preset] = {
     ),
     'own_images_finetune': Preset(
         'Fine-tuning on your own images, below --data_dir. Give --checkpoint.',
-        {**_FINETUNE, **_OWN, 'ft_proj_selector': 1, 'train_epochs': 30},
+        {**_FINETUNE, **_OWN},
     ),
-    'own_images_self_distill': Preset(
-        'Self-distillation on your own images, without labels. Give --teacher and, to start from '
-        'its weights, --checkpoint.',
-        {**_OWN, 'train_mode': 'distill', 'ft_proj_selector': 1, 'distill_temperature': 0.1},
+    'own_images_self_distill': _self_distill(
+        'your own images',
+        **_OWN,
+        train_mode='distill',
+        ft_proj_selector=1,
+        distill_temperature=0.1,
     ),
-    'own_images_student': Preset(
-        'Distillation into a network of half the width on your own images, without labels. Give '
-        '--teacher.',
-        {**_OWN, 'train_mode': 'distill', 'width_multiplier': 0.5, 'distill_temperature': 1.0},
+    'own_images_student': _student(
+        'your own images',
+        **_OWN,
+        train_mode='distill',
+        width_multiplier=0.5,
+        distill_temperature=1.0,
     ),
     'fashion_mnist': Preset(
         'All 60,000 training images of Fashion-MNIST (TFDS fashion_mnist), a small ResNet-18.',
@@ -172,32 +205,20 @@ PRESETS: dict[str, Preset] = {
         },
         stages=('fashion_mnist_finetune', 'fashion_mnist_self_distill', 'fashion_mnist_student'),
     ),
-    'fashion_mnist_linear': Preset(
-        'Linear evaluation on all labels of Fashion-MNIST. Give --checkpoint.',
-        {**_SMALL_LINEAR, 'dataset': 'fashion_mnist'},
-    ),
+    'fashion_mnist_linear': _linear('Fashion-MNIST', **_SMALL_LINEAR, dataset='fashion_mnist'),
     'fashion_mnist_finetune': Preset(
         'Fine-tuning on 1% of the labels of Fashion-MNIST, 600. Give --checkpoint.',
         {**_SMALL_FINETUNE, 'dataset': 'fashion_mnist', 'label_fraction': 0.01},
     ),
     'fashion_mnist_few_labels': Preset(
         'Fine-tuning on 4 labels per class of Fashion-MNIST, or a few more. Give --checkpoint.',
-        {
-            **_SMALL_FINETUNE,
-            **_FEW_LABELS,
-            'dataset': 'fashion_mnist',
-            'labels_per_class': 4,
-        },
+        {**_SMALL_FEW_LABELS, 'dataset': 'fashion_mnist', 'labels_per_class': 4},
     ),
-    'fashion_mnist_self_distill': Preset(
-        'Self-distillation on Fashion-MNIST, without labels. Give --teacher and, to start from its '
-        'weights, --checkpoint.',
-        {**_SMALL_DISTILL, 'dataset': 'fashion_mnist', 'train_epochs': 5, **_SELF},
+    'fashion_mnist_self_distill': _self_distill(
+        'Fashion-MNIST', **_SMALL_SELF_DISTILL, dataset='fashion_mnist'
     ),
-    'fashion_mnist_student': Preset(
-        'Distillation into a network of half the width on Fashion-MNIST, without labels. Give '
-        '--teacher.',
-        {**_SMALL_DISTILL, 'dataset': 'fashion_mnist', 'train_epochs': 10, **_STUDENT},
+    'fashion_mnist_student': _student(
+        'Fashion-MNIST', **_SMALL_STUDENT, dataset='fashion_mnist', train_epochs=10
     ),
     'cifar10': Preset(
         'CIFAR-10, ResNet-18, batch 512, 1000 epochs, no blur, strength 0.5 (SimCLR appendix B.9, '
@@ -220,16 +241,14 @@ PRESETS: dict[str, Preset] = {
         'SimCLR on ImageNet, ResNet-50, 2-layer head, 1000 epochs (arXiv:2002.05709, section 6); '
         'published: 69.1% linear evaluation.',
         {
-            'dataset': 'imagenet2012',
+            **_IMAGENET,
             'color_jitter_brightness': 'add',
             'num_proj_layers': 2,
-            'train_batch_size': 4096,
             'train_epochs': 1000,
             'learning_rate': 0.3,
             'learning_rate_scaling': 'linear',
             'warmup_epochs': 10.0,
             'weight_decay': 1e-6,
-            'temperature': 0.1,
         },
     ),
     'imagenet_v2': Preset(
@@ -237,15 +256,13 @@ PRESETS: dict[str, Preset] = {
         'published: 71.7% linear evaluation, 57.9 / 68.4 / 76.3% fine-tuned on 1 / 10 / 100% of '
         'the labels.',
         {
-            'dataset': 'imagenet2012',
+            **_IMAGENET,
             'num_proj_layers': 3,
-            'train_batch_size': 4096,
             'train_epochs': 800,
             'learning_rate': 0.1,
             'learning_rate_scaling': 'sqrt',
             'warmup_epochs': 40.0,
             'weight_decay': 1e-4,
-            'temperature': 0.1,
         },
     ),
     'linear_eval': Preset(
@@ -264,29 +281,11 @@ PRESETS: dict[str, Preset] = {
             'train_epochs': 90,
         },
     ),
-    'finetune_1pct': Preset(
-        'Fine-tuning on 1% of ImageNet (arXiv:2006.10029, appendix); published: 57.9% with '
-        'ResNet-50. For wide or SK networks --learning_rate=0.002. Give --checkpoint.',
-        {
-            **_FINETUNE,
-            'dataset': 'imagenet2012_subset/1pct',
-            'ft_proj_selector': 1,
-            'train_epochs': 60,
-        },
+    'finetune_1pct': _finetune_imagenet(
+        '1%', '57.9%', dataset='imagenet2012_subset/1pct', train_epochs=60
     ),
-    'finetune_10pct': Preset(
-        'Fine-tuning on 10% of ImageNet (arXiv:2006.10029, appendix); published: 68.4% with '
-        'ResNet-50. For wide or SK networks --learning_rate=0.002. Give --checkpoint.',
-        {
-            **_FINETUNE,
-            'dataset': 'imagenet2012_subset/10pct',
-            'ft_proj_selector': 1,
-            'train_epochs': 30,
-        },
-    ),
-    'finetune_100pct': Preset(
-        'Fine-tuning on all of ImageNet (arXiv:2006.10029, appendix); published: 76.3% with '
-        'ResNet-50. For wide or SK networks --learning_rate=0.002. Give --checkpoint.',
-        {**_FINETUNE, 'dataset': 'imagenet2012', 'ft_proj_selector': 0, 'train_epochs': 30},
+    'finetune_10pct': _finetune_imagenet('10%', '68.4%', dataset='imagenet2012_subset/10pct'),
+    'finetune_100pct': _finetune_imagenet(
+        'all', '76.3%', dataset='imagenet2012', ft_proj_selector=0
     ),
 }

@@ -1,4 +1,4 @@
-"""Resuming a run: where it stands, and which settings may change."""
+"""Resuming a run: its position, and which settings may change."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Change:
 
     Attributes:
         setting: its name.
-        before: value until now.
-        after: value from now on.
+        before: the value so far.
+        after: the value from now on.
     """
 
     setting: str
@@ -34,10 +34,10 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What the model folder of a run says about it; all empty for a new run.
+    """What the model folder records about a run; everything is empty for a new run.
 
     Attributes:
-        recorded: settings and facts that were written down; none where nothing was trained yet.
+        recorded: settings and facts about the data; empty if nothing was trained yet.
         position: of the newest checkpoint.
         changes: settings that the resumed run changes.
     """
@@ -47,7 +47,7 @@ class History:
     changes: tuple[Change, ...] = ()
 
     def all_changes(self) -> list[dict[str, Any]]:
-        """Those that are recorded, and those of now: what `flags.json` is to hold."""
+        """The recorded changes and the new ones, as `flags.json` will hold them."""
         changes = [
             {
                 'step': self.position.step,
@@ -60,12 +60,12 @@ class History:
         return [*self.recorded.get('changes', []), *changes]
 
     def at(self, step: int, record: Mapping[str, Any], batch: int) -> History:
-        """The history from another checkpoint on: an older one, where the newest is damaged.
+        """The history up to another checkpoint: an older one, if the newest is damaged.
 
         Args:
             step: updates of the checkpoint.
             record: `Checkpoints.record` of it.
-            batch: batch size of the run, for folders that don't say it.
+            batch: batch size of the run, for folders that don't record it.
         """
         seen = record.get(EXAMPLES_SEEN)
         if seen is None:
@@ -73,7 +73,7 @@ class History:
         return dataclasses.replace(self, position=Position(step, seen))
 
     def _batch_before(self, step: int, batch: int) -> int:
-        """The batch size up to `step`, of a run whose checkpoints don't tell how much they saw."""
+        """The batch size up to `step`, for checkpoints that don't record the examples seen."""
         for change in self.recorded.get('changes', []):
             if change['setting'] == 'train_batch_size' and change['step'] >= step:
                 return change['from']
@@ -85,7 +85,7 @@ def read_history(model_dir: str, batch: int) -> History:
 
     Args:
         model_dir: a folder, which need not exist.
-        batch: batch size, for folders that don't say it.
+        batch: batch size, for folders that don't record it.
 
     Raises:
         UserError: if the recorded settings can't be read.
@@ -96,7 +96,7 @@ def read_history(model_dir: str, batch: int) -> History:
     history = History(read_flags(model_dir) or {})
     try:
         record = recorded_in(found[-1]) or {}
-    except UserError:  # damaged or out of reach, which is told when it is to be restored
+    except UserError:  # damaged or out of reach; restoring it will raise the error
         record = {}
     return history.at(step_of(found[-1]), record, batch)
 
@@ -138,21 +138,21 @@ def check_changes(config: Config, train_examples: int, history: History) -> Hist
 
 
 def settings_before(history: History) -> Config:
-    """The settings that the run was trained with last."""
+    """The settings of the run before it was resumed."""
     settings = {name: history.recorded[name] for name in OPTIONS if name in history.recorded}
     return from_values({**settings, 'mode': 'eval'})
 
 
 def _changes(config: Config, train_examples: int, recorded: Mapping[str, Any]) -> list[Change]:
-    # Settings that are younger than the folder had their defaults then, or did nothing.
+    # Settings that are newer than the folder had their defaults then, or did not exist.
     before = {**DEFAULTS, 'mixed_precision': 'float32', 'holdout_fraction': 0.0, **recorded}
     after = to_values(config)
-    # What the run doesn't read changes nothing in it.
+    # Settings that the run doesn't read have no effect.
     read = [name for name in OPTIONS if _rule(name) != 'free' and why_unread(name, after) is None]
     changes = [
         Change(name, before[name], after[name]) for name in read if not _same(name, before, after)
     ]
-    # Other data come with other settings; if they don't, the files are others.
+    # A change of these settings explains another number of images; else files have changed.
     images = recorded.get(TRAIN_EXAMPLES, train_examples)
     data = ('dataset', 'train_split', 'holdout_fraction', 'seed', *LABELS)
     if images != train_examples and not any(change.setting in data for change in changes):
@@ -167,10 +167,12 @@ def _rule(setting: str) -> str:
 def _same(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     old, new = before[name], after[name]
     if DEFAULTS[name] == 'auto' and 'auto' in (old, new):
-        return True  # nothing was found out yet, or by a release that did not say what
+        return True  # not resolved yet, or by a release that did not record the value
     if name not in PATHS or old is None or new is None:
         return old == new
     places = [os.path.abspath(os.path.expanduser(path)) for path in (old, new)]
     folders = [os.path.expanduser(values['model_dir'] or '') for values in (before, after)]
     beside = [os.path.relpath(place, folder or '.') for place, folder in zip(places, folders)]
-    return places[0] == places[1] or beside[0] == beside[1]  # both may have been moved
+    return (
+        places[0] == places[1] or beside[0] == beside[1]
+    )  # the folders may have been moved together

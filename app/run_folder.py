@@ -1,4 +1,4 @@
-"""What is where in the folder of a run, or of several runs, and its settings as JSON."""
+"""Reads and writes what the folder of a run, or of a pipeline, holds."""
 
 from __future__ import annotations
 
@@ -41,12 +41,11 @@ def write_flags(model_dir: str, config: Config, facts: Mapping[str, Any]) -> Non
 
 
 def read_flags(model_dir: str, need: Iterable[str] = ()) -> dict[str, Any] | None:
-    """What `write_flags` wrote to `model_dir`, None if it did not.
+    """The contents of `flags.json` in `model_dir`; None if there is no such file.
 
     Args:
         model_dir: folder of a run.
-        need: facts that have to be there. Settings need not, those of an older release have not
-            all.
+        need: names that must be in it. Older releases did not write all settings.
 
     Raises:
         UserError: if the file holds something else.
@@ -59,7 +58,7 @@ def read_flags(model_dir: str, need: Iterable[str] = ()) -> dict[str, Any] | Non
 
 
 def read_pipeline(model_dir: str) -> dict[str, Any] | None:
-    """Stage -> its settings, of the pipeline in `model_dir`; None where there is none.
+    """Name of each run -> its settings, of the pipeline in `model_dir`; None if there is none.
 
     Raises:
         UserError: if the file holds something else.
@@ -69,7 +68,7 @@ def read_pipeline(model_dir: str) -> dict[str, Any] | None:
 
 
 def recorded_run(model_dir: str) -> Mapping[str, Any] | None:
-    """The settings of the run that `model_dir` has checkpoints of; None where it has none."""
+    """The recorded settings of the run in `model_dir`; None if it has no checkpoint yet."""
     from tf2.files import checkpoints_in
 
     recorded = read_flags(model_dir)
@@ -77,7 +76,7 @@ def recorded_run(model_dir: str) -> Mapping[str, Any] | None:
 
 
 def read_result(folder: str) -> dict[str, Any]:
-    """The newest evaluation in `folder`, name -> value; nothing where there is none.
+    """The newest evaluation in `folder`, name -> value; empty if there is none.
 
     Raises:
         UserError: if the file holds something else.
@@ -98,7 +97,7 @@ def read_details(folder: str) -> dict[str, Any]:
 
 
 def newest_module(model_dir: str) -> str | None:
-    """The folder of the module that a run exported last; None if there is none."""
+    """The path of the module that a run exported last; None if there is none."""
     import tensorflow as tf
 
     from tf2.files import names_in

@@ -1,4 +1,4 @@
-"""A temporary folder of this process, for all that it and its libraries leave there."""
+"""A temporary folder for this process and its libraries, removed at its end."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NEEDED = 4 << 20  # bytes
 
 @contextlib.contextmanager
 def own_folder() -> Iterator[str]:
-    """Within it temporary files go to a folder that is removed at the end.
+    """Directs temporary files to a new folder within the context, and removes it at the end.
 
-    A process that is killed can't do that; the next start does.
+    The folder of a process that was killed is removed by the next one.
 
     Raises:
-        UserError: if no temporary folder takes files.
+        UserError: if no temporary files can be written.
     """
     before, variable = tempfile.tempdir, os.environ.get('TMPDIR')
     folder, lock = _make()
@@ -42,15 +42,15 @@ def own_folder() -> Iterator[str]:
 
 
 def _make() -> tuple[str, int]:
-    """The new folder, open and locked too; removes those of processes that are gone."""
+    """The new folder and its locked descriptor; removes the folders of processes that are gone."""
     place, folder = _place(), None
     try:
         _clear(place)
         folder = tempfile.mkdtemp(prefix=f'.{PREFIX}', dir=place)
         lock = os.open(folder, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # a file system without locks: it stays if killed
+        with contextlib.suppress(OSError):  # without locks, it isn't removed after a kill
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Only now, for who finds this name without a lock removes it.
+        # Renamed once it is locked, because another process removes unlocked folders of this name.
         named = os.path.join(place, os.path.basename(folder)[1:])
         os.rename(folder, named)
         folder = named
@@ -66,23 +66,23 @@ def _make() -> tuple[str, int]:
 
 
 def _place() -> str:
-    """Where temporary folders go: a full one is not replaced by another."""
+    """The system's folder for temporary files; if it is full, no other one is chosen."""
     given = tempfile.tempdir or os.environ.get('TMPDIR', '')
     try:
         return os.path.abspath(given) if os.path.isdir(given) else tempfile.gettempdir()
     except FileNotFoundError:
-        return '/tmp'  # to be refused
+        return '/tmp'  # `_check` will refuse it
 
 
 def _check(folder: str) -> None:
     if re.search(r'[\[\\\udc80-\udcff]', folder):
-        raise ValueError('TensorFlow reads no path with [ or \\, nor one that is no UTF-8')
+        raise ValueError('TensorFlow reads no path with [ or \\, nor one that is not UTF-8')
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(NEEDED))
 
 
 def _clear(place: str) -> None:
-    """Removes the folders in `place` that killed processes of this user left."""
+    """Removes folders that killed processes of this user left in `place`."""
     for name in os.listdir(place):
         if not name.startswith(PREFIX):
             continue

@@ -63,7 +63,7 @@ class Splits:
     def trained(self) -> Iterable[Any]:
         """A pass over the training split, in evaluation views."""
         config, source = self._experiment.config, self._experiment.source
-        # There have to be as many as there are neighbors.
+        # There must be at least as many as neighbors are asked for.
         most = max(SAMPLE, config.evaluation.knn_neighbors) if self._sampling else 0
         return self._batches(source, config.data.train_split, self._plain_views(), most)
 
@@ -89,7 +89,7 @@ class Splits:
         *,
         seed: int | None = None,
     ) -> Iterable[Any]:
-        """Batches of the first `most` images, rounded up to whole ones; all of them for 0."""
+        """Batches of the first `most` images, rounded up to whole batches; of all images for 0."""
         config = self._experiment.config
         size = config.evaluation.eval_batch_size
 
@@ -108,7 +108,7 @@ class Splits:
         return self._until_signal(distribution.distribute(self._experiment.strategy, share))
 
     def _until_signal(self, batches: Iterable[Any]) -> Iterable[Any]:
-        # With several workers this one must not leave the others waiting.
+        # With several workers, one that stops would leave the others waiting.
         if self._stop is None or distribution.spans_workers(self._experiment.strategy):
             return batches
         return _until(self._stop, batches)

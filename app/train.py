@@ -1,4 +1,4 @@
-"""A training run from its start, or from where it stopped, to the exported module."""
+"""Trains a new or resumed run, evaluates it and exports it."""
 
 from __future__ import annotations
 
@@ -7,52 +7,37 @@ import dataclasses
 import functools
 import math
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 import hub_export
 from app import lock, resuming
-from app.assembly import assemble, views_of
+from app.assembly import Assembly, assemble, views_of
 from app.classes import check_recorded
 from app.config.schema import TRAIN_EXAMPLES, Config
 from app.evaluate import Tracker
-from app.experiment import (
-    Experiment,
-    prepare,
-    show_data,
-    with_weights,
-    within_memory,
-)
-from app.preflight import with_model_dir
+from app.experiment import Experiment, prepare, show_data, show_report, within_memory
+from app.export import export_model
 from app.run_folder import RESTORE, write_flags
-from common.errors import UserError
-from common.file_names import (
-    CHECKPOINT,
-    FLAGS_FILE,
-    LABELS_FILE,
-    MODULES,
-    MOMENTUM_MODULES,
-    PIPELINE_FILE,
-)
+from common.file_names import LABELS_FILE, MODULES, MOMENTUM_MODULES
 from common.interruption import Stop
-from data.batches import Batch, decode_for_evaluation, finisher, sample_views, train_batches
+from data.batches import Batch, finisher, sample_views, train_batches
 from data.failures import as_user_errors, explain
 from data.worker import Worker
 from tf2 import checkpoints, distribution, records, schedules
-from tf2.files import PATTERN, checkpoints_in, clear_leftovers, write_text, writing
+from tf2.files import clear_leftovers, write_text, writing
 from tf2.models.encoder import SimCLRModel
-from tf2.trainer import EXAMPLES_SEEN, FIRST_LOSS, Trainer
+from tf2.trainer import EXAMPLES_SEEN, FIRST_LOSS
 from tf2.weights import Report
 
-SAMPLE_VIEWS = 8  # images of which the views are shown in TensorBoard
-GROWTH = 10  # so many times the loss of the first step says that a training diverged
+SAMPLE_VIEWS = 8  # images whose views TensorBoard shows
+DIVERGED = 10  # times the loss of the first step
 
 
 def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
-    """Checks everything, then trains, and evaluates if the mode says so; see `train`.
+    """Checks everything, then trains, and evaluates if the mode says so.
 
     Args:
         config: all settings.
@@ -67,83 +52,118 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
 
     Args:
         experiment: what to run.
-        evaluate: whether to measure what was trained.
+        evaluate: whether to evaluate what is trained.
         stop: whether a signal has come.
 
     Raises:
-        UserError: when the loss is not finite, files can't be read or written, another process
+        UserError: if the loss is not finite, a file can't be read or written, another process
             uses the folder, or another worker is gone.
         Interrupted: when a signal came.
     """
     model_dir, strategy = experiment.config.output.model_dir, experiment.strategy
-    momentum = experiment.config.learning.export_momentum_encoder
-    roots = [MODULES, MOMENTUM_MODULES] if momentum else [MODULES]
-    for root in roots:
-        hub_export.check_place(os.path.join(model_dir, root), experiment.total_steps)
-    writes = distribution.is_chief(strategy)
+    _check_module_folders(experiment)
     with (
-        lock.held(model_dir) if writes else contextlib.nullcontext(),
+        lock.held(model_dir) if distribution.is_chief(strategy) else contextlib.nullcontext(),
         distribution.together(strategy, model_dir),
         within_memory('training', experiment.config, strategy),
     ):
         _train(experiment, evaluate=evaluate, stop=stop)
 
 
+def _check_module_folders(experiment: Experiment) -> None:
+    """Raises UserError if something else is where the run will export its modules."""
+    momentum = experiment.config.learning.export_momentum_encoder
+    for folder in (MODULES, MOMENTUM_MODULES) if momentum else (MODULES,):
+        root = os.path.join(experiment.config.output.model_dir, folder)
+        hub_export.check_place(root, experiment.total_steps)
+
+
 def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
-    config, model_dir = experiment.config, experiment.config.output.model_dir
-    writes = distribution.is_chief(experiment.strategy)
     stop.listen()
-    if writes:
+    _clear_leftovers(experiment)
+    tf.keras.utils.set_random_seed(experiment.config.train.seed)
+    with experiment.strategy.scope():
+        session = _start(experiment)
+        _announce(session)
+        _record(session)
+        tracker = Tracker(session.experiment, session.parts.model) if evaluate else None
+        if session.resumed and tracker and experiment.stage.classifies:
+            tracker.catch_up(session.parts.trainer.step)
+        _fit(session, tracker, stop)
+    _warn_if_diverged(session.checkpoints.record.get(FIRST_LOSS), session.parts.trainer.latest_loss)
+    _export(session)
+    if tracker is not None:
+        tracker.finish(session.parts.trainer.step)
+    distribution.wait_for_all(experiment.strategy)
+    print(f'Curves and sample views: tensorboard --logdir {experiment.config.output.model_dir}')
+
+
+def _clear_leftovers(experiment: Experiment) -> None:
+    model_dir = experiment.config.output.model_dir
+    if distribution.is_chief(experiment.strategy):
         with writing(model_dir):
             clear_leftovers(model_dir)
-    tf.keras.utils.set_random_seed(config.train.seed)
-    with experiment.strategy.scope():
-        made = assemble(
-            config,
-            num_classes=experiment.num_classes,
-            train_examples=experiment.train_examples,
-            teacher=experiment.teacher,
-            prepare=_finisher(experiment),
-        )
-        model, method, trainer, schedule = made.model, made.method, made.trainer, made.schedule
-        saved = checkpoints.Checkpoints(
-            model_dir,
-            model,
-            method,
-            made.optimizer,
-            config.output.keep_checkpoint_max,
-        )
-        resumed = saved.resume()
-        check_recorded(experiment.class_names, resumed, saved.record)
-        saved.record['class_names'] = experiment.class_names
-        # Before anything is written: the file may turn out to be damaged.
-        report = None if resumed else _initialize(experiment, model)
-        if not resumed:
-            method.initialize()
-        batch = config.train.train_batch_size
-        history = experiment.history.at(trainer.step, saved.record, batch)
-        experiment = dataclasses.replace(experiment, history=history)
-        saved.record[EXAMPLES_SEEN] = history.position.examples
-        schedule.ahead = history.position.ahead(config.train)
-        _announce(experiment, resumed, report)
-        _announce_rate(experiment, schedule)
-        if experiment.stage.classifies:
-            print(f'Training {describe_trainable(model)}')
-        tracker = Tracker(experiment, model) if evaluate else None
-        if resumed and tracker and experiment.stage.classifies:
-            tracker.catch_up(trainer.step)
-        _fit(experiment, trainer, saved, schedule, tracker, stop)
-    _tell_growth(saved.record.get(FIRST_LOSS), trainer.latest_loss)
-    for folder, exported in method.exports().items():
-        _export(config, exported, trainer.step, folder, names=experiment.class_names, writes=writes)
-    if tracker is not None:
-        tracker.finish(trainer.step)
-    distribution.wait_for_all(experiment.strategy)
-    print(f'Curves and sample views: tensorboard --logdir {model_dir}')
 
 
-def _initialize(experiment: Experiment, model: SimCLRModel) -> Report | None:
-    """Loads `--checkpoint`, if there is one, into the new `model`."""
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """A new or resumed run, ready to train.
+
+    Attributes:
+        experiment: what is run, with the history of the checkpoint that was restored.
+        parts: model, method, schedule, optimizer and trainer.
+        checkpoints: those of the model folder.
+        resumed: path of the checkpoint that was restored; None for a new run.
+        report: what was loaded from `--checkpoint`; None if nothing was.
+    """
+
+    experiment: Experiment
+    parts: Assembly
+    checkpoints: checkpoints.Checkpoints
+    resumed: str | None
+    report: Report | None
+
+
+def _start(experiment: Experiment) -> _Session:
+    """Builds a run and restores its newest checkpoint, or gives a new run its first weights.
+
+    Writes nothing, because the checkpoint may be damaged.
+    """
+    config = experiment.config
+    parts = assemble(
+        config,
+        num_classes=experiment.num_classes,
+        train_examples=experiment.train_examples,
+        teacher=experiment.teacher,
+        prepare=_finisher(experiment),
+    )
+    saved = checkpoints.Checkpoints(
+        config.output.model_dir,
+        parts.model,
+        parts.method,
+        parts.optimizer,
+        config.output.keep_checkpoint_max,
+    )
+    resumed = saved.resume()
+    check_recorded(experiment.class_names, resumed, saved.record)
+    report = None if resumed else _initialize(experiment, parts)
+    batch = config.train.train_batch_size
+    history = experiment.history.at(parts.trainer.step, saved.record, batch)
+    saved.record['class_names'] = experiment.class_names
+    saved.record[EXAMPLES_SEEN] = history.position.examples
+    parts.schedule.ahead = history.position.ahead(config.train)
+    experiment = dataclasses.replace(experiment, history=history)
+    return _Session(experiment, parts, saved, resumed, report)
+
+
+def _initialize(experiment: Experiment, parts: Assembly) -> Report | None:
+    """Gives a new run its first weights; returns what `--checkpoint` gave, if there is one."""
+    report = _load_weights(experiment, parts.model)
+    parts.method.initialize()
+    return report
+
+
+def _load_weights(experiment: Experiment, model: SimCLRModel) -> Report | None:
     zero = experiment.config.learning.zero_init_logits_layer
     if zero:
         for variable in model.classifier.variables:
@@ -158,31 +178,26 @@ def _initialize(experiment: Experiment, model: SimCLRModel) -> Report | None:
 
 
 def _why_no_classifier(experiment: Experiment) -> str | None:
-    """Why the classifier in `--checkpoint` may not be the one to start from; None if it may.
+    """Why the classifier in `--checkpoint` isn't loaded; None if it is.
 
-    It may not if it knows other classes or read another layer of the head, nor if it may have
-    learned from labels that this run is not to know. A student may know what its teacher knows,
-    and no more.
+    It isn't if it has other classes, reads another layer of the head, or may have been trained on
+    labels that this run must not use. A student may start from the classifier of its teacher only.
     """
     config = experiment.config
-    if experiment.other_classes is not None:
-        return experiment.other_classes
+    if experiment.classifier_mismatch is not None:
+        return experiment.classifier_mismatch
     if not experiment.stage.classifies:
         return None
-    stays = (experiment.weights.selector or 0) == config.model.ft_proj_selector
+    loads = (experiment.weights.selector or 0) == config.model.ft_proj_selector
     if experiment.teacher is not None:
-        stays &= config.learning.checkpoint == config.learning.teacher
+        loads &= config.learning.checkpoint == config.learning.teacher
     else:
-        stays &= experiment.subset is None
-    return None if stays else 'starts anew'
-
-
-def _show(report: Report, verbosity: int) -> None:
-    print(report.details() if verbosity > 0 else f'{report.line()}.')
+        loads &= experiment.subset is None
+    return None if loads else 'starts anew'
 
 
 def describe_trainable(model: SimCLRModel) -> str:
-    """What will be trained, by module, with the number of parameters of each."""
+    """The number of trainable parameters, by module."""
     stem, *blocks = model.backbone.blocks
     encoder = {'stem': stem, **{f'block_group{i}': block for i, block in enumerate(blocks, 1)}}
     head = {f'proj_layer{i}': [layer] for i, layer in enumerate(model.projection_head.blocks, 1)}
@@ -195,23 +210,74 @@ def describe_trainable(model: SimCLRModel) -> str:
     return f'{sum(counts.values()):,} parameters: {listed}.'
 
 
-def _announce(experiment: Experiment, resumed: str | None, report: Report | None) -> None:
-    config, model_dir = experiment.config, experiment.config.output.model_dir
+def _announce(session: _Session) -> None:
+    """Prints what is trained on what, and how it starts."""
+    experiment, config = session.experiment, session.experiment.config
     show_data(experiment)
-    beginning = config.learning.checkpoint or 'scratch'
-    start = f'going on from {resumed}' if resumed else f'from {beginning}'
     where = distribution.describe(config.devices, experiment.strategy)
     print(f'{where}, in {config.train.mixed_precision}.')
+    beginning = config.learning.checkpoint or 'scratch'
+    start = f'going on from {session.resumed}' if session.resumed else f'from {beginning}'
     print(
-        f'{experiment.stage.doing} {config.model.title} {start}, '
-        f'{experiment.total_steps} steps of {config.train.train_batch_size} images, in {model_dir}',
+        f'{experiment.stage.doing} {config.model.title} {start}, {experiment.total_steps} steps of '
+        f'{config.train.train_batch_size} images, in {config.output.model_dir}',
         flush=True,
     )
     if experiment.teacher is not None:
         teacher = experiment.teacher
         print(f'The teacher is {teacher.path}, {teacher.num_classes} classes.')
-    if report is not None:
-        _show(report, config.run.verbosity)
+    if session.report is not None:
+        show_report(session.report, config.run.verbosity)
+    _announce_changes(experiment, session.parts.schedule)
+    _announce_short_run(experiment, session.parts.schedule)
+    if experiment.stage.classifies:
+        print(f'Training {describe_trainable(session.parts.model)}')
+
+
+def _announce_changes(experiment: Experiment, schedule: schedules.WarmupCosine) -> None:
+    """Prints the settings that a resumed run changes, and a jump of the learning rate."""
+    history, step = experiment.history, experiment.history.position.step
+    for change in history.changes:
+        print(f'From step {step} on {change.setting} is {change.after}; it was {change.before}.')
+    if not history.changes:
+        return
+    before = resuming.settings_before(history)
+    examples = history.recorded.get(TRAIN_EXAMPLES, experiment.train_examples)
+    earlier = schedules.build(before.optimizer, before.train, examples)
+    earlier.ahead = history.position.ahead(before.train)
+    rates = float(earlier(step)), float(schedule(step))
+    if not math.isclose(*rates, rel_tol=0.01):
+        print(f'The learning rate resumes at {rates[1]:.4g}; it would have been {rates[0]:.4g}.')
+
+
+def _announce_short_run(experiment: Experiment, schedule: schedules.WarmupCosine) -> None:
+    """Prints a note if the run ends before its warm-up does."""
+    if schedule.warmup_steps < schedule.total_steps or not schedule.peak:
+        return
+    rate = float(schedule(experiment.total_steps - 1))
+    print(
+        f'The warm-up of {schedule.warmup_steps} steps (--warmup_epochs='
+        f'{experiment.config.optimizer.warmup_epochs:g}) is not over when the run ends, after '
+        f'{schedule.total_steps}: the learning rate ends at {rate:.4g}, '
+        f'{rate / schedule.peak:.0%} of its peak.',
+        flush=True,
+    )
+
+
+def _warn_if_diverged(first: float | None, latest: float | None) -> None:
+    """Prints a warning if the loss is much larger than at the first step."""
+    if first is not None and latest is not None and latest > DIVERGED * max(first, 1.0):
+        print(
+            f'The loss has grown from {first:.4g} to {latest:.4g}: the training diverged, and what '
+            'is exported is of little use. Try a lower --learning_rate or a longer '
+            '--warmup_epochs.',
+            flush=True,
+        )
+
+
+def _record(session: _Session) -> None:
+    """Writes settings, facts about the data and the labeled examples to the model folder."""
+    experiment, model_dir = session.experiment, session.experiment.config.output.model_dir
     if not distribution.is_chief(experiment.strategy):
         return
     facts = {
@@ -222,50 +288,12 @@ def _announce(experiment: Experiment, resumed: str | None, report: Report | None
     }
     with writing(model_dir):
         tf.io.gfile.makedirs(model_dir)
-        write_flags(model_dir, config, facts)
-        _write_labels(experiment, resumed)
-
-
-def _announce_rate(experiment: Experiment, schedule: schedules.WarmupCosine) -> None:
-    """Says what a resumed run changes, and what a schedule does that looks wrong."""
-    config, history = experiment.config, experiment.history
-    step = history.position.step
-    for change in history.changes:
-        print(f'From step {step} on {change.setting} is {change.after}; it was {change.before}.')
-    if history.changes:
-        before = resuming.settings_before(history)
-        examples = history.recorded.get(TRAIN_EXAMPLES, experiment.train_examples)
-        earlier = schedules.build(before.optimizer, before.train, examples)
-        earlier.ahead = history.position.ahead(before.train)
-        rates = float(earlier(step)), float(schedule(step))
-        if not math.isclose(*rates, rel_tol=0.01):
-            print(
-                f'The learning rate resumes at {rates[1]:.4g}; it would have been {rates[0]:.4g}.'
-            )
-    if schedule.warmup_steps >= schedule.total_steps and schedule.peak:
-        rate = float(schedule(experiment.total_steps - 1))
-        print(
-            f'The warm-up of {schedule.warmup_steps} steps (--warmup_epochs='
-            f'{config.optimizer.warmup_epochs:g}) is not over when the run ends, after '
-            f'{schedule.total_steps}: the learning rate ends at {rate:.4g}, '
-            f'{rate / schedule.peak:.0%} of its peak.',
-            flush=True,
-        )
-
-
-def _tell_growth(first: float | None, latest: float | None) -> None:
-    """Says that a loss has grown by orders of magnitude, before what it led to is exported."""
-    if first is not None and latest is not None and latest > GROWTH * max(first, 1.0):
-        print(
-            f'The loss has grown from {first:.4g} to {latest:.4g}: the training diverged, and what '
-            'is exported is of little use. Try a lower --learning_rate or a longer '
-            '--warmup_epochs.',
-            flush=True,
-        )
+        write_flags(model_dir, experiment.config, facts)
+        _write_labels(experiment, session.resumed)
 
 
 def _write_labels(experiment: Experiment, resumed: str | None) -> None:
-    """Lists the labeled examples; a list that a change of settings ends is kept beside it."""
+    """Writes the list of labeled examples; keeps the one that a change of settings replaces."""
     path = os.path.join(experiment.config.output.model_dir, LABELS_FILE)
     listing = experiment.subset.listing() if experiment.subset else None
     there = tf.io.gfile.exists(path)
@@ -281,37 +309,17 @@ def _write_labels(experiment: Experiment, resumed: str | None) -> None:
         write_text(path, listing)
 
 
-def _fit(
-    experiment: Experiment,
-    trainer: Trainer,
-    saved: checkpoints.Checkpoints,
-    schedule: schedules.WarmupCosine,
-    tracker: Tracker | None,
-    stop: Stop,
-) -> None:
+def _fit(session: _Session, tracker: Tracker | None, stop: Stop) -> None:
+    experiment, trainer = session.experiment, session.parts.trainer
     if trainer.step >= experiment.total_steps:
         print(f'Training is done: {trainer.step} steps.')
         return
-    config = experiment.config
-    writes = distribution.is_chief(experiment.strategy)
-    make_writer = tf.summary.create_file_writer if writes else tf.summary.create_noop_writer
-    writer = make_writer(*([config.output.model_dir] if writes else []))
-    with writer.as_default():
-        if writes:
-            with as_user_errors(experiment.source):
-                _write_sample_views(experiment, trainer.step)
-
-        def write(step: int, means: Mapping[str, float]) -> None:
-            with writing(config.output.model_dir):
-                for name, value in means.items():
-                    tf.summary.scalar(f'train/{name}', value, step)
-                tf.summary.scalar('learning_rate', schedule(step), step)
-                writer.flush()
-
+    batches = functools.partial(_batches, experiment)
+    with _summaries(session) as write:
         trainer.fit(
-            distribution.distribute(experiment.strategy, functools.partial(_batches, experiment)),
+            distribution.distribute(experiment.strategy, batches),
             experiment.total_steps,
-            checkpoints=saved,
+            checkpoints=session.checkpoints,
             checkpoint_steps=experiment.checkpoint_steps,
             write=write,
             on_checkpoint=tracker.measure if tracker and experiment.stage.classifies else None,
@@ -321,8 +329,33 @@ def _fit(
         )
 
 
+@contextlib.contextmanager
+def _summaries(session: _Session) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Writes sample views for TensorBoard; provides the function that writes metrics for it.
+
+    The function takes a step and metrics, name -> mean. It writes only on the chief worker.
+    """
+    experiment, model_dir = session.experiment, session.experiment.config.output.model_dir
+    writes = distribution.is_chief(experiment.strategy)
+    make_writer = tf.summary.create_file_writer if writes else tf.summary.create_noop_writer
+    writer = make_writer(*([model_dir] if writes else []))
+
+    def write(step: int, means: Mapping[str, float]) -> None:
+        with writing(model_dir):
+            for name, value in means.items():
+                tf.summary.scalar(f'train/{name}', value, step)
+            tf.summary.scalar('learning_rate', session.parts.schedule(step), step)
+            writer.flush()
+
+    with writer.as_default():
+        if writes:
+            with as_user_errors(experiment.source):
+                _write_sample_views(experiment, session.parts.trainer.step)
+        yield write
+
+
 def _batches(experiment: Experiment, worker: int, workers: int) -> tf.data.Dataset:
-    """The rows of one worker of every global batch from the run's position on."""
+    """One worker's share of every global batch, from the run's position on."""
     config = experiment.config
     return train_batches(
         experiment.source,
@@ -338,7 +371,7 @@ def _batches(experiment: Experiment, worker: int, workers: int) -> tf.data.Datas
 
 
 def _finisher(experiment: Experiment) -> Callable[[Batch], Batch] | None:
-    """What accelerators do to their shares of batches; the host's processor does it earlier."""
+    """Finishes views on accelerators; None on a CPU, where the input pipeline finishes them."""
     if not distribution.has_accelerators(experiment.strategy):
         return None
     config = experiment.config
@@ -361,95 +394,20 @@ def _write_sample_views(experiment: Experiment, step: int) -> None:
 def side_by_side(views: Sequence[tf.Tensor]) -> tf.Tensor:
     """Views [n, s, s, 3] → [n, largest s, number of views · largest s, 3].
 
-    Each view has a square of its own, which the report cuts out again: a smaller one lies at its
-    top left, the rest is black.
+    Each view has a square of the largest size, so that the report can split them again: smaller
+    views are at its top left, and the rest is black.
     """
     size = max(view.shape[1] for view in views)
     squares = [tf.image.pad_to_bounding_box(view, 0, 0, size, size) for view in views]
     return tf.concat(squares, axis=2)
 
 
-def export_checkpoint(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
-    """Turns `--checkpoint`, of any format, into a module of ours below the model folder.
-
-    Args:
-        config: all settings.
-        given: those of them that were given on the command line.
-        stop: not asked: what is interrupted here leaves nothing behind.
-
-    Raises:
-        UserError: if there is no checkpoint, or it contradicts the flags.
-    """
-    del stop
-    if not config.learning.checkpoint or not config.output.model_dir:
-        raise UserError(
-            '--mode=export needs --checkpoint, the weights, and --model_dir, the folder for the '
-            f'module; found {config.learning.checkpoint} and {config.output.model_dir}.'
-        )
-    config = with_model_dir(config)
-    _check_own_folder(config.output.model_dir, config.learning.checkpoint)
-    config, weights = with_weights(config, given)
-    settings = config.model
-    if 'ft_proj_selector' not in given and weights.selector is not None:
-        settings = dataclasses.replace(settings, ft_proj_selector=weights.selector)
-    model = weights.build(settings, config.data.image_size)
-    report = weights.load_into(model, head_layers=-1)
-    _show(report, config.run.verbosity)
-    lacking = len(model.variables) - len(report.loaded)
-    if lacking:
-        raise UserError(
-            f'--mode=export needs all {len(model.variables)} variables of the model, from '
-            f'{weights.path}; {lacking} were not loaded. If the classifier reads a layer of the '
-            'projection head, name it with --ft_proj_selector.'
-        )
-    with lock.held(config.output.model_dir):
-        _export(config, model, weights.step, names=weights.class_names, writes=True)
-
-
-def _check_own_folder(model_dir: str, checkpoint: str) -> None:
-    """Raises UserError if an export would replace modules of a run that it doesn't read."""
-    files = (FLAGS_FILE, PIPELINE_FILE)
-    holds_run = any(tf.io.gfile.exists(os.path.join(model_dir, file)) for file in files)
-    below = os.path.relpath(
-        os.path.realpath(os.path.expanduser(checkpoint)), os.path.realpath(model_dir)
-    )
-    own = re.match(rf'\.$|{CHECKPOINT}-\d+|{MODULES}(/|$)', below)
-    if not own and (holds_run or checkpoints_in(model_dir)):
-        raise UserError(
-            f'--mode=export must not replace the modules of another run; found one in {model_dir}, '
-            f'and --checkpoint={checkpoint} is not of that run. Choose another --model_dir.'
-        )
-
-
-def _export(
-    config: Config,
-    model: SimCLRModel,
-    step: int,
-    folder: str = MODULES,
-    *,
-    names: Sequence[str] | None = None,
-    writes: bool,
-) -> None:
-    if not writes:
-        # The writing process reads variables that are means over all processes.
-        hub_export.plain_copy(model, config.data.image_size)
-        return
-    root = os.path.join(config.output.model_dir, folder)
-    strategy = tf.distribute.get_strategy()
-    with within_memory('export', config, strategy), writing(root):
-        path = hub_export.export_module(
-            model,
-            root,
-            step,
-            image_size=config.data.image_size,
-            class_names=names,
-            method=config.learning.method,
-            decode=functools.partial(decode_for_evaluation, config=config.data),
-            weight_decay=config.optimizer.weight_decay,
-            keep=config.output.keep_hub_module_max,
-        )
-    print(f'Exported: hub.load({path!r})')
-    if PATTERN.search(path):
-        print(
-            'Before others load it, rename the folder with [ or \\, which TensorFlow cannot read.'
-        )
+def _export(session: _Session) -> None:
+    experiment, step = session.experiment, session.parts.trainer.step
+    config, strategy = experiment.config, experiment.strategy
+    for folder, model in session.parts.method.exports().items():
+        if distribution.is_chief(strategy):
+            export_model(config, model, step, folder, class_names=experiment.class_names)
+        else:
+            # The chief reads variables that are means over all workers.
+            hub_export.plain_copy(model, config.data.image_size)

@@ -686,7 +686,7 @@ def test_a_student_learns_from_images_without_any_label(
     assert measured == {'eval/teacher_agreement', 'eval/regularization_loss'}
 
 
-def test_a_teacher_of_other_classes_is_refused(
+def test_a_teacher_of_classifier_mismatch_is_refused(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     for name in ('cat', 'dog'):
@@ -874,27 +874,6 @@ def test_any_weights_become_a_module(
         np.testing.assert_allclose(second(images)[name], value, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('file', ['flags.json', 'pipeline.json', 'ckpt-1.index'])
-def test_an_export_does_not_touch_the_folder_of_another_run(
-    file: str,
-    finished: tuple[pathlib.Path, str],
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    (tmp_path / file).write_text('{}')
-    sources = [finished[0], finished[0] / 'ckpt-3', finished[0] / 'saved_model' / '3']
-    for source in sources:
-        capsys.readouterr()
-        arguments = ['--mode=export', f'--checkpoint={source}', f'--model_dir={tmp_path}']
-        assert run.main(['run.py', *arguments]) == 2
-        message = capsys.readouterr().err
-        assert 'must not replace the modules of another run' in message
-        assert message.count('\n') == 1 and listed(tmp_path) == [file]
-        train._check_own_folder(str(finished[0]), str(source))  # which is that run's own
-    with pytest.raises(UserError):  # it would take the place of the model's module
-        train._check_own_folder(str(finished[0]), str(finished[0] / 'momentum_saved_model' / '3'))
-
-
 @pytest.mark.usefixtures('train_only')
 @pytest.mark.parametrize('odd', ['g[1]', 'back\\slash [x]'])
 def test_weights_and_teachers_are_found_below_any_folder(
@@ -936,10 +915,10 @@ def test_a_classifier_stays_only_where_it_fits_and_knows_no_more(
         weights=types.SimpleNamespace(selector=found),
         teacher=teacher,
         subset='some' if few else None,
-        other_classes=None,
+        classifier_mismatch=None,
     )
     assert (train._why_no_classifier(prepared) is None) is stays
-    prepared.other_classes = 'its classes are others'
+    prepared.classifier_mismatch = 'its classes are others'
     assert train._why_no_classifier(prepared) == 'its classes are others'
 
 

@@ -15,6 +15,7 @@ import run
 from app import evaluate
 from app.config.resolution import for_evaluation, from_values
 from app.config.schema import Config
+from app.planned_run import PlannedRun
 from app.report import predictions, runs
 from app.run_folder import write_flags
 from common.errors import UserError
@@ -95,8 +96,8 @@ def test_what_is_ours_is_read_as_data(
     assert open_weights(path).num_classes == 5
     assert code == [] and 'as code' not in capsys.readouterr().out
     if write is exported:
-        stage = runs.PipelineRun('a', 'A', str(tmp_path), '')
-        module = predictions.load_module(runs.Run(stage, {}, Config(), {}, {}, None))
+        planned = PlannedRun('A', {'model_dir': str(tmp_path)})
+        module = predictions.load_module(runs.Run(planned, {}, Config(), {}, {}, None))
         assert module(tf.zeros([1, 8, 8, 3]))['logits_sup'].shape == [1, 5]
 
 
@@ -124,8 +125,11 @@ def recorded_run(folder: pathlib.Path, **settings: object) -> str:
 @pytest.mark.parametrize(
     ('settings', 'words'),
     [
-        ({'dataset': 'mnist', 'data_dir': 'nowhere'}, 'is prepared; found none in nowhere'),
-        ({'dataset': 'huggingface:mnist'}, 'is prepared; found none in'),
+        (
+            {'dataset': 'mnist', 'data_dir': 'nowhere'},
+            'must be prepared already; found none in nowhere',
+        ),
+        ({'dataset': 'huggingface:mnist'}, 'must be prepared already; found none in'),
         ({'dataset': 'mnist', 'tf_data_service': 'grpc://127.0.0.1:1'}, 'found none in'),
         ({'dataset': 'mnist', 'master': 'grpc://127.0.0.1:1'}, 'found none in'),
     ],
@@ -188,7 +192,7 @@ def test_a_record_opens_no_teacher(
     settings = {'train_mode': 'distill', 'teacher': teacher, 'dataset': 'bundled'}
     splits = {'train_split': 'train[:64]', 'eval_split': 'test[:8]', 'train_batch_size': 8}
     folder = recorded_run(tmp_path / 'run', **settings, **splits, width_multiplier=0.0625)
-    monkeypatch.setattr(evaluate, '_as_they_come', lambda *_: [])
+    monkeypatch.setattr(evaluate, '_new_checkpoints', lambda *_: [])
     command = ['run.py', '--mode=eval', f'--model_dir={folder}']
     assert run.main(command) == 0
     assert 'The teacher is not opened' in capsys.readouterr().out

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import hub_export
 import run
+from app.planned_run import PlannedRun
 from app.report import predictions, runs
 from common.methods import MethodEntry
 from common.views import View, op
@@ -161,7 +162,7 @@ def test_what_was_fine_tuned_teaches(tuned: pathlib.Path, tmp_path: pathlib.Path
 
 
 def test_what_was_fine_tuned_is_reported(tuned: pathlib.Path) -> None:
-    read = runs.read_run(runs.PipelineRun('finetune', 'Fine-tuning', str(tuned), ''))
+    read = runs.read_run(PlannedRun('Fine-tuning', {'model_dir': str(tuned)}))
     expected = logits_of(tuned / 'saved_model' / '3')
     found = predictions.load_module(read)(IMAGES)['logits_sup']
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import run
+from app.planned_run import PlannedRun
 from app.report import runs
 from hub_export import publish, read_record
 from tests.support import no_checker
@@ -191,7 +192,7 @@ def test_a_report_says_where_only_the_classifier_was_trained(
     recorded = json.loads((pretrained[0] / 'flags.json').read_text())
     changes = {'train_mode': 'finetune', 'fine_tune_after_block': after_block}
     (tmp_path / 'flags.json').write_text(json.dumps({**recorded, **changes}))
-    (row,) = runs.table([runs.PipelineRun('finetune', 'Fine-tuning', str(tmp_path), '')])
+    (row,) = runs.table([PlannedRun('Fine-tuning', {'model_dir': str(tmp_path)})])
     assert row.note == 'only the linear classifier was trained' * linear
 
 

@@ -1,1 +1,1 @@
-"""One configuration for a run: the settings of every room, and what completes or refuses them."""
+"""The configuration of a run: its settings, what completes them, and what refuses them."""

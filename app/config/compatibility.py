@@ -1,4 +1,4 @@
-"""Whether checkpoints of one configuration fit another."""
+"""Checks whether checkpoints fit a configuration."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tf2.models import BACKBONES
 
 
 def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides whether a checkpoint fits a run, from `read_flags` or `to_values`."""
+    """The values that a checkpoint and a run must share, from `read_flags` or `to_values`."""
     stage = values['train_mode']
     fixed = {
         name: values[name]
         for name, metadata in OPTIONS.items()
         if metadata['resume'] == 'fixed' and name not in PATHS and is_read(name, values)
     }
-    # Fine-tuning reads one layer of the head; pretraining's classifier may read any.
+    # Only a stage that classifies is tied to one layer of the head.
     selector = {'ft_proj_selector': values['ft_proj_selector']}
     tuned = selector if STAGES[stage].classifies else {}
     return {
@@ -29,7 +29,7 @@ def architecture(values: Mapping[str, Any]) -> dict[str, Any]:
         **tuned,
         'small stem': BACKBONES[values['backbone']].small_stem
         and values['image_size'] <= SMALL_IMAGE,
-        # Only float16 comes with variables, those of the loss scaling.
+        # Only float16 adds variables: those of loss scaling.
         'mixed_precision': 'float16'
         if values['mixed_precision'] == 'float16'
         else 'bfloat16 or float32',
@@ -44,7 +44,7 @@ def check_same_architecture(model_dir: str, config: Config, num_classes: int | N
     recorded = read_flags(model_dir)
     if recorded is None or not checkpoints_in(model_dir):
         return
-    # Settings that are younger than the folder had their defaults then.
+    # Settings that are newer than the folder had their defaults then.
     theirs = architecture({'num_classes': None, **to_values(Config()), **recorded})
     ours = architecture({**to_values(config), 'num_classes': num_classes})
     differing = [name for name in ours if ours[name] != theirs.get(name, ours[name])]

@@ -1,4 +1,4 @@
-"""From the flags of a command line to a `Config`: presets fill in, what is not read is refused."""
+"""Flags and presets → `Config`; refuses flags that nothing reads."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tf2.config import LearningConfig
 from tf2.methods import METHODS, entry_of
 from tf2.models import BACKBONES
 
-# What presets and the published program say for the classifier alone, whatever the encoder.
+# In presets and the published program, this value trains the classifier alone in any encoder.
 _CLASSIFIER_ONLY = 4
-# They change which images a pretraining would see, or which weights it would train.
+# Pretraining doesn't read these, but presets may set them.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
 
 
 def from_values(values: Mapping[str, Any]) -> Config:
-    """The configuration with `values`, setting name -> value, over the defaults.
+    """The configuration with `values`, setting name -> value, and defaults for the rest.
 
     Raises:
         UserError: if a value is out of bounds or contradicts another.
@@ -46,14 +46,14 @@ def from_values(values: Mapping[str, Any]) -> Config:
     _check_stage(config)
     _check_negatives(config)
     _check_allowed(config)
-    # Of which network the other stages are, a checkpoint or the folder's own record may tell.
+    # In later stages, a checkpoint or the folder's record may determine the network.
     if not config.learning.stage.classifies and config.learning.checkpoint is None:
         check_counts(config)
     return config
 
 
 def check_counts(config: Config) -> None:
-    """Raises UserError for a layer of the head, or a block of the encoder, that isn't there.
+    """Raises UserError if a setting names a layer of the head or a block that doesn't exist.
 
     Args:
         config: all settings; the network is that of `--checkpoint` if there is one.
@@ -75,7 +75,7 @@ def check_counts(config: Config) -> None:
 
 
 def _check_stage(config: Config) -> None:
-    """Raises UserError for what would be wrong in a stage that does not read it, a preset's too."""
+    """Raises UserError if a setting, given or of a preset, makes no sense in the stage."""
     does, learning = config.run.does, config.learning
     if does.several or not does.needs_data:
         return
@@ -92,7 +92,7 @@ def _check_stage(config: Config) -> None:
 
 
 def _check_negatives(config: Config) -> None:
-    """Raises UserError for a loss without negatives, or a memory that batches don't fill evenly."""
+    """Raises UserError if the loss has no negatives, or batches don't divide the memory evenly."""
     size, batch = config.learning.memory_size, config.train.train_batch_size
     if not config.run.does.trains or config.learning.stage.classifies:
         return
@@ -114,7 +114,7 @@ def allowed_changes(config: Config) -> list[str]:
 
 
 def _check_allowed(config: Config) -> None:
-    """Raises UserError for a name in `--allow_changes` of nothing that can be changed."""
+    """Raises UserError if `--allow_changes` names something that can't be changed."""
     for name in allowed_changes(config):
         if name not in OPTIONS and name != TRAIN_EXAMPLES:
             raise UserError(
@@ -131,9 +131,9 @@ def _check_allowed(config: Config) -> None:
 def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     """The configuration of a run from the flags on its command line.
 
-    A preset fills in what is not given. A folder alone means the user's own images, no data set at
-    all the bundled one, with the stage's first preset for it; a data set without a preset keeps the
-    defaults.
+    A preset fills in what is not given. Without data set and preset, the data set is the user's own
+    images if there is a `--data_dir`, else the bundled one, and the preset is the stage's first one
+    for it. A data set without a preset keeps the defaults.
 
     Args:
         given: setting name -> value, the flags that were given.
@@ -147,7 +147,7 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
         raise UserError(f'--preset must be one of {", ".join(presets)}; found {name!r}.')
     does = MODES[given.get('mode', DEFAULTS['mode'])]
     if does.measures and not does.trains:
-        # The folder's own settings complete these, and only then can they be compared.
+        # The recorded settings will complete these, and only then can they be compared.
         for name, value in given.items():
             check_option(name, value, OPTIONS[name])
         return Config(run=RunConfig(mode=given['mode']))
@@ -179,12 +179,12 @@ def for_evaluation(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Con
     """The configuration with which --mode=eval evaluates a run.
 
     Args:
-        recorded: what the run wrote, see `read_flags`.
-        given: the flags that were given. They take the place of what was recorded, where they
-            don't change what the run is.
+        recorded: the settings that the run recorded, see `read_flags`.
+        given: the flags that were given. They replace recorded settings.
 
     Raises:
-        UserError: if they do, or a value is out of bounds or contradicts another.
+        UserError: if they would change the run itself, or a value is out of bounds or contradicts
+            another.
     """
     trained = {**DEFAULTS, **{name: recorded[name] for name in OPTIONS if name in recorded}}
     for name, value in given.items():
@@ -193,7 +193,7 @@ def for_evaluation(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Con
                 f'--mode=eval evaluates the run as it was trained, with {name} {trained[name]}; '
                 f'found --{name}={value}. Leave it out.'
             )
-    # Where it was trained, and how it was shown, says nothing about this process.
+    # Settings of where the run was trained, or what it printed, don't apply to this process.
     kept = {
         name: value
         for name, value in trained.items()
@@ -213,7 +213,7 @@ def check_read(given: Iterable[str], values: Mapping[str, Any]) -> None:
 
 
 def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
-    """Why a run with the settings `values` does not read `name`, for the user; None if it does."""
+    """Why a run with the settings `values` doesn't read `name`, as a message; None if it does."""
     metadata, mode = OPTIONS[name], values['mode']
     does = MODES[mode]
     if not (metadata['runs'] if does.follows_run else mode in metadata['modes']):
@@ -234,7 +234,7 @@ def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
 
 
 def _other_readers(name: str, values: Mapping[str, Any]) -> str:
-    """Why a run does not read `name`, which other stages, methods or backbones do."""
+    """A message that names the backbones, stages or methods that read `name`."""
     backbones = [backbone for backbone, entry in BACKBONES.items() if name in entry.reads]
     if backbones and values['backbone'] not in backbones:
         return (
@@ -256,7 +256,7 @@ def _other_readers(name: str, values: Mapping[str, Any]) -> str:
 
 
 def stages_reading(name: str) -> list[str]:
-    """The stages that setting `name` means something to, with one method at least."""
+    """The stages that read setting `name`, with at least one method and backbone."""
     return [
         stage
         for stage in STAGES
@@ -269,8 +269,8 @@ def stages_reading(name: str) -> list[str]:
 
 
 def _unless_given(flags: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset's flags that something given doesn't take the place of."""
+    """A preset's flags, without those that given flags replace."""
     dropped = LABELS if any(name in given for name in LABELS) else ()
-    if given.get('checkpoint'):  # tells these itself
+    if given.get('checkpoint'):  # it determines these
         dropped += ('backbone', *(name for entry in BACKBONES.values() for name in entry.reads))
     return {name: value for name, value in flags.items() if name not in dropped}

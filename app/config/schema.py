@@ -1,4 +1,4 @@
-"""`Config`: all settings of a run, a section for each room."""
+"""`Config`: all settings of a run, in sections."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunConfig:
     )
     preset: str | None = option(
         None,
-        'Named bundle of flags, see below. A flag that is given wins.',
+        'Named set of flags, see below. Flags that are given take precedence.',
         modes=('export',),
         resume='free',
     )
@@ -65,7 +65,7 @@ class RunConfig:
 
     @property
     def does(self) -> Mode:
-        """What `mode` names."""
+        """The entry of `mode`."""
         return MODES[self.mode]
 
 
@@ -105,7 +105,7 @@ class InferenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run, one section a room."""
+    """All settings of a run, in sections."""
 
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
@@ -145,8 +145,8 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
 }
 DEFAULTS = {name: metadata['default'] for name, metadata in OPTIONS.items()}
 
-TRAIN_EXAMPLES = 'train_examples'  # a fact about the data in flags.json
-# Other runs, which may be moved together with one that reads them.
+TRAIN_EXAMPLES = 'train_examples'  # in flags.json: the number of training examples
+# Settings that name other runs, which may be moved together with the run that reads them.
 PATHS = ('checkpoint', 'teacher')
 LABELS = ('label_fraction', 'labels_per_class')
 
@@ -159,7 +159,7 @@ def is_read(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def _reads(entry: Entry, others: Iterable[Entry], name: str) -> bool:
-    """Whether `entry` reads `name`; what none of the `others` lists is read by all of them."""
+    """Whether `entry` reads `name`. A name that no entry lists is read with all of them."""
     return name in entry.reads or not any(name in other.reads for other in others)
 
 

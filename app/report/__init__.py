@@ -1,13 +1,13 @@
-"""A pipeline of stages as a table and as one page.
+"""The runs of a pipeline as a table and as one page.
 
-`runs` reads, `predictions` runs models, `page` writes.
+`runs` and `events` read folders, `predictions` runs models, `figures` draws, `page` writes.
 
-All it needs to know of a stage is in the stage's folder.
+Everything that is reported about a run is read from its folder.
 """
 
 from __future__ import annotations
 
 from app.report.page import write_report
-from app.report.runs import PipelineRun, Row, format_table, table
+from app.report.runs import Row, format_table, table
 
-__all__ = ['PipelineRun', 'Row', 'format_table', 'table', 'write_report']
+__all__ = ['Row', 'format_table', 'table', 'write_report']

@@ -1,4 +1,4 @@
-"""What a run wrote for TensorBoard: curves, sample views, and how long it took."""
+"""Reads what a run wrote for TensorBoard: curves, sample views, and how long it took."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FILE = re.compile(r'\.tfevents\.\d+\.(?P<process>.+)\.\d+\.v2$')  # process: ho
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """All that is in the event files of a folder.
+    """The contents of the event files in a folder.
 
     Attributes:
-        scalars: tag -> step -> value, steps ascending. Steps that an interrupted run did twice
-            have the later value.
-        views: the images of 'train/views' as PNG files, those of the last session.
+        scalars: tag -> step -> value, steps ascending; for steps that were repeated after an
+            interruption, the later value.
+        views: the images of 'train/views' of the last session, as PNG files.
         seconds: how long the run took, see `_seconds`.
     """
 
@@ -37,8 +37,8 @@ class _File:
     """One event file.
 
     Attributes:
-        process: who wrote it.
-        events: in the order they were written.
+        process: host and ID of the process that wrote it.
+        events: in the order in which they were written.
     """
 
     process: str
@@ -60,7 +60,7 @@ class _File:
 
 
 def read_events(folder: str) -> Events:
-    """Reads the event files in `folder`, every single event, but not those in folders below."""
+    """Reads all events of the files in `folder`, but not in its subfolders."""
     names = names_in(folder) if tf.io.gfile.isdir(folder) else []
     paths = [os.path.join(folder, name) for name in names if '.tfevents.' in name]
     files = [_File(_process(path), list(_events(path))) for path in paths]
@@ -95,15 +95,14 @@ def _events(path: str) -> Iterator[Any]:
 
 
 def _seconds(files: Sequence[_File]) -> float:
-    """Time spent in the sessions of a run: training, and the evaluations within and after it.
+    """The time that a run took: its sessions of training, with their evaluations.
 
-    A session is a file with scalars of training. It lasts from its first event to the last one its
-    process wrote before the next session: each evaluation has a file of its own, and the last of
-    them comes when training is over. What other processes evaluated, beside the training or days
-    later, is left out, and so is the time between sessions.
+    A session starts with the first event of a file that has training scalars. It ends with the last
+    event that its process wrote before the next session, to any file, because each evaluation has a
+    file of its own. Evaluations by other processes don't count, nor does the time between sessions.
 
     Args:
-        files: by their first event.
+        files: in the order of their first events.
     """
     sessions = [file for file in files if file.trains]
     ends = [*(file.first for file in sessions[1:]), math.inf]

@@ -1,4 +1,4 @@
-"""Figures of the report, drawn by matplotlib without its global state."""
+"""Figures of the report, drawn with matplotlib without its global state."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from app.report.predictions import Confusion
 
 LOSSES = ('_loss',)
 ACCURACIES = ('_acc', '_accuracy', '_agreement')
-# Not a loss of the model's answers, and next to nothing beside them.
+# Not a loss of predictions, and tiny beside those.
 _LEFT_OUT = ('eval/regularization_loss',)
-MAX_NUMBERED_CLASSES = 20  # beyond that, numbers in the confusion matrix could not be read
+MAX_NUMBERED_CLASSES = 20  # with more, numbers in the confusion matrix would be illegible
 _MAX_NAMED_CLASSES = 40
 
 _NAMES = {
@@ -37,7 +37,7 @@ _NAMES = {
     'teacher_agreement': 'agreement',
     'teacher_top_1_accuracy': "teacher's top-1",
 }
-# Okabe & Ito's, which color-blind people can tell apart.
+# Okabe and Ito's palette, which color-blind people can distinguish.
 _COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
 
 
@@ -68,7 +68,7 @@ def curves(scalars: Mapping[str, Mapping[int, float]], endings: Sequence[str]) -
 
 
 def label_of(tag: str) -> str:
-    """What is measured where, such as 'top-1, evaluation' for 'eval/label_top_1_accuracy'."""
+    """A label such as 'top-1, evaluation' for 'eval/label_top_1_accuracy'."""
     kind, _, name = tag.partition('/')
     where = 'evaluation' if kind == 'eval' else 'training'
     if tag.startswith(SAMPLED):
@@ -77,12 +77,12 @@ def label_of(tag: str) -> str:
 
 
 def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
-    """`drawn` over steps.
+    """A plot of curves over steps.
 
     Args:
-        drawn: at least one.
-        title: what the vertical axis measures.
-        share: whether the values are shares, to be shown as percentages.
+        drawn: the curves, at least one.
+        title: of the vertical axis.
+        share: whether to format values as percentages.
     """
     figure = Figure(figsize=(4.7, 3.8), layout='constrained')
     axes = figure.add_subplot()
@@ -92,7 +92,7 @@ def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
             list(curve.points.keys()),
             list(curve.points.values()),
             label=curve.label,
-            # The total may lie on its largest term: broad and pale, it is seen all the same.
+            # The total may coincide with its largest term, so it is a broad, pale line.
             color='#c4ccd4' if total else _COLORS[number % len(_COLORS)],
             linestyle='--' if curve.evaluated else '-',
             linewidth=5 if total else 1.6,
@@ -114,7 +114,7 @@ def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
 
 
 def confusion_figure(confusion: Confusion) -> Figure:
-    """True classes down, predicted ones across; color: share of the true class."""
+    """The confusion matrix: true classes are rows, colored by share; predicted ones are columns."""
     counts, classes = confusion.counts, len(confusion.names)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     side = min(9.0, max(5.0, 2 + 0.36 * classes))
@@ -128,7 +128,7 @@ def confusion_figure(confusion: Confusion) -> Figure:
     every = math.ceil(classes / _MAX_NAMED_CLASSES)
     ticks, names = range(0, classes, every), [_short(name) for name in confusion.names[::every]]
     size = 10 if classes <= MAX_NUMBERED_CLASSES else 7
-    # Names are shown as they are: a dollar sign starts no formula.
+    # A dollar sign in a name must not start a formula.
     axes.set_xticks(ticks, names, fontsize=size, parse_math=False)
     axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
     for label in axes.get_xticklabels():
@@ -151,7 +151,7 @@ def _short(name: str, limit: int = 18) -> str:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as a file of text; letters stay letters, so that any script can be shown."""
+    """The figure as SVG. Text stays text, so that the browser's fonts can show any script."""
     written = io.StringIO()
     FigureCanvasSVG(figure)
     with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'report'}):

@@ -10,10 +10,10 @@ from app.report.runs import percent
 
 
 def numbers(result: Mapping[str, Any]) -> str:
-    """The last evaluation in `result.json` as text: 'top-1 81.20%, effective rank 23.41'."""
+    """The evaluation in `result.json` as text: 'top-1 81.20%, effective rank 23.41'."""
     found = {name: v for name, v in result.items() if name.startswith('eval/') and v is not None}
     return ', '.join(
-        f'{label_of(name).removesuffix(", evaluation")} {_shown(name, value)}'
+        f'{label_of(name).removesuffix(", evaluation")} {_formatted(name, value)}'
         for name, value in found.items()
         if not name.endswith('regularization_loss')
     )
@@ -25,5 +25,5 @@ def by_class(details: Mapping[str, Any]) -> str:
     return ', '.join(f'{name} {percent(share)}' for name, share in shares.items())
 
 
-def _shown(name: str, value: float) -> str:
+def _formatted(name: str, value: float) -> str:
     return percent(value) if name.endswith(ACCURACIES) else f'{value:.4g}'

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs no other file, no network and no script."""
+"""The page: one HTML file, without other files, network or scripts."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from collections.abc import Sequence
 import tensorflow as tf
 from matplotlib.figure import Figure
 
+from app.experiment import check_recorded_data
+from app.planned_run import PlannedRun
 from app.report import figures, measurements, predictions, runs
 from app.report.figures import Curve
 from app.report.predictions import Neighborhood, Picture
-from app.report.runs import PipelineRun, Run, percent
+from app.report.runs import Run, percent
 from common.errors import UserError
 from data.sources import NO_LABEL, Source, open_source
 from tf2.files import write_text
 
 STYLE = pathlib.Path(__file__).with_name('style.css')
-_LOSSLESS = 64  # pixels; a larger image is shown as JPEG, which is far smaller and looks the same
+_LOSSLESS = 64  # pixels; larger images are JPEG, which is far smaller and looks the same
 
 
-def write_report(path: str, stages: Sequence[PipelineRun]) -> None:
-    """Writes the page about `stages` to `path`, whole or not at all.
+def write_report(path: str, plan: Sequence[PlannedRun]) -> None:
+    """Writes the page about the runs of a pipeline to `path`, whole or not at all.
 
     Args:
-        path: 'report.html', wherever it is to be; its folder is made.
-        stages: in the order they were run, at least one. Neighbors are those of the first one
-            that pretrains, confusions those of the last one.
+        path: of the page; its folder is made if it isn't there.
+        plan: in the order in which they ran, at least one. Neighbors are those of the first run
+            that pretrains, the confusion matrix is that of the last run.
 
     Raises:
-        UserError: if a stage's folder holds no run, or the data set can't be read any more.
+        UserError: if a folder holds no run, or its data set isn't prepared or can't be read.
     """
-    if not stages:
-        raise UserError('A report needs at least one stage; found none.')
-    read = [runs.read_run(stage) for stage in stages]
+    if not plan:
+        raise UserError('A report needs at least one run; found none.')
+    read = [runs.read_run(planned) for planned in plan]
+    # The folder may come from elsewhere.
+    check_recorded_data(read[-1].config, given={})
     page = _page(read, open_source(read[-1].config.data))
     if os.path.dirname(path):
         tf.io.gfile.makedirs(os.path.dirname(path))
@@ -45,7 +49,7 @@ def write_report(path: str, stages: Sequence[PipelineRun]) -> None:
 
 def _page(read: Sequence[Run], source: Source) -> str:
     title = f'SimCLR on {html.escape(source.name)}'
-    pretrained = next((run for run in read if not run.kind.classifies), read[0])
+    pretrained = next((run for run in read if not run.stage.classifies), read[0])
     body = [
         f'<h1>{title}</h1>',
         _facts(read[-1], source),
@@ -79,11 +83,11 @@ def _table(read: Sequence[Run]) -> str:
     rows = runs.rows_of(read)
     heading = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in runs.COLUMNS)
     lines = [_line(runs.cells(row)) for row in rows]
-    notes = [f'{row.stage}: {row.note}.' for row in rows if row.note]
+    notes = [f'{row.title}: {row.note}.' for row in rows if row.note]
     notes += [
-        'Top-1: share of the evaluation images whose class was named, at the end of the stage.',
-        'Parameters: of encoder and projection head in pretraining; else of what the result is '
-        'computed with.',
+        'Top-1: share of the evaluation images that were classified correctly, at the end.',
+        'Parameters: of encoder and projection head in pretraining; later of encoder and '
+        'classifier.',
         'Time: training with its evaluations, without pauses between sessions.',
     ]
     listed = ''.join(f'<li>{html.escape(note)}</li>' for note in notes)
@@ -102,26 +106,26 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _stage(run: Run) -> str:
-    scalars, title = run.events.scalars, run.stage.title
+    scalars, title = run.events.scalars, run.planned.title
     drawn = [
         _curves(figures.curves(scalars, figures.LOSSES), title, share=False),
         _curves(figures.curves(scalars, figures.ACCURACIES), title, share=True),
     ]
-    shown = ''.join(drawn) or '<p>This stage wrote no curves.</p>'
+    plots = ''.join(drawn) or '<p>This stage wrote no curves.</p>'
     settings = run.config
     steps = max((step for points in scalars.values() for step in points), default=0)
     text = (
         f'{steps:,} steps of {settings.train.train_batch_size:,} images; '
         f'{settings.optimizer.optimizer}, learning rate {settings.optimizer.learning_rate:g}'
     )
-    if run.kind.has_teacher:
+    if run.stage.has_teacher:
         text += (
             f'; weight of the teacher {run.values.get("distill_alpha", 1):g}, '
             f'temperature {run.values.get("distill_temperature", 1):g}'
         )
     return (
         f'<h2>{html.escape(title)}</h2>\n<p class="quiet">{html.escape(text)}</p>\n'
-        f'<div class="curves">{shown}</div>\n{_measured(run)}{_views(run)}'
+        f'<div class="curves">{plots}</div>\n{_measured(run)}{_views(run)}'
     )
 
 
@@ -158,7 +162,7 @@ def _image(content: bytes, kind: str, alt: str) -> str:
 
 
 def _picture(pixels: tf.Tensor, alt: str) -> str:
-    """[h, w, 3] uint8 as an image on the page."""
+    """An <img> element of pixels [h, w, 3] uint8."""
     if pixels.shape[0] <= _LOSSLESS:
         return _image(tf.io.encode_png(pixels).numpy(), 'png', alt)
     return _image(tf.io.encode_jpeg(pixels, quality=90).numpy(), 'jpeg', alt)
@@ -167,22 +171,22 @@ def _picture(pixels: tf.Tensor, alt: str) -> str:
 def _views(run: Run) -> str:
     if not run.events.views:
         return ''
-    shown, count, small = [], 1, False
+    pictures, count, small = [], 1, False
     for number, encoded in enumerate(run.events.views, 1):
         image = tf.image.convert_image_dtype(tf.io.decode_png(encoded, 3), tf.float32)
         height, width = image.shape[:2]
         count, small = max(1, width // height), height <= _LOSSLESS
-        # Each view is to be of a thumbnail's size, not the strip of all.
+        # Each view, not the strip of all, becomes a thumbnail.
         views = tf.stack(tf.split(image, count, axis=1))
         strip = tf.concat(list(predictions.thumbnails(views.numpy())), axis=1)
-        shown.append(_picture(strip, f'Training image {number} as the network sees it'))
+        pictures.append(_picture(strip, f'Training image {number} as the network sees it'))
     what = 'one random view of each image'
     if count > 1:
         what = f'{"two" if count == 2 else count} random views of each image, side by side'
     kind = f'views{"" if count > 1 else " single"}{" small" if small else ""}'
-    caption = f'What {run.stage.title} trains on: {what}.'
+    caption = f'What {run.planned.title} trains on: {what}.'
     return (
-        f'<figure><div class="{kind}">{"".join(shown)}</div>'
+        f'<figure><div class="{kind}">{"".join(pictures)}</div>'
         f'<figcaption>{html.escape(caption)}</figcaption></figure>'
     )
 
@@ -197,8 +201,8 @@ def _confusion(run: Run, source: Source) -> str:
         )
     total, right = int(found.counts.sum()), int(found.counts.trace())
     caption = (
-        f'{run.stage.title} on the split {run.config.data.eval_split}: number of images by true '
-        f'class (rows) and predicted class (columns). {right:,} of {total:,} are right, '
+        f'{run.planned.title} on the split {run.config.data.eval_split}: number of images by true '
+        f'class (rows) and predicted class (columns). {right:,} of {total:,} are correct, '
         f'{percent(found.accuracy)}. The darker, the larger the share of the row.'
     )
     if percent(run.top_1) != percent(found.accuracy):
@@ -215,9 +219,9 @@ def _confusion(run: Run, source: Source) -> str:
 
 
 def _neighbors(run: Run, found: Sequence[Neighborhood], source: Source) -> str:
-    heading = '<h2>What the encoder takes to be alike</h2>\n'
+    heading = '<h2>Nearest neighbors of the encoder</h2>\n'
     if not found:
-        return f'{heading}<p>{html.escape(run.stage.title)} exported no network to ask.</p>'
+        return f'{heading}<p>{html.escape(run.planned.title)} exported no network.</p>'
     names = predictions.class_names(source)
     small = ' small' if found[0].query.pixels.shape[0] <= _LOSSLESS else ''
     searched = min(source.num_examples(run.config.data.train_split), predictions.SEARCHED)
@@ -225,15 +229,15 @@ def _neighbors(run: Run, found: Sequence[Neighborhood], source: Source) -> str:
     caption = (
         f'Images of the split {run.config.data.eval_split}, each followed by the {nearest} '
         f'nearest of {searched:,} training images: highest cosine similarity of the features after '
-        f'{run.stage.title}.'
+        f'{run.planned.title}.'
     )
     known = any(predictions.same_class(n.query, p) is not None for n in found for p in n.neighbors)
     if known:
         caption += ' A solid green border and ✓ mark the class of the first image, a dashed red '
         caption += 'one and ✗ another class.'
-    shown = ''.join(_neighborhood(neighborhood, names) for neighborhood in found)
+    rows = ''.join(_neighborhood(neighborhood, names) for neighborhood in found)
     return (
-        f'{heading}<figure><div class="neighbors{small}">{shown}</div>'
+        f'{heading}<figure><div class="neighbors{small}">{rows}</div>'
         f'<figcaption>{html.escape(caption)}</figcaption></figure>'
     )
 
@@ -258,7 +262,7 @@ def _cell(kind: str, image: str, text: str) -> str:
 
 def _commands(read: Sequence[Run]) -> str:
     parts = [
-        f'<h3>{html.escape(run.stage.title)}</h3>\n<pre>{html.escape(run.stage.command)}</pre>'
+        f'<h3>{html.escape(run.planned.title)}</h3>\n<pre>{html.escape(run.planned.command)}</pre>'
         for run in read
     ]
     return '<h2>To repeat each stage</h2>\n' + '\n'.join(parts)

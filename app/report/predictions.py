@@ -1,4 +1,4 @@
-"""What exported modules say about images: which classes are confused, which images are alike."""
+"""Runs exported modules on images: confusion matrices and nearest neighbors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data.sources.source import NO_LABEL, Source
 from tf2.features import FeaturePass, Features, concatenated
 from tf2.weights import open_weights
 
-QUERIES = 8  # test images of which neighbors are shown
+QUERIES = 8  # evaluation images whose neighbors are found
 NEIGHBORS = 6
 SEARCHED = 5000  # training images among which neighbors are searched
 THUMBNAIL = 96  # largest height and width of an image on the page, in pixels
@@ -26,7 +26,7 @@ THUMBNAIL = 96  # largest height and width of an image on the page, in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """How often each class was taken for each.
+    """A confusion matrix.
 
     Attributes:
         counts: [c, c] int64, row: true class, column: predicted class.
@@ -44,7 +44,7 @@ class Confusion:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image to be shown.
+    """An image on the page.
 
     Attributes:
         pixels: [h, w, 3] uint8.
@@ -57,7 +57,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Neighborhood:
-    """A test image, and the training images most like it, nearest first, with their cosines."""
+    """An evaluation image and its nearest training images, nearest first, with their cosines."""
 
     query: Picture
     neighbors: Sequence[Picture]
@@ -65,11 +65,11 @@ class Neighborhood:
 
 
 def load_module(run: Run) -> Callable[[Any], Any] | None:
-    """The newest module that a stage exported, images -> endpoints; None if there is none.
+    """The newest module that a run exported, images -> endpoints; None if there is none.
 
-    Its weights are read as data: the folder may come from elsewhere, and its graph is code.
+    Only its weights are read: its graph is code, and the folder may come from elsewhere.
     """
-    path = newest_module(run.stage.folder)
+    path = newest_module(run.planned.folder)
     if path is None:
         return None
     weights = open_weights(path)
@@ -79,20 +79,20 @@ def load_module(run: Run) -> Callable[[Any], Any] | None:
 
 
 def source_of(run: Run, source: Source) -> Source:
-    """`source` with its classes numbered as the run has them."""
+    """`source` with its classes in the order of the run's."""
     names = run.values.get('class_names')
     if not names or source.class_names is None:
         return source
-    return with_class_order(source, names, f'--model_dir={run.stage.folder}')
+    return with_class_order(source, names, f'--model_dir={run.planned.folder}')
 
 
 def class_names(source: Source) -> list[str]:
-    """Names by label; their numbers where they have no names."""
+    """Names of the classes by label; numbers if they have no names."""
     return list(source.class_names or map(str, range(source.num_classes or 0)))
 
 
 def evaluation_batches(run: Run, source: Source) -> tf.data.Dataset:
-    """The batches that the stage's result was measured on."""
+    """The batches that the run was evaluated on."""
     evaluation, data = run.config.evaluation, run.config.data
     batches = eval_batches(
         source, data, split=data.eval_split, batch_size=evaluation.eval_batch_size
@@ -101,7 +101,7 @@ def evaluation_batches(run: Run, source: Source) -> tf.data.Dataset:
 
 
 def confusion(run: Run, source: Source) -> Confusion | None:
-    """Runs a stage's module over its evaluation split.
+    """Runs the module of a run on its evaluation split.
 
     Returns:
         The matrix; None if there is no module with a classifier, or no image with a label.
@@ -118,13 +118,13 @@ def confusion(run: Run, source: Source) -> Confusion | None:
 
 
 def neighborhoods(run: Run, source: Source) -> list[Neighborhood]:
-    """The training images that a stage's encoder takes to be most like some test images.
+    """The nearest training images of some evaluation images, by the encoder of a run.
 
-    Test images are the first ones of as many classes as possible. Searched are the first SEARCHED
-    training images; sources are in mixed order.
+    The evaluation images are the first ones of as many classes as possible. The first SEARCHED
+    training images are searched; sources are in mixed order.
 
     Returns:
-        At most QUERIES, by class; none if there is no module.
+        At most QUERIES, in the order of their classes; none if there is no module.
     """
     module = load_module(run)
     if module is None:
@@ -146,10 +146,10 @@ def neighborhoods(run: Run, source: Source) -> list[Neighborhood]:
 def choose_queries(
     batches: Iterable[Any], num_classes: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of each class, as many of each as make QUERIES in all.
+    """The first images of each class, QUERIES in total if there are enough.
 
     Args:
-        batches: as `eval_batches` yields them; read no further than needed.
+        batches: as `eval_batches` yields them; not read further than needed.
         num_classes: None if the data set has no labels.
 
     Returns:
@@ -159,7 +159,7 @@ def choose_queries(
     chosen: list[tuple[int, np.ndarray]] = []
     taken: collections.Counter[int] = collections.Counter()
     for batch in batches:
-        for image, label in _shown(batch):
+        for image, label in _examples(batch):
             wanted = label == NO_LABEL or taken[label] < of_each
             if len(chosen) < QUERIES and wanted:
                 taken[label] += 1
@@ -170,8 +170,8 @@ def choose_queries(
     return np.stack([image for _, image in chosen]), np.array([label for label, _ in chosen])
 
 
-def _shown(batch: Any) -> Iterable[tuple[np.ndarray, int]]:
-    """Image and label of the rows that do not merely fill the batch."""
+def _examples(batch: Any) -> Iterable[tuple[np.ndarray, int]]:
+    """Image and label of each row, without padding."""
     rows = batch['mask'].numpy()
     return zip(batch['views'][0].numpy()[rows], batch['label'].numpy()[rows].tolist())
 
@@ -182,7 +182,7 @@ def _searched(look: FeaturePass, batches: Iterable[Any]) -> tuple[Features, list
     pictures: list[Picture] = []
     for batch in batches:
         parts.append(look.of_batch(batch))
-        images, labels = zip(*_shown(batch))
+        images, labels = zip(*_examples(batch))
         pictures += [Picture(*pair) for pair in zip(thumbnails(np.stack(images)), labels)]
         if len(pictures) >= SEARCHED:
             break
@@ -195,10 +195,10 @@ def nearest(searched: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.n
     Args:
         searched: [n, d] float.
         queries: [m, d] float.
-        count: how many; at most n are found.
+        count: number of neighbors; at most n are found.
 
     Returns:
-        Row numbers [m, k] and similarities [m, k], highest first; of equal ones the first row.
+        Row numbers [m, k] and similarities [m, k], highest first; ties in row order.
     """
 
     def unit(rows: np.ndarray) -> np.ndarray:
@@ -221,7 +221,7 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
 
 
 def same_class(query: Picture, neighbor: Picture) -> bool | None:
-    """Whether two pictures are of one class; None if that is not known of one of them."""
+    """Whether two pictures have the same class; None if one of them has no label."""
     if NO_LABEL in (query.label, neighbor.label):
         return None
     return query.label == neighbor.label

@@ -1,4 +1,4 @@
-"""The stages of a pipeline, and the table of what each cost and reached."""
+"""Reads the runs of a pipeline, and compares their results and costs in a table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tensorflow as tf
 from app.config.resolution import from_values
 from app.config.schema import TRAIN_EXAMPLES, Config
 from app.evaluate import TOP_1
+from app.planned_run import PlannedRun
 from app.report.events import Events, read_events
 from app.run_folder import read_details, read_flags, read_result
 from common.errors import UserError
@@ -22,38 +23,22 @@ from tf2.models.encoder import SimCLRModel, build_model, freeze
 
 
 @dataclasses.dataclass(frozen=True)
-class PipelineRun:
-    """One training of the pipeline.
-
-    Attributes:
-        name: 'pretrain', 'finetune', 'self_distill' or 'student'.
-        title: for people: 'Pretraining'.
-        folder: its model_dir.
-        command: the command line that repeats it.
-    """
-
-    name: str
-    title: str
-    folder: str
-    command: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Row:
     """One line of the table.
 
     Attributes:
-        stage: its title.
+        title: of the run.
         network: 'ResNet-18 (width 0.25)'.
         parameters: trainable ones, see `count_parameters`.
-        labels: labeled examples that trained the network; 0 for pretraining.
-        through_teacher: where `labels` is 0, those that trained its teacher or the teacher's.
+        labels: labeled examples that the network was trained on; 0 for pretraining.
+        through_teacher: labeled examples that its teacher, or that one's teacher, was trained on,
+            if these are more than `labels`; else 0.
         top_1: accuracy on the evaluation split at the end, in [0, 1]; None without a classifier.
         seconds: see `report.events`.
-        note: what one must know to read the line; may be empty.
+        note: how to read the line; may be empty.
     """
 
-    stage: str
+    title: str
     network: str
     parameters: int
     labels: int
@@ -63,24 +48,24 @@ class Row:
     note: str
 
 
-# What matters most stands first: on a phone the others are scrolled to.
+# The most important columns come first, because a phone shows only these without scrolling.
 COLUMNS = ('Stage', 'Top-1', 'Labels used', 'Parameters', 'Network', 'Time')
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that is read from a stage's folder.
+    """What the folder of a run holds.
 
     Attributes:
-        stage: whose it is.
+        planned: the run.
         values: `flags.json`.
-        config: the same as settings.
-        result: `result.json`; empty if the stage was not evaluated.
+        config: the settings in `values`.
+        result: `result.json`; empty if the run was not evaluated.
         details: `details.json`; empty if there is no such file.
         events: what it wrote for TensorBoard.
     """
 
-    stage: PipelineRun
+    planned: PlannedRun
     values: Mapping[str, Any]
     config: Config
     result: Mapping[str, Any]
@@ -88,53 +73,53 @@ class Run:
     events: Events
 
     @property
-    def kind(self) -> Stage:
-        """The stage of training that it is."""
+    def stage(self) -> Stage:
+        """The stage of training."""
         return self.config.learning.stage
 
     @property
     def top_1(self) -> float | None:
-        """Accuracy at the end, not the best one on the way; None if there is none."""
+        """Accuracy at the end, which may be lower than the best one; None if there is none."""
         return self.result.get(TOP_1)
 
 
-def read_run(stage: PipelineRun) -> Run:
-    """Reads a stage's folder, but no model.
+def read_run(planned: PlannedRun) -> Run:
+    """Reads the folder of a run, but no model.
 
     Raises:
-        UserError: if no training run left its settings there.
+        UserError: if there is no run.
     """
-    values = read_flags(stage.folder, need=('num_classes', TRAIN_EXAMPLES))
+    folder = planned.folder
+    values = read_flags(folder, need=('num_classes', TRAIN_EXAMPLES))
     if values is None:
         raise UserError(
-            f'The report needs the runs of all stages; found no {FLAGS_FILE} in '
-            f'{stage.folder}, the folder of {stage.title}.'
+            f'The report needs the runs of all stages; found no {FLAGS_FILE} in {folder}, the '
+            f'folder of {planned.title}.'
         )
-    result = read_result(stage.folder)
-    config = from_values(values)
-    details = read_details(stage.folder)
-    return Run(stage, values, config, result, details, read_events(stage.folder))
+    events = read_events(folder)
+    config, result, details = from_values(values), read_result(folder), read_details(folder)
+    return Run(planned, values, config, result, details, events)
 
 
-def table(stages: Sequence[PipelineRun]) -> list[Row]:
-    """One row a stage, from their folders only.
+def table(plan: Sequence[PlannedRun]) -> list[Row]:
+    """One row for each run, read from its folder.
 
     Raises:
         UserError: if a folder holds no run.
     """
-    return rows_of([read_run(stage) for stage in stages])
+    return rows_of([read_run(planned) for planned in plan])
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """The rows of `table`, from what was read."""
+    """The rows of `table` for runs that were read already."""
     rows, known = [], 0
     for run in runs:
         labels = labels_used(run)
-        through = known if run.kind.has_teacher and known > labels else 0
+        through = known if run.stage.has_teacher and known > labels else 0
         known = max(labels, through)
         rows.append(
             Row(
-                stage=run.stage.title,
+                title=run.planned.title,
                 network=run.config.model.title,
                 parameters=count_parameters(run),
                 labels=labels,
@@ -148,10 +133,10 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 
 def labels_used(run: Run) -> int:
-    """Labeled examples that a stage itself learned from."""
+    """The number of labeled examples that the network itself was trained on."""
     if not run.config.learning.learns_from_labels:
         return 0
-    path = os.path.join(run.stage.folder, LABELS_FILE)
+    path = os.path.join(run.planned.folder, LABELS_FILE)
     if not tf.io.gfile.exists(path):
         return run.values[TRAIN_EXAMPLES]
     with tf.io.gfile.GFile(path) as file:
@@ -159,19 +144,19 @@ def labels_used(run: Run) -> int:
 
 
 def count_parameters(run: Run) -> int:
-    """Trainable parameters: what the stage's result is computed with.
+    """The number of parameters of the network, frozen ones included, moving statistics not.
 
-    After pretraining that is encoder and projection head; else encoder, the layers of the head
-    that the classifier reads, and the classifier. Freezing some of them changes nothing here.
+    After pretraining, these are encoder and projection head; in later stages the encoder, the
+    layers of the head that the classifier reads, and the classifier.
     """
-    classes = run.values['num_classes'] if run.kind.classifies else None
+    classes = run.values['num_classes'] if run.stage.classifies else None
     config, head = run.config, make_head(run.config.learning.method)
-    # A graph has variables without values: nothing is drawn or kept, however large the network.
+    # Variables in a graph have no values, so even a large network takes no memory.
     with tf.Graph().as_default():
         model = build_model(
             SimCLRModel(config.model, config.data.image_size, classes, make_head=head)
         )
-        if run.kind.classifies:
+        if run.stage.classifies:
             freeze(model, -1)
         return sum(variable.shape.num_elements() for variable in model.trainable_variables)
 
@@ -181,10 +166,10 @@ def _note(run: Run) -> str:
     neighbors, teacher = (
         run.result.get(f'eval/{name}') for name in ('knn_accuracy', 'teacher_top_1_accuracy')
     )
-    if not run.kind.classifies and run.top_1 is not None:
+    if not run.stage.classifies and run.top_1 is not None:
         parts.append('top-1 of a linear classifier trained alongside on all labels')
     frozen, blocks = run.config.learning.fine_tune_after_block, run.config.model.blocks
-    if run.kind.needs_labels and frozen >= blocks:
+    if run.stage.needs_labels and frozen >= blocks:
         parts.append('only the linear classifier was trained')
     if neighbors is not None:
         parts.append(f'nearest neighbors {percent(neighbors)}')
@@ -194,12 +179,12 @@ def _note(run: Run) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, one entry for each of COLUMNS."""
+    """A row as text, one string for each of COLUMNS."""
     labels = f'{row.labels:,}'
     if row.through_teacher:
         labels = f'{row.through_teacher:,} (through the teacher)'
     return (
-        row.stage,
+        row.title,
         percent(row.top_1),
         labels,
         f'{row.parameters:,}',
@@ -209,12 +194,12 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The table as plain text: a heading, a line for each row, then the notes."""
+    """The table as plain text: headings, rows, then notes."""
     lines = [COLUMNS, *(cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    # The stage to the left, numbers to the right.
+    # The title is left-aligned, the rest right-aligned.
     aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    notes = [f'{row.stage}: {row.note}.' for row in rows if row.note]
+    notes = [f'{row.title}: {row.note}.' for row in rows if row.note]
     return '\n'.join([*('  '.join(line).rstrip() for line in aligned), *notes])
 
 

@@ -423,7 +423,7 @@ def test_classes_are_numbered_as_whoever_knows_them_first(
     prepared = prepare(**stages_after(trained)[stage])
     assert prepared.class_names == NAMES and prepared.source.class_names == NAMES
     assert [note for note in prepared.data.notes if note.startswith('Classes are numbered as in')]
-    assert prepared.other_classes is None
+    assert prepared.classifier_mismatch is None
 
 
 @pytest.mark.parametrize('stage', ['resume', 'distillation'])
@@ -452,7 +452,7 @@ def test_a_classifier_of_other_classes_is_left_out_and_that_is_said(
     prepared = prepare(**stages_after(trained)[stage])
     assert prepared.class_names == ('dog', 'owl', 'zebra')
     model = network(prepared.config, prepared.num_classes)
-    report = train._initialize(prepared, model)
+    report = train._load_weights(prepared, model)
     assert 'classifier: its classes are cat, dog, owl; found dog, owl, zebra' in report.line()
     assert not [name for name in report.loaded if 'supervised_head' in name]
 

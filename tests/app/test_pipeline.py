@@ -271,10 +271,10 @@ def test_images_without_labels_are_refused_before_anything_is_trained(
 
 
 def flags_of(*arguments: str) -> dict[str, dict]:
-    """Stage -> its flags."""
+    """Name of each run -> its flags."""
     given = run.parse(['run.py', '--mode=pipeline', *arguments])
-    stages = pipeline._stages('all', given.get('preset', 'demo'), given)
-    return {stage.name: dict(stage.given) for stage in stages}
+    plan = pipeline._plan('all', given.get('preset', 'demo'), given)
+    return {planned.name: dict(planned.given) for planned in plan}
 
 
 def test_labels_are_the_same_wherever_labels_are_used() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import html
 import io
 import json
 import math
@@ -22,9 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import run
 from app import report, train
+from app.planned_run import PlannedRun
 from app.report import events, figures, page, predictions, runs
 from common.errors import UserError
-from common.stages import STAGES
 from data.batches import eval_batches
 from data.sources import NO_LABEL, Source, open_source
 from tests.support import no_checker
@@ -41,17 +42,20 @@ TINY = (
     '--eval_batch_size=20',
 )
 SMALL = ('--resnet_depth=18', '--width_multiplier=0.0625')
-COMMAND = 'python run.py --data_dir="a <b> & c"'
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
     """A report, and the figures that went into it."""
 
-    stages: Sequence[report.PipelineRun]
+    stages: Sequence[PlannedRun]
     text: str
     curve_figures: Sequence[Figure]
     confusion_figures: Sequence[Figure]
+
+
+def planned(title: str, folder: pathlib.Path) -> PlannedRun:
+    return PlannedRun(title, {'model_dir': str(folder)})
 
 
 def train_tiny(folder: pathlib.Path, *flags: str) -> None:
@@ -60,7 +64,7 @@ def train_tiny(folder: pathlib.Path, *flags: str) -> None:
 
 
 @pytest.fixture(scope='module')
-def stages(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> list[report.PipelineRun]:
+def stages(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> list[PlannedRun]:
     """Pretraining, fine-tuning on 20 labels, and distillation without labels."""
     root = tmp_path_factory.mktemp('pipeline')
     pretrained, tuned, student = (root / name for name in ('pretrain', 'finetune', 'student'))
@@ -75,19 +79,19 @@ def stages(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> list[repo
             train_tiny(tuned, *tuning)
         train_tiny(student, *SMALL, '--train_mode=distill', f'--teacher={tuned}')
     return [
-        report.PipelineRun('pretrain', 'Pretraining', str(pretrained), COMMAND),
-        report.PipelineRun('finetune', 'Fine-tuning <few>', str(tuned), 'second command'),
-        report.PipelineRun('student', 'Student', str(student), 'third command'),
+        PlannedRun('Pretraining', {'model_dir': str(pretrained), 'data_dir': 'a <b> & c'}),
+        planned('Fine-tuning <few>', tuned),
+        planned('Student', student),
     ]
 
 
 @pytest.fixture(scope='module')
-def rows(stages: list[report.PipelineRun]) -> list[report.Row]:
+def rows(stages: list[PlannedRun]) -> list[report.Row]:
     return report.table(stages)
 
 
 @pytest.fixture(scope='module')
-def written(stages: list[report.PipelineRun], tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(stages: list[PlannedRun], tmp_path_factory: pytest.TempPathFactory) -> Written:
     path = tmp_path_factory.mktemp('page') / 'new' / 'report.html'
     drawn: dict[str, list[Figure]] = {'curve_figure': [], 'confusion_figure': []}
     with pytest.MonkeyPatch.context() as patch:
@@ -104,11 +108,11 @@ def written(stages: list[report.PipelineRun], tmp_path_factory: pytest.TempPathF
     return Written(stages, path.read_text(), *drawn.values())
 
 
-def result(stage: report.PipelineRun) -> dict[str, float]:
+def result(stage: PlannedRun) -> dict[str, float]:
     return json.loads((pathlib.Path(stage.folder) / 'result.json').read_text())
 
 
-def source_of(stage: report.PipelineRun) -> Source:
+def source_of(stage: PlannedRun) -> Source:
     return open_source(runs.read_run(stage).config.data)
 
 
@@ -145,7 +149,7 @@ def test_the_table_counts_parameters_and_labels(rows: list[report.Row]) -> None:
 
 
 def test_a_classifier_after_the_head_counts_the_layers_it_reads(
-    stages: list[report.PipelineRun],
+    stages: list[PlannedRun],
 ) -> None:
     tuned = runs.read_run(stages[1])
     model = dataclasses.replace(tuned.config.model, ft_proj_selector=1)
@@ -163,20 +167,20 @@ def test_a_classifier_after_the_head_counts_the_layers_it_reads(
     ids=['fine-tuning', 'labels and teacher', 'teacher only'],
 )
 def test_without_a_list_of_labels_all_were_used(
-    stages: list[report.PipelineRun],
+    stages: list[PlannedRun],
     tmp_path: pathlib.Path,
     changes: dict[str, object],
     labels: int,
 ) -> None:
     values = json.loads((pathlib.Path(stages[0].folder) / 'flags.json').read_text())
     (tmp_path / 'flags.json').write_text(json.dumps({**values, **changes}))
-    (row,) = report.table([report.PipelineRun('x', 'X', str(tmp_path), '')])
+    (row,) = report.table([planned('X', tmp_path)])
     assert (row.labels, row.top_1, row.seconds) == (labels, None, 0)
     assert '–' in report.format_table([row])
 
 
 def test_the_table_shows_the_final_accuracy(
-    stages: list[report.PipelineRun], rows: list[report.Row], tmp_path: pathlib.Path
+    stages: list[PlannedRun], rows: list[report.Row], tmp_path: pathlib.Path
 ) -> None:
     assert [row.top_1 for row in rows] == [
         result(stage)['eval/label_top_1_accuracy'] for stage in stages
@@ -189,19 +193,17 @@ def test_the_table_shows_the_final_accuracy(
     outcome = {'eval/label_top_1_accuracy': 0.25, 'best/eval/label_top_1_accuracy': 0.75}
     outcome['global_step'] = 3
     (folder / 'result.json').write_text(json.dumps(outcome))
-    (row,) = report.table([report.PipelineRun('x', 'X', str(folder), '')])
+    (row,) = report.table([planned('X', folder)])
     assert row.top_1 == 0.25
 
 
-def test_the_table_as_text_is_aligned(
-    stages: list[report.PipelineRun], rows: list[report.Row]
-) -> None:
+def test_the_table_as_text_is_aligned(stages: list[PlannedRun], rows: list[report.Row]) -> None:
     heading, *lines = report.format_table(rows).splitlines()
     assert ' '.join(heading.split()) == 'Stage Top-1 Labels used Parameters Network Time'
     ends = {line.index(')', line.index('ResNet')) for line in lines[: len(rows)]}
     assert len(ends) == 1
     for row, line in zip(rows, lines):
-        assert line.startswith(row.stage) and f'{100 * row.top_1:.2f}%' in line
+        assert line.startswith(row.title) and f'{100 * row.top_1:.2f}%' in line
         assert f'{row.parameters:,}' in line
     assert '20 (through the teacher)' in lines[2]
     knn = result(stages[0])['eval/knn_accuracy']
@@ -227,7 +229,7 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 
 def test_a_folder_without_a_run_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r'found no flags\.json in .*, the folder of Pretraining'):
-        report.table([report.PipelineRun('pretrain', 'Pretraining', str(tmp_path), '')])
+        report.table([planned('Pretraining', tmp_path)])
 
 
 # --- events
@@ -358,10 +360,10 @@ def test_the_confusion_matrix_is_that_of_the_result(written: Written) -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(
         source.class_names
     )
-    assert f'{np.trace(shown)} of 32 are right' in written.text
+    assert f'{np.trace(shown)} of 32 are correct' in written.text
 
 
-def test_an_evaluation_of_some_batches_is_shown_as_such(stages: list[report.PipelineRun]) -> None:
+def test_an_evaluation_of_some_batches_is_shown_as_such(stages: list[PlannedRun]) -> None:
     last = runs.read_run(stages[-1])
     settings = dataclasses.replace(last.config.evaluation, eval_steps=1)
     short = dataclasses.replace(last, config=dataclasses.replace(last.config, evaluation=settings))
@@ -403,7 +405,7 @@ def test_nearest_rows_are_those_of_highest_cosine() -> None:
     assert np.isfinite(predictions.nearest(np.zeros([2, 5]), queries, 2)[1]).all()
 
 
-def test_neighbors_are_those_of_the_pretrained_encoder(stages: list[report.PipelineRun]) -> None:
+def test_neighbors_are_those_of_the_pretrained_encoder(stages: list[PlannedRun]) -> None:
     first, source = runs.read_run(stages[0]), source_of(stages[0])
     module = predictions.load_module(first)
 
@@ -471,7 +473,7 @@ def test_the_page_has_every_row_of_the_table(written: Written, rows: list[report
     lines = body.strip().splitlines()
     assert len(lines) == 3
     for line, row in zip(lines, rows):
-        accuracy = next(result(s) for s in written.stages if s.title == row.stage)
+        accuracy = next(result(s) for s in written.stages if s.title == row.title)
         assert f'>{100 * accuracy["eval/label_top_1_accuracy"]:.2f}%</td>' in line
         assert f'>{row.parameters:,}</td>' in line
         assert f'>{runs.duration(row.seconds)}</td>' in line
@@ -505,7 +507,7 @@ def test_sample_views_are_those_the_run_recorded(written: Written) -> None:
         np.testing.assert_array_equal(tf.io.decode_png(shown), tf.io.decode_png(strip, 3))
 
 
-def test_large_views_are_shown_smaller(stages: list[report.PipelineRun]) -> None:
+def test_large_views_are_shown_smaller(stages: list[PlannedRun]) -> None:
     strip = np.concatenate([np.full([224, 224, 3], v, np.uint8) for v in (40, 200)], axis=1)
     recorded_run = runs.read_run(stages[0])
     recorded_events = dataclasses.replace(
@@ -524,7 +526,8 @@ def test_views_of_several_sizes_are_shown_each_as_a_whole() -> None:
     views = [tf.fill([1, size, size, 3], value) for size, value in zip(sizes, values)]
     strip = tf.image.convert_image_dtype(train.side_by_side(views)[0], tf.uint8)
     events = types.SimpleNamespace(views=[tf.io.encode_png(strip).numpy()])
-    text = page._views(types.SimpleNamespace(events=events, stage=STAGES['pretrain']))
+    planned_run = planned('Pretraining', pathlib.Path('m'))
+    text = page._views(types.SimpleNamespace(events=events, planned=planned_run))
     (shown,) = images(text, 'png')
     squares = np.split(tf.io.decode_png(shown).numpy(), 5, axis=1)
     for square, size, value in zip(squares, sizes, values, strict=True):
@@ -550,8 +553,9 @@ def test_every_image_can_be_read_aloud(written: Written) -> None:
 
 
 def test_commands_and_names_are_escaped(written: Written) -> None:
-    assert '<pre>python run.py --data_dir=&quot;a &lt;b&gt; &amp; c&quot;</pre>' in written.text
-    assert '<pre>second command</pre>' in written.text
+    assert '&#x27;--data_dir=a &lt;b&gt; &amp; c&#x27;</pre>' in written.text
+    for stage in written.stages:
+        assert f'<pre>{html.escape(stage.command)}</pre>' in written.text
     assert '<few>' not in written.text and 'Fine-tuning &lt;few&gt;' in written.text
 
 
@@ -564,7 +568,7 @@ def without_labels(source: Source) -> Source:
 
 @pytest.mark.parametrize('classes', [None, 10], ids=['no classes', 'classes, no labels'])
 def test_without_labels_the_page_says_what_is_missing(
-    stages: list[report.PipelineRun],
+    stages: list[PlannedRun],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: pathlib.Path,
     classes: int | None,
@@ -580,13 +584,11 @@ def test_without_labels_the_page_says_what_is_missing(
 
 
 def test_a_stage_without_module_and_accuracy_has_a_page(
-    stages: list[report.PipelineRun], tmp_path: pathlib.Path
+    stages: list[PlannedRun], tmp_path: pathlib.Path
 ) -> None:
     flags = (pathlib.Path(stages[0].folder) / 'flags.json').read_bytes()
     (tmp_path / 'flags.json').write_bytes(flags)
-    report.write_report(
-        str(tmp_path / 'report.html'), [report.PipelineRun('x', 'Bare', str(tmp_path), 'command')]
-    )
+    report.write_report(str(tmp_path / 'report.html'), [planned('Bare', tmp_path)])
     text = (tmp_path / 'report.html').read_text()
     assert 'There is no confusion matrix' in text and 'Bare exported no network' in text
     assert 'This stage wrote no curves.' in text and '–' in text
@@ -594,7 +596,7 @@ def test_a_stage_without_module_and_accuracy_has_a_page(
 
 
 def test_a_report_that_cannot_be_made_leaves_the_old_one(
-    stages: list[report.PipelineRun], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+    stages: list[PlannedRun], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     def refuse(config: object) -> None:
         raise UserError('gone')
@@ -605,5 +607,15 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(
     with pytest.raises(UserError, match='gone'):
         report.write_report(str(path), stages)
     assert path.read_text() == 'old' and [*tmp_path.iterdir()] == [path]
-    with pytest.raises(UserError, match='at least one stage'):
+    with pytest.raises(UserError, match='at least one run'):
         report.write_report(str(path), [])
+
+
+def test_a_report_prepares_no_data_set_that_only_a_record_names(
+    stages: list[PlannedRun], tmp_path: pathlib.Path
+) -> None:
+    values = json.loads((pathlib.Path(stages[0].folder) / 'flags.json').read_text())
+    (tmp_path / 'flags.json').write_text(json.dumps({**values, 'dataset': 'huggingface:mnist'}))
+    with pytest.raises(UserError, match='must be prepared already'):
+        report.write_report(str(tmp_path / 'report.html'), [planned('Pretraining', tmp_path)])
+    assert not (tmp_path / 'report.html').exists()

@@ -337,6 +337,6 @@ def test_a_warm_up_longer_than_the_run_is_said_once(
 def test_a_loss_that_has_grown_by_far_is_told(
     first: float, latest: float, told: bool, capsys: pytest.CaptureFixture
 ) -> None:
-    train._tell_growth(first, latest)
+    train._warn_if_diverged(first, latest)
     assert ('diverged' in capsys.readouterr().out) is told
-    train._tell_growth(None, None)
+    train._warn_if_diverged(None, None)

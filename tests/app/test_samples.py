@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 
 import run
-from app import evaluate, report, splits, train
+from app import evaluate, splits, train
+from app.planned_run import PlannedRun
 from app.report import measurements, page, runs
 from common.interruption import Stop
 from tf2.evaluators import EVALUATORS
@@ -109,8 +110,7 @@ def test_tensorboard_has_them_too(finished: tuple[pathlib.Path, str]) -> None:
 
 def test_the_report_shows_the_numbers_of_the_result(finished: tuple[pathlib.Path, str]) -> None:
     folder = finished[0]
-    stage = report.PipelineRun('pretrain', 'Pretraining', str(folder), '')
-    found = runs.read_run(stage)
+    found = runs.read_run(PlannedRun('Pretraining', {'model_dir': str(folder)}))
     text = page._measured(found)
     result = numbers(folder / 'result.json')
     for name, label in [
