@@ -13,7 +13,7 @@ from tf2 import precision, schedules
 from tf2.methods import make_head
 from tf2.methods.base import Batch, Method, build
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.optimizers import builder, decay
+from tf2.optimizers import OPTIMIZERS, builder, decay
 from tf2.teacher import Teacher
 from tf2.trainer import Penalty, Trainer
 
@@ -66,7 +66,7 @@ def network(config: Config, num_classes: int | None) -> SimCLRModel:
             num_classes,
             replicas=strategy.num_replicas_in_sync,
             precision=dtype,
-            filter_products=precision.gains_from_products(dtype, strategy),
+            filter_products=precision.uses_filter_products(dtype, strategy),
             detach_classifier=not config.learning.stage.classifies,
             make_head=make_head(config.learning.method),
         )
@@ -89,7 +89,7 @@ def penalty_of(
         model: the model that is trained or evaluated.
         trained: the modules that are trained; default: the model alone.
     """
-    if config.optimizer.optimizer in builder.DECAY_IN_UPDATE:
+    if OPTIMIZERS[config.optimizer.optimizer].decays_in_update:
         variables = [model.classifier.kernel] if model.classifier else []
     else:
         variables = decay.kernels_and_biases([model] if trained is None else trained)

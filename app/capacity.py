@@ -8,7 +8,7 @@ from typing import Any
 
 from app.config.schema import Config, to_values, with_values
 from common.errors import UserError
-from tf2.config import ModelConfig
+from tf2.config import LearningConfig, ModelConfig
 from tf2.device_memory import gpu_memory, has_accelerators, host_memory
 from tf2.memory_estimate import Network, Run, is_known
 
@@ -103,7 +103,14 @@ def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None
     precision = 'bfloat16' if train.mixed_precision == 'auto' else train.mixed_precision
     synchronized = config.model.global_bn and devices.replicas > 1
     return Run(
-        Network(config.model, config.data.image_size, 0, precision, synchronized),
+        Network(
+            config.model,
+            config.data.image_size,
+            0,
+            precision,
+            synchronized,
+            config.learning.method,
+        ),
         config.learning,
         config.optimizer.optimizer,
         train.train_batch_size if does.trains else 0,
@@ -117,7 +124,8 @@ def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None
 def _network_of(recorded: Mapping[str, Any]) -> Network | None:
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     config = ModelConfig(**{name: recorded[name] for name in fields & recorded.keys()})
-    return Network(config, recorded['image_size'], 0) if is_known(config) else None
+    method = recorded.get('method', LearningConfig.method)
+    return Network(config, recorded['image_size'], 0, method=method) if is_known(config) else None
 
 
 def _total(parts: Mapping[str, int]) -> int:

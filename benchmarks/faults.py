@@ -207,16 +207,16 @@ class Trials:
         run.wait_until(lambda: time.monotonic() >= ends)
 
     def signal(self, kind: str, number: signal.Signals) -> Outcome:
-        """Sends one signal, then resumes with the printed command."""
+        """Sends a signal, then resumes with the printed command."""
         began, whole = time.monotonic(), self.reference(kind)[1]
         for _ in range(ATTEMPTS):
             run, waited = self._send_at_any_moment(kind, number, whole)
             if run.status != 0:  # else it ended before the signal
                 break
         problems = run.problems(128 + number) + self.reader.damage(self.model_dir(run))
-        command = run.to_go_on()
+        command = run.command_to_resume()
         if not command:
-            problems.append('no command to go on')
+            problems.append('no command that resumes')
         problems += self.ended(Run(command, run.log), kind)
         note = f'stopped after {waited:.1f} s'
         return Outcome(f'{number.name}, status {128 + number}', kind, _since(began), problems, note)
@@ -251,9 +251,9 @@ class Trials:
         how = self._spoil(damaged)
         run = self.start(kind, place)
         problems = self.ended(run, kind)
-        said = 'The checkpoint before is taken' in run.shown
+        said = 'Resuming from the previous checkpoint' in run.shown
         if target != 'checkpoint' and not said:
-            problems.append(f'{how}: the checkpoint before was not taken, or that was not said')
+            problems.append(f'{how}: the previous checkpoint was not used, or no message said so')
         name = f'newest checkpoint damaged: {target}'
         return Outcome(name, kind, _since(began), problems, how.split(' at ')[0])
 
@@ -289,8 +289,8 @@ class Trials:
         (place / 'elsewhere').rename(hidden)
         run = self.start(kind, place)
         problems += self.ended(run, kind)
-        if 'The checkpoint before is taken' in run.shown:
-            problems.append('the checkpoint before was taken')
+        if 'Resuming from the previous checkpoint' in run.shown:
+            problems.append('the previous checkpoint was used')
         what = 'index' if hidden == newest else 'data'
         note = f'{what}, {"a folder" if instead else "nothing"} in its place'
         return Outcome('newest checkpoint unreadable', kind, _since(began), problems, note)
@@ -326,7 +326,7 @@ class Trials:
         ended, refused = (first, second) if first.status == 0 else (second, first)
         problems += ended.problems(0) + refused.problems(2)
         if 'in use by process' not in refused.shown:
-            problems.append('the other one was not refused for the lock')
+            problems.append('the other run was not refused because of the lock')
         problems += self.unequal(place / 'run', self.reference(kind)[0])
         note = 'started at once' if at_once else 'started while the first trained'
         return Outcome('two runs in one folder', kind, _since(began), problems, note)
@@ -456,7 +456,7 @@ class Trials:
         run = self.start(kind, place)
         problems = self.ended(run, kind)
         if '1 record of' not in run.shown:
-            problems.append('not said')
+            problems.append('the record was not reported')
         file.write_bytes(content)
         shutil.rmtree(self.folder / f'reference {kind}')
         note = f'bit flipped at {at - start} of {end - start}'

@@ -194,8 +194,8 @@ class Run:
             wrong.append(f'{errors} lines of error, expected one')
         return wrong
 
-    def to_go_on(self) -> list[str]:
-        """Arguments of the command that was printed at the end."""
+    def command_to_resume(self) -> list[str]:
+        """Arguments of the command to resume that was printed; empty if there was none."""
         line = re.search(r'To resume: python run\.py (.*)', self.shown)
         return shlex.split(line[1]) if line else []
 

@@ -92,14 +92,14 @@ class Devices:
     Attributes:
         count: number of replicas.
         peak_flops: FLOP/s of one device, as published by its vendor.
-        utilisation: share of the peak that a step is assumed to reach.
+        utilization: share of the peak that a step is assumed to reach.
         bandwidth: bytes per second from one device to the next.
         memory: bytes of one device.
     """
 
     count: int
     peak_flops: float
-    utilisation: float
+    utilization: float
     bandwidth: float
     memory: float
 
@@ -239,7 +239,7 @@ def estimate(
     gradients, statistics = found.parameters * FLOAT, statistics_bytes(found) * global_bn
     gathered = gathered_bytes(batch, width)
     communication = all_reduce_seconds(gradients + statistics + 2 * gathered, devices)
-    seconds = peak / devices.utilisation + communication
+    seconds = peak / devices.utilization + communication
     fixed, kept = fixed_bytes(found, slots), share * found.kept_bytes
     fitting = int(max(0, devices.memory - fixed) // found.kept_bytes)
     return [
@@ -258,7 +258,7 @@ def estimate(
         ('memory: total, of a device', _of(fixed + kept, devices.memory)),
         ('images that fit on a device', f'{fitting}'),
         ('step at peak, without communication', f'{peak:.3f} s'),
-        (f'step at {devices.utilisation:.0%} of peak, with communication', f'{seconds:.3f} s'),
+        (f'step at {devices.utilization:.0%} of peak, with communication', f'{seconds:.3f} s'),
         ('… of which communication', f'{communication * 1e3:.1f} ms'),
         ('input needed, all devices', f'{batch / seconds:,.0f} images/s'),
         (
@@ -288,7 +288,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--optimizer_slots', type=int, default=1, help='1: lars, momentum; 2: adam, lamb')
     add('--devices', type=int, default=32, help='replicas')
     add('--peak_tflops', type=float, default=61.5, help='of one device')
-    add('--utilisation', type=float, default=0.15, help='share of the peak')
+    add('--utilization', type=float, default=0.15, help='share of the peak')
     add('--bandwidth', type=float, default=82.0, help='GB/s from one device to the next')
     add('--memory', type=float, default=17.2, help='GB of one device')
     options = parser.parse_args(argv)
@@ -308,7 +308,7 @@ def main() -> None:
     devices = Devices(
         given.devices,
         given.peak_tflops * 1e12,
-        given.utilisation,
+        given.utilization,
         given.bandwidth * 1e9,
         given.memory * 1e9,
     )

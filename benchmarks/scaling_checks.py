@@ -22,14 +22,12 @@ choose_keras_2()
 
 import tensorflow as tf
 
+from app.assembly import assemble
+from app.config.resolution import from_values
 from benchmarks.scaling import CLASSES, VIEWS, Network, costs, flops, gathered_bytes, trace
 from tf2 import distribution
-from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
-from tf2.methods.simclr import SimCLR
-from tf2.models.encoder import SimCLRModel, build_model
+from tf2.config import ModelConfig
 from tf2.models.layers import BatchNorm
-from tf2.optimizers import builder, decay
-from tf2.trainer import Penalty, Trainer
 
 BATCHES = (16, 32, 48)  # images, to which a line is fitted
 
@@ -92,19 +90,16 @@ def gathered_on_replicas(batch: int, width: int) -> int:
 def peak_bytes(measured: Measured, batch: int) -> int:
     """Peak memory of this process after two training steps."""
     size = measured.image_size
+    config = from_values(
+        {
+            'resnet_depth': measured.depth,
+            'image_size': size,
+            'mixed_precision': measured.precision,
+            'train_batch_size': batch,
+        }
+    )
     with mock.patch.object(BatchNorm, '_across_replicas', return_value=measured.global_bn):
-        model = build_model(
-            SimCLRModel(
-                measured.network.model,
-                size,
-                CLASSES,
-                precision=measured.precision,
-                detach_classifier=True,
-            )
-        )
-        optimizer = builder.build(OptimizerConfig(), 0.1, decay.decayed_kernels([model.backbone]))
-        penalty = Penalty(1e-6, [model.classifier.kernel])
-        trainer = Trainer(SimCLR(model, LearningConfig()), optimizer, penalty, TrainConfig())
+        trainer = assemble(config, num_classes=CLASSES, train_examples=50_000).trainer
         step = tf.function(trainer.replica_step)
         views = tf.random.stateless_uniform([VIEWS, batch, size, size, 3], [0, 0])
         for _ in range(2):

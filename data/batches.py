@@ -265,28 +265,42 @@ def eval_batches(
             'choose another --eval_split.'
         )
     rows = _rows(worker, batch_size, '--eval_batch_size')
-    last_start = (count - 1) // batch_size * batch_size
-    missing = sum(last_start + row >= count for row in rows)
-
-    def seed_of(index: tf.Tensor, view: View) -> tf.Tensor:
-        # The operations of deterministic views ignore it.
-        none = tf.zeros([2], tf.int32)
-        return none if seed is None else view_seed(epoch_key(seed, 0), index, view.draw)
-
-    def view(index: tf.Tensor, example: Example) -> Example:
-        seeds = tuple(seed_of(index, view) for view in views)
-        opened = _open_views(source, example, seeds, views, config)
-        mask = tf.constant(True)
-        return {'index': index, **_others(example), 'views': opened, 'mask': mask}
-
     dataset = source.examples(split).enumerate()
     if worker.count > 1:
         is_own = _is_row_of(worker, batch_size)
         dataset = dataset.filter(lambda index, _: is_own(index))
-    dataset = _map(source.with_contents(dataset), view)
+    dataset = _map(source.with_contents(dataset), _all_steps(source, views, config, seed))
+    last_start = (count - 1) // batch_size * batch_size
+    missing = sum(last_start + row >= count for row in rows)
     if missing:
         dataset = dataset.concatenate(_blank(dataset.element_spec).repeat(missing))
     return dataset.batch(len(rows), drop_remainder=True).prefetch(_PREFETCHED_BATCHES)
+
+
+def _all_steps(
+    source: Source, views: Sequence[View], config: DataConfig, seed: int | None
+) -> Callable[..., Example]:
+    """(position, example) → example with complete 'views' and a 'mask'.
+
+    Args:
+        source: where the examples come from.
+        views: the views of each example.
+        config: settings.
+        seed: draws the views as in the first epoch of a run with this seed; None for
+            deterministic views.
+    """
+
+    def seed_of(index: tf.Tensor, view: View) -> tf.Tensor:
+        if seed is None:
+            return tf.zeros([2], tf.int32)  # the operations of deterministic views ignore it
+        return view_seed(epoch_key(seed, 0), index, view.draw)
+
+    def all_steps(index: tf.Tensor, example: Example) -> Example:
+        seeds = tuple(seed_of(index, view) for view in views)
+        opened = _open_views(source, example, seeds, views, config)
+        return {'index': index, **_others(example), 'views': opened, 'mask': tf.constant(True)}
+
+    return all_steps
 
 
 def sample_views(

@@ -65,6 +65,7 @@ ALLOWED = {
         'tf2.models.BACKBONES',
         'tf2.models.BackboneEntry',
         'tf2.models.resnet_sizes',
+        'tf2.optimizers.OPTIMIZERS',
         'common',
     ),
     'tf2.records': ('tf2.config', 'common'),
@@ -72,7 +73,13 @@ ALLOWED = {
     'tf2.files': ('tf2.out_of_memory', 'common'),
     'tf2.distribution': ('tf2.config', 'tf2.files', 'tf2.out_of_memory', 'common'),
     'tf2.device_memory': (),
-    'tf2.memory_estimate': ('tf2.config', 'tf2.models.resnet_sizes', 'common'),
+    'tf2.memory_estimate': (
+        'tf2.config',
+        'tf2.methods.count_head_layers',
+        'tf2.models.resnet_sizes',
+        'tf2.optimizers.OPTIMIZERS',
+        'common',
+    ),
     'tf2.models': ('tf2.models', 'tf2.config', 'common'),
     'tf2.weights': (
         'tf2.weights',

@@ -28,8 +28,7 @@ from tf2.methods.base import build
 from tf2.models import BACKBONES
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.layers import Norm
-from tf2.optimizers import builder
-from tf2.optimizers.builder import OPTIMIZERS
+from tf2.optimizers import OPTIMIZERS, builder
 
 # --- data
 

@@ -61,7 +61,7 @@ def test_a_step_says_what_to_try(
     monkeypatch.setattr(Trainer, '_run_steps', raising(ERRORS[what]))
     assert run.main(['run.py', f'--model_dir={tmp_path}', *TINY]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert 'error: The training must fit into memory, which does not suffice: ' in said
+    assert 'error: The training must fit into memory, but ran out of it: ' in said
     assert 'Try, in this order: --train_batch_size=8 (NT-Xent then has fewer negatives)' in said
     assert ', --mixed_precision=bfloat16' in said
     assert said.endswith('The last checkpoint: none was written yet.')

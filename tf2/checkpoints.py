@@ -1,4 +1,4 @@
-"""Checkpoints: written while training, restored when a run goes on, loaded for evaluation."""
+"""Checkpoints: written during training, restored on resuming, loaded for evaluation."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from tf2.methods.base import Method
 from tf2.models.encoder import SimCLRModel
 from tf2.weights.record import RECORD_KEY
 
-_OF_FILES = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
+_FILE_ERRORS = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
 _DATA = r'\.data-\d{5}-of-(\d{5})'
-_WHOLE = rf'(?:\.index|{_DATA})'  # what follows the prefix in the names of a checkpoint's files
-_SCRATCH = rf'(?:_temp|{_WHOLE}\.tempstate\d+)'  # and in those of what it is written from
+_FINAL = rf'(?:\.index|{_DATA})'  # suffixes of a checkpoint's files
+_SCRATCH = rf'(?:_temp|{_FINAL}\.tempstate\d+)'  # suffixes of temporary ones
 
 
 class DamagedError(UserError):
-    """A checkpoint whose files were read to their ends, and were cut off or changed."""
+    """A checkpoint whose files can be read, but are truncated or changed."""
 
 
 class _Record(tf.train.experimental.PythonState):
-    """What a checkpoint says in words, a JSON object, beside its variables."""
+    """A JSON object that a checkpoint holds besides its variables."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -56,19 +56,19 @@ class _Record(tf.train.experimental.PythonState):
 class Checkpoints:
     """The checkpoints `ckpt-N` of a training run, N the number of updates.
 
-    Under a strategy over several workers, which all have to save, those of the first one count;
-    what the others write goes to a folder of their own that is soon gone.
+    With several workers, all of them have to save. Only the chief's checkpoints are kept; the
+    others write to a temporary folder.
 
     Args:
-        model_dir: folder they are in.
-        model: built model.
-        method: whatever state it has besides the model's.
+        model_dir: folder of the checkpoints.
+        model: built.
+        method: saved for the state that it has besides the model's.
         optimizer: built, so that its variables exist.
         keep: how many of the newest to keep; 0 keeps all.
 
     Attributes:
-        record: saved with every checkpoint and restored by `resume`: values that JSON takes, by
-            name. Empty where the checkpoint is of a release that had none.
+        record: name -> JSON value, saved with every checkpoint and restored by `resume`. Stays
+            empty if the checkpoint is from a release that had no record.
     """
 
     def __init__(
@@ -86,26 +86,25 @@ class Checkpoints:
         self.record = record.values
         self._checkpoint = tf.train.Checkpoint(**parts, record=record)
         self._without_record = tf.train.Checkpoint(**parts)
-        # Made when it is first asked for; tf.train.Checkpoint.restore looks for it in each file.
+        # Creates the counter, which `tf.train.Checkpoint.restore` looks for in each file.
         for checkpoint in (self._checkpoint, self._without_record):
             checkpoint.save_counter.assign(0)
 
     @property
     def latest(self) -> str | None:
-        """Path prefix of the newest checkpoint, None before the first."""
+        """Path prefix of the newest checkpoint; None before the first."""
         return next(reversed(checkpoints_in(self._folder)), None)
 
     def resume(self) -> str | None:
-        """Restores the newest checkpoint that can be, all of it; None where there is none.
+        """Restores all of the newest undamaged checkpoint.
 
-        Damaged ones are named and get other names. One that can't be read just now, or doesn't
-        fit, ends the search.
+        Damaged ones are reported and renamed.
 
         Returns:
-            Its path.
+            Its path; None if there is no checkpoint.
 
         Raises:
-            UserError: if there are some, but none that can be restored.
+            UserError: if all are damaged, or one can't be read at the moment or doesn't fit.
         """
         _check_indexes(self._folder)
         damaged: dict[str, DamagedError] = {}
@@ -125,14 +124,14 @@ class Checkpoints:
         return None
 
     def _tidy(self, damaged: Mapping[str, DamagedError]) -> None:
-        """Says what was damaged and sets it aside; removes what was not finished."""
+        """Reports and renames damaged checkpoints; removes unfinished and surplus ones."""
         for path, error in damaged.items():
-            print(f'The checkpoint before is taken: {error}', flush=True)
-            distribution.wait_for_all(tf.distribute.get_strategy())  # each of them has read it
+            print(f'Resuming from the previous checkpoint: {error}', flush=True)
+            distribution.wait_for_all(tf.distribute.get_strategy())  # until all have read it
             if self._writes:
                 with writing(self._folder):
                     kept = ', '.join(_set_aside(path))
-                print(f'What is damaged is kept as {kept}.', flush=True)
+                print(f'The damaged files are kept as {kept}.', flush=True)
         if not self._writes:
             return
         with writing(self._folder):
@@ -144,16 +143,16 @@ class Checkpoints:
         with writing(self._folder):
             for path in _unfinished(self._folder):
                 _remove(path)
-            # A checkpoint is whole a moment before what it was written from is gone.
+            # A process can be killed after it finished a checkpoint, before it tidied up.
             for path in checkpoints_in(self._folder):
                 for file in _files_of(path, _SCRATCH):
                     remove_if_there(file)
 
     def _list_kept(self) -> list[str]:
-        """Writes the file `checkpoint`, by which others find the newest one; returns the rest."""
+        """Writes the file `checkpoint` for other programs; returns the checkpoints to remove."""
         found = checkpoints_in(self._folder)
         kept = found[-self._keep :] if self._keep else found
-        # Names, not paths: a folder may be moved.
+        # Names, not paths: the folder may be moved.
         names = [path.rsplit('/', 1)[-1] for path in kept]
         lines = [f'model_checkpoint_path: "{names[-1]}"']
         lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
@@ -164,7 +163,7 @@ class Checkpoints:
         """Writes a checkpoint and returns its path.
 
         Raises:
-            UserError: if the folder doesn't take it. The ones before are as they were.
+            UserError: if it can't be written. Earlier checkpoints are unaffected.
         """
         path = os.path.join(self._folder, f'{CHECKPOINT}-{step}')
         if not self._writes:
@@ -183,23 +182,23 @@ class Checkpoints:
 
 
 def _unfinished(folder: str) -> list[str]:
-    """Path prefixes of which there are files, but no index."""
-    pattern = re.compile(rf'({CHECKPOINT}-\d+)(?:{_WHOLE}|{_SCRATCH})')
+    """Path prefixes of checkpoints with files but without an index."""
+    pattern = re.compile(rf'({CHECKPOINT}-\d+)(?:{_FINAL}|{_SCRATCH})')
     names = (pattern.fullmatch(name) for name in names_in(folder))
     prefixes = {os.path.join(folder, name[1]) for name in names if name}
     return sorted(prefixes - set(checkpoints_in(folder)))
 
 
 def _files_of(path: str, pattern: str) -> list[str]:
-    """Paths of the files of checkpoint `path` that go on with `pattern`, those of no other."""
-    # Not by a glob, to which a folder's own name may be a pattern that others match.
+    """Paths of the files that are named `path` followed by `pattern`."""
+    # Not by a glob: the folder's own name may contain special characters.
     folder, base = os.path.split(path)
     names = names_in(folder or '.')
     return [os.path.join(folder, n) for n in names if re.fullmatch(re.escape(base) + pattern, n)]
 
 
 def _remove(path: str) -> None:
-    """Removes the files of checkpoint `path`, its index first: without it there is none."""
+    """Removes the files of checkpoint `path`, first its index, which makes it one."""
     for file in [f'{path}.index', *_files_of(path, _DATA), *_files_of(path, _SCRATCH)]:
         remove_if_there(file)
 
@@ -215,7 +214,7 @@ def _set_aside(path: str) -> list[str]:
 
 
 def _check_indexes(folder: str) -> None:
-    """Raises UserError where a whole checkpoint has lost its index: it looks unfinished then."""
+    """Raises UserError if a finished checkpoint has lost its index, and so looks unfinished."""
     if not tf.io.gfile.isdir(folder):
         return
     listed = _listed_in(folder)
@@ -223,24 +222,24 @@ def _check_indexes(folder: str) -> None:
         data = _files_of(path, _DATA)
         if data and os.path.basename(path) in listed:
             raise UserError(
-                f'{path}.index should be there, beside {os.path.basename(data[0])} of a checkpoint '
-                'that was whole; found no such file. Bring it back, or move the data away to go on '
-                'from the checkpoint before.'
+                f'{path}.index should exist, because {os.path.basename(data[0])} is of a finished '
+                'checkpoint; found no such file. Restore it, or move the data file away to resume '
+                'from the previous checkpoint.'
             )
 
 
 def _listed_in(folder: str) -> set[str]:
-    """Names in the file `checkpoint`, which were whole when it was written."""
+    """Names in the file `checkpoint`, of checkpoints that were finished when it was written."""
     path = os.path.join(folder, CHECKPOINT_LIST)
     if not tf.io.gfile.exists(path):
         return set()
     with tf.io.gfile.GFile(path, 'rb') as file:
-        text = file.read().decode(errors='replace')  # by a program that was killed, or by hand
+        text = file.read().decode(errors='replace')  # it may be truncated or edited
     return set(re.findall(rf'all_model_checkpoint_paths: "({CHECKPOINT}-\d+)"', text))
 
 
 def load_model(path: str, model: SimCLRModel) -> int:
-    """Loads the weights of the built `model` from a checkpoint, and nothing else.
+    """Loads the weights of the built `model` from a checkpoint.
 
     Args:
         path: prefix of a checkpoint, such as '.../ckpt-100'.
@@ -252,13 +251,13 @@ def load_model(path: str, model: SimCLRModel) -> int:
     Raises:
         UserError: if the checkpoint is of another architecture.
     """
-    # The optimizer's part stays unread; every variable of the model has to be there.
+    # Everything else in the checkpoint stays unread, but no variable of the model may be missing.
     _restore(tf.train.Checkpoint(model=model), path).expect_partial()
     return step_of(path)
 
 
 def recorded_in(path: str) -> dict[str, Any] | None:
-    """`Checkpoints.record` of the checkpoint `path`; None where it is of an older release.
+    """`Checkpoints.record` of the checkpoint `path`; None if it is from an older release.
 
     Raises:
         DamagedError: if the checkpoint can't be read.
@@ -269,14 +268,14 @@ def recorded_in(path: str) -> dict[str, Any] | None:
 
 
 def _restore(checkpoint: tf.train.Checkpoint, path: str) -> Any:
-    """Restores every variable of `checkpoint` from `path`, or raises UserError."""
+    """Restores every variable of `checkpoint` from `path`; raises UserError if one is missing."""
     with _reading(path), plain_path(path) as plain:
         return checkpoint.read(plain).assert_existing_objects_matched()
 
 
 @contextlib.contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Turns what TensorFlow raises when it reads checkpoint `path` into a UserError."""
+    """Turns TensorFlow's errors on reading checkpoint `path` into a UserError."""
     try:
         yield
     except (AssertionError, ValueError) as error:
@@ -286,14 +285,14 @@ def _reading(path: str) -> Iterator[None]:
             f'{one_line(error)}'
         ) from error
     except (tf.errors.OpError, IndexError, OSError) as error:
-        hindrance = _hindrance(path)
-        if hindrance:
+        obstacle = _obstacle(path)
+        if obstacle:
             raise UserError(
-                f"{path} should be a checkpoint that can be read, but can't be just now: "
-                f'{hindrance}. Fix that, then run the same command.'
+                f"{path} should be a readable checkpoint, but can't be read at the moment: "
+                f'{obstacle}. Fix that, then run the same command.'
             ) from error
-        # TensorFlow has no type of its own for most of what a damaged file does to its reader.
-        if not (type(error) in (tf.errors.OpError, IndexError) or isinstance(error, _OF_FILES)):
+        # TensorFlow raises general types of errors for most kinds of damage.
+        if not (type(error) in (tf.errors.OpError, IndexError) or isinstance(error, _FILE_ERRORS)):
             raise
         raise DamagedError(
             f'{path} should be a whole checkpoint, but is damaged. Remove its files, or choose '
@@ -301,8 +300,8 @@ def _reading(path: str) -> Iterator[None]:
         ) from error
 
 
-def _hindrance(path: str) -> str | None:
-    """Why the files of checkpoint `path` can't be read to their ends; None where they can."""
+def _obstacle(path: str) -> str | None:
+    """Why the files of checkpoint `path` can't be read in full; None if they can."""
     try:
         data = _files_of(path, _DATA)
         wanted = int(data[0].rsplit('-', 1)[1]) if data else 1

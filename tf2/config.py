@@ -11,9 +11,10 @@ from common.registry import load
 from common.settings import INFERENCE, check_options, option
 from common.stages import FIRST, STAGES, Stage
 from tf2.evaluators import DEFAULT, names_in
-from tf2.methods import METHODS, entry_of
+from tf2.methods import METHODS, count_head_layers, entry_of
 from tf2.models import BACKBONES, BackboneEntry
 from tf2.models.resnet_sizes import RESNET_DEPTHS
+from tf2.optimizers import OPTIMIZERS
 
 # Channels that oneDNN's kernel for batch normalization takes at once in bfloat16; for what is no
 # multiple it has another, which took ten times as long as the one for float32.
@@ -116,7 +117,7 @@ class ModelConfig:
 
     @property
     def head_layers(self) -> int:
-        """Number of layers of a projection head that is no method's own."""
+        """Number of layers of the default projection head."""
         return {'none': 0, 'linear': 1, 'nonlinear': self.num_proj_layers}[self.proj_head_mode]
 
 
@@ -237,9 +238,8 @@ class LearningConfig:
         return entry_of(self.train_mode, self.method)
 
     def count_head_layers(self, model: ModelConfig) -> int:
-        """Number of layers of the projection head, which is the one of `method` in every stage."""
-        count = METHODS[self.method].head_layers
-        return load(count)(model) if count else model.head_layers
+        """Number of layers of the projection head, that of `method` in every stage."""
+        return count_head_layers(self.method, model)
 
     @property
     def learns_from_labels(self) -> bool:
@@ -251,9 +251,7 @@ class LearningConfig:
 class OptimizerConfig:
     """Update rule and learning rate schedule (SimCLR section 2.2, arXiv:2002.05709)."""
 
-    optimizer: str = option(
-        'lars', 'Update rule.', choices=('momentum', 'adam', 'lars', 'lamb'), resume='fixed'
-    )
+    optimizer: str = option('lars', 'Update rule.', choices=OPTIMIZERS, resume='fixed')
     learning_rate: float = option(
         0.3,
         'Base learning rate, before it is scaled by the batch size.',

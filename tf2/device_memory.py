@@ -1,4 +1,4 @@
-"""Memory of the devices as the system reports it, without importing TensorFlow."""
+"""Memory of the host and its GPUs, as the system reports it; imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SECONDS = 10.0
 
 
 def host_memory() -> int:
-    """Bytes this process may use: the host's memory or a container's lower limit."""
-    there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return min([there, *_limits()])
+    """Bytes that this process may use: the host's memory, or a container's lower limit."""
+    installed = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return min([installed, *_limits()])
 
 
 def _limits() -> Iterator[int]:
@@ -27,7 +27,7 @@ def _limits() -> Iterator[int]:
         for name in LIMIT_FILES:
             try:
                 text = (folder / name).read_text().strip()
-            except OSError:  # not every group and not every version has it
+            except OSError:  # not all groups and versions have it
                 continue
             if text.isdigit():
                 yield int(text)
@@ -48,15 +48,15 @@ def _own_groups() -> Iterator[pathlib.Path]:
 
 
 def gpu_memory() -> int | None:
-    """Bytes of the largest GPU's memory, None if unknown."""
+    """Memory of the largest GPU in bytes; None if unknown."""
     try:
         done = subprocess.run(_NVIDIA, capture_output=True, text=True, timeout=_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):  # other GPUs, or no tool to ask with
+    except (OSError, subprocess.SubprocessError):  # GPUs of other vendors, or no nvidia-smi
         return None
     sizes = [int(line) for line in done.stdout.split() if line.isdigit()]
     return max(sizes, default=0) * 2**20 or None
 
 
 def has_accelerators() -> bool:
-    """Whether there may be a device other than the CPU."""
+    """Whether there may be a GPU or TPU."""
     return any(map(os.path.exists, ACCELERATORS))

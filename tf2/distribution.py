@@ -1,4 +1,4 @@
-"""The strategy a run uses, and communication between its replicas."""
+"""The distribution strategy, and communication between replicas and workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tf2.files import checkpoints_in
 from tf2.out_of_memory import is_out_of_memory
 
 MAX_TASKS_PER_NODE = 1024
-# What TensorFlow raises where a worker that others wait for is gone.
+# What TensorFlow raises when a worker that others wait for is gone.
 LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -32,7 +32,7 @@ def build_strategy(config: DeviceConfig) -> tf.distribute.Strategy:
     A strategy over several workers must be built before TensorFlow does anything else.
 
     Raises:
-        UserError: if what it needs is not there or cannot be reached.
+        UserError: if a device or worker is missing or can't be reached.
     """
     if config.logical_devices:
         split_device(config.logical_devices)
@@ -46,8 +46,8 @@ def build_strategy(config: DeviceConfig) -> tf.distribute.Strategy:
     names = [device.name for device in _devices()]
     if kind == 'one_device':
         return tf.distribute.OneDeviceStrategy(names[0])
-    # Within one process CPUs have nothing to gain from collective operations, and a second
-    # strategy could not have groups of its own.
+    # Within a process, collective operations gain nothing on CPUs, and a second strategy could not
+    # have groups of its own.
     on_cpu = not tf.config.list_logical_devices('GPU')
     return tf.distribute.MirroredStrategy(
         names, tf.distribute.ReductionToOneDevice() if on_cpu else None
@@ -85,12 +85,12 @@ def _choose(config: DeviceConfig) -> tuple[str, str]:
 
 
 def _devices() -> list[tf.config.LogicalDevice]:
-    """All GPUs, or, where there is none, the CPU, which may be split into several."""
+    """All GPUs, or the logical CPUs if there is no GPU."""
     return tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
 
 
 def split_device(count: int) -> None:
-    """Makes `count` logical devices of the CPU, or of the only GPU; before TensorFlow uses them.
+    """Splits the CPU, or the only GPU, into `count` logical devices, before TensorFlow uses it.
 
     Raises:
         UserError: if there are several GPUs.
@@ -101,14 +101,14 @@ def split_device(count: int) -> None:
             f'--logical_devices splits a CPU or one GPU, to try out several replicas; found '
             f'{len(gpus)} GPUs. Leave it out.'
         )
-    # A GPU's memory must be shared out; the CPU's is not.
+    # A GPU's memory must be divided; the CPU's is shared.
     memory = GPU_MEMORY // count if gpus else None
     parts = [tf.config.LogicalDeviceConfiguration(memory_limit=memory) for _ in range(count)]
     (device,) = gpus or tf.config.list_physical_devices('CPU')
     tf.config.set_logical_device_configuration(device, parts)
 
 
-# TensorFlow takes one in a process; all stages of a pipeline share it.
+# TensorFlow allows one per process; all stages of a pipeline share it.
 @functools.cache
 def _multi_worker_strategy(seconds: float) -> tf.distribute.Strategy:
     resolver, cluster = _cluster()
@@ -119,17 +119,17 @@ def _multi_worker_strategy(seconds: float) -> tf.distribute.Strategy:
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UserError(
             f'The workers {", ".join(workers)} should connect to each other; found: '
-            f'{one_line(error)}. Check TF_CONFIG and that each of them was started once.'
+            f'{one_line(error)}. Check TF_CONFIG, and that each of them was started once.'
         ) from error
 
 
 def _wait_for_workers(
     resolver: tf.distribute.cluster_resolver.ClusterResolver, workers: list[str], seconds: float
 ) -> None:
-    """Returns when all other workers answer. TensorFlow's own waiting can't be interrupted.
+    """Waits until all other workers answer. TensorFlow's own wait can't be interrupted.
 
     Raises:
-        UserError: if some of them don't within `seconds`.
+        UserError: if some of them don't answer within `seconds`.
     """
     own = _own_address(resolver)
     others = {_place_of(worker): worker for worker in workers if worker != own}
@@ -163,13 +163,13 @@ def _place_of(worker: str) -> tuple[str, int]:
 
 
 def _cluster() -> tuple[tf.distribute.cluster_resolver.ClusterResolver, dict[str, list[str]]]:
-    """Who the workers are, from TF_CONFIG or SLURM's variables."""
+    """The workers, from TF_CONFIG or SLURM's variables."""
     resolvers = tf.distribute.cluster_resolver
     try:
         resolver = resolvers.TFConfigClusterResolver()
         if not resolver.cluster_spec().as_dict():
-            # SLURM itself shows each task its GPUs. TensorFlow's sharing out of them, which fails
-            # where there are none, is turned off: as many as there may be tasks, one for each.
+            # SLURM itself assigns each task its GPUs. TensorFlow's own assignment, which fails
+            # without GPUs, is off; its counts only have to allow one GPU for each possible task.
             resolver = resolvers.SlurmClusterResolver(
                 gpus_per_node=MAX_TASKS_PER_NODE, gpus_per_task=1, auto_set_gpu=False
             )
@@ -184,7 +184,7 @@ def _cluster() -> tuple[tf.distribute.cluster_resolver.ClusterResolver, dict[str
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes for all."""
+    """Whether this process is the one that writes files."""
     resolver = strategy.cluster_resolver
     if not spans_workers(strategy):
         return True
@@ -201,15 +201,15 @@ def spans_workers(strategy: tf.distribute.Strategy) -> bool:
 
 
 def all_agree(strategy: tf.distribute.Strategy, agrees: bool) -> bool:
-    """Whether all workers do; returns when every one of them has come to this point."""
+    """Whether `agrees` is true in all workers; returns when all of them have called it."""
     if not spans_workers(strategy):
         return agrees
     return bool(_mean_of(strategy)(tf.constant(float(agrees))).numpy() == 1)
 
 
-@functools.cache  # it is asked after every batch, and tracing takes longer than an answer
+@functools.cache  # called after every batch, and tracing takes longer than a call
 def _mean_of(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function: scalar float32 of this worker → the mean over all replicas."""
+    """The function: scalar float32 of this worker -> mean over all replicas."""
 
     @tf.function
     def mean(value: tf.Tensor) -> tf.Tensor:
@@ -220,7 +220,7 @@ def _mean_of(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tenso
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
-    """Returns when every worker has come to this point."""
+    """Returns when all workers have called it."""
     all_agree(strategy, True)
 
 
@@ -230,14 +230,14 @@ def distribute(
     """Gives each replica its share of every global batch.
 
     Args:
-        strategy: what the replicas belong to.
+        strategy: of the run.
         batches: (worker, workers) -> that worker's rows of each global batch.
     """
     one_device = isinstance(strategy, tf.distribute.OneDeviceStrategy)
     if one_device and not has_accelerators(strategy):
-        # Batches are where they are needed. tf.distribute's iterator would copy them. Its end, and
-        # that of any iterator that is tuned, now and then waits for half the time it was in use,
-        # up to a minute: the tuning thread sleeps on if it looks before it counts as canceled.
+        # Batches are already on the device; tf.distribute's iterator would copy them. Destroying
+        # it, or any iterator with autotuning, sometimes blocks for half the time it was in use, up
+        # to a minute: the tuning thread keeps sleeping if it misses the cancellation.
         options = tf.data.Options()
         options.autotune.enabled = False
         return batches(0, 1).with_options(options)
@@ -259,7 +259,7 @@ def _tpu_strategy(config: DeviceConfig) -> tf.distribute.Strategy:
     if not address and not tf.config.list_physical_devices('TPU'):
         raise UserError(
             '--strategy=tpu expects an attached TPU, --tpu_name or --master; found none of them. '
-            'Name the TPU, or leave it out to run on what is there.'
+            'Name the TPU, or leave --strategy out to run on the devices that are there.'
         )
 
     def connect() -> tf.distribute.cluster_resolver.ClusterResolver:
@@ -292,11 +292,11 @@ def _tpu_strategy(config: DeviceConfig) -> tf.distribute.Strategy:
 
 @contextlib.contextmanager
 def together(strategy: tf.distribute.Strategy, folder: str) -> Iterator[None]:
-    """Within it a worker that is gone is told in one line; it shows wherever workers communicate.
+    """Turns the errors that follow from the loss of another worker into a UserError.
 
     Args:
-        strategy: with one worker, errors stay what they are.
-        folder: of the run; its last checkpoint is named.
+        strategy: with a single worker, errors are not changed.
+        folder: of the run; the message names its last checkpoint.
 
     Raises:
         UserError: when another worker is gone.
@@ -308,22 +308,22 @@ def together(strategy: tf.distribute.Strategy, folder: str) -> Iterator[None]:
             raise
         kept = next(reversed(checkpoints_in(folder)), 'none was written yet')
         raise UserError(
-            f'All workers should go on together, but another one is gone: {one_line(error)}. Stop '
-            f'all of them, then run the same command to resume. The last checkpoint: {kept}.'
+            f'All workers must run together, but another one is gone: {one_line(error)}. Stop all '
+            f'of them, then run the same commands to resume. The last checkpoint: {kept}.'
         ) from error
 
 
 @contextlib.contextmanager
 def within_memory(doing: str, folder: str, advice: str) -> Iterator[None]:
-    """Within it memory that does not suffice is told in one line, with what to try.
+    """Turns out-of-memory errors into a UserError that says what to try.
 
     Args:
         doing: 'training', 'evaluation' or 'export'.
-        folder: of the run; its last checkpoint is named.
+        folder: of the run; the message names its last checkpoint.
         advice: what to try, see `out_of_memory.advice_for`.
 
     Raises:
-        UserError: when memory, of the host or a device, is exhausted.
+        UserError: when the memory of the host or of a device is exhausted.
     """
     try:
         yield
@@ -332,7 +332,7 @@ def within_memory(doing: str, folder: str, advice: str) -> Iterator[None]:
             raise
         kept = next(reversed(checkpoints_in(folder)), 'none was written yet')
         raise UserError(
-            f'The {doing} must fit into memory, which does not suffice: {one_line(error)}. '
+            f'The {doing} must fit into memory, but ran out of it: {one_line(error)}. '
             f'{advice} The last checkpoint: {kept}.'
         ) from error
 
@@ -343,7 +343,7 @@ def is_tpu(strategy: tf.distribute.Strategy) -> bool:
 
 
 def has_accelerators(strategy: tf.distribute.Strategy) -> bool:
-    """Whether replicas run on devices of their own, GPUs or TPUs, beside the host's processor."""
+    """Whether replicas run on GPUs or TPUs."""
     return is_tpu(strategy) or any(
         tf.DeviceSpec.from_string(name).device_type == 'GPU'
         for name in strategy.extended.worker_devices
@@ -351,12 +351,12 @@ def has_accelerators(strategy: tf.distribute.Strategy) -> bool:
 
 
 def replicas_here(strategy: tf.distribute.Strategy) -> int:
-    """How many replicas this process computes."""
+    """Number of replicas in this process."""
     return len(strategy.extended.worker_devices)
 
 
 def mean_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """The mean of every replica's `value`, of any shape; to be called in a replica context."""
+    """Mean of `value`, of any shape, over replicas; call in replica context."""
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return value
@@ -364,7 +364,7 @@ def mean_over_replicas(value: tf.Tensor) -> tf.Tensor:
 
 
 def check_divisible(strategy: tf.distribute.Strategy, **batch_sizes: int) -> None:
-    """Raises UserError unless every global batch splits evenly over the replicas."""
+    """Raises UserError unless every global batch divides evenly among the replicas."""
     replicas = strategy.num_replicas_in_sync
     for name, size in batch_sizes.items():
         if size % replicas:
@@ -375,9 +375,9 @@ def check_divisible(strategy: tf.distribute.Strategy, **batch_sizes: int) -> Non
 
 
 def all_gather(local: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | int]:
-    """Concatenates `local` [n, ...] of all replicas, in their order; n is that of each of them.
+    """Concatenates `local` [n, ...] of all replicas, in their order; n is the same on each.
 
-    Gradients flow back through it to every replica. To be called in a replica context.
+    Gradients flow back to every replica. Call in replica context.
 
     Returns:
         All rows [n * replicas, ...], and the index of this replica's first row among them.
@@ -387,6 +387,6 @@ def all_gather(local: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | int]:
         return local, 0
     offset = context.replica_id_in_sync_group * tf.shape(local)[0]
     gathered = context.all_gather(local, axis=0)
-    # Collectives know no shape, not even the rank.
+    # The result of a collective has no static shape, not even a rank.
     rows = None if local.shape[0] is None else local.shape[0] * context.num_replicas_in_sync
     return tf.ensure_shape(gathered, [rows, *local.shape[1:]]), offset

@@ -1,4 +1,4 @@
-"""One pass over images: their embeddings, logits, labels and positions."""
+"""One pass over images: embeddings, logits, labels and positions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Features:
     Attributes:
         embeddings: [n, d] float32.
         logits: [n, c] float32; None without a classifier.
-        labels: [n] int32, -1 where there is none.
-        index: [n] int64, position in the data set; -1 if the batches have none.
+        labels: [n] int32, -1 = none.
+        index: [n] int64, position in the split; -1 if the batches have no 'index'.
     """
 
     embeddings: np.ndarray
@@ -38,10 +38,10 @@ class Features:
 
 
 class RowPass:
-    """Runs a function over batches, under the strategy in whose scope this was made.
+    """Runs a function over batches; create it within the strategy's scope.
 
     Args:
-        function: images [b, h, w, 3] -> name -> rows [b, ...] of a type that replicas can gather:
+        function: images [b, h, w, 3] -> {name: [b, ...]}, of a type that all strategies can gather:
             float32, int32 or int64.
     """
 
@@ -51,14 +51,14 @@ class RowPass:
         self._run = tf.function(self._run_replicas, reduce_retracing=True, autograph=False)
 
     def rows(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The rows of one batch from all replicas, without padding.
+        """The rows of a batch from all replicas, without padding.
 
         Args:
             batch: 'views', of which only the first is used, [b, h, w, 3]; 'label' [b]; optionally
                 'mask' and 'index' [b].
 
         Returns:
-            What the function returns for them, and 'label' and 'index'.
+            The results of the function, 'label' and 'index'.
         """
         found = {name: rows.numpy() for name, rows in self._run(batch).items()}
         shown = found.pop('mask') > 0
@@ -70,14 +70,14 @@ class RowPass:
 
     def _of_replica(self, batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
         found, labels = self._function(batch['views'][0]), batch['label']
-        # Not every strategy can gather booleans.
+        # Not all strategies can gather booleans.
         mask = tf.cast(batch.get('mask', tf.ones_like(labels)), tf.int32)
         index = batch.get('index', tf.fill(tf.shape(labels), tf.constant(-1, tf.int64)))
         return {**found, 'label': labels, 'index': index, 'mask': mask}
 
 
 class FeaturePass:
-    """Runs a model over batches, under the strategy in whose scope this was made.
+    """Runs a model over batches; create it within the strategy's scope.
 
     Args:
         model: images [b, h, w, 3] -> endpoints, in inference mode; `EMBEDDING` and, if there is a
@@ -89,7 +89,7 @@ class FeaturePass:
         self._pass = RowPass(self._kept)
 
     def of_batch(self, batch: Mapping[str, Any]) -> Features:
-        """The rows of one batch from all replicas, without padding.
+        """The rows of a batch from all replicas, without padding.
 
         Args:
             batch: 'views', of which only the first is used, [b, h, w, 3]; 'label' [b]; optionally
@@ -105,7 +105,7 @@ class FeaturePass:
         limit: int | None = None,
         labeled: bool = False,
     ) -> Features:
-        """The first `limit` rows of `batches`; only those with a label if `labeled`."""
+        """The first `limit` rows of `batches`; counts only labeled ones if `labeled`."""
         parts, count = [], 0
         for batch in batches:
             part = self.of_batch(batch)
@@ -125,7 +125,7 @@ class FeaturePass:
 
 
 def concatenated(parts: Sequence[Features]) -> Features:
-    """The rows of all `parts`, in their order."""
+    """Concatenates `parts`."""
     if not parts:
         empty = np.zeros([0], np.int32)
         return Features(np.zeros([0, 1], np.float32), None, empty, empty.astype(np.int64))

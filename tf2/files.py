@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on any file system TensorFlow knows."""
+"""Atomic writes and other file operations, on any file system TensorFlow knows."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from common.errors import UserError, one_line
 from common.file_names import CHECKPOINT
 from tf2.out_of_memory import is_out_of_memory
 
-PATTERN = re.compile(r'[\[\\]')  # what makes a path a pattern that doesn't match itself
+PATTERN = re.compile(r'[\[\\]')  # a path with one of these, as a glob, doesn't match itself
 PARTIAL = re.compile(r'.+\.[0-9a-f]{32}\.partial')
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes `text` to `path`; whoever reads meanwhile sees the old file or the new one."""
+    """Writes `text` to `path` atomically: readers see the old file or the new one."""
     with _replacing(path) as partial, tf.io.gfile.GFile(partial, 'w') as file:
         file.write(text)
 
 
 @contextlib.contextmanager
 def written_whole(path: str) -> Iterator[str]:
-    """A path of this machine; what is written there becomes the file `path` at the end.
+    """A local path, whose file becomes `path` atomically at the end of the context.
 
-    Whoever reads meanwhile sees the old file or the new one.
+    Until then, readers see the old file.
     """
     with _replacing(path) as partial:
         if '://' not in path:
@@ -53,7 +53,7 @@ def _replacing(path: str) -> Iterator[str]:
 
 
 def remove_if_there(path: str) -> None:
-    """Removes a file, a link, or a folder with all that is in it; what links lead to stays."""
+    """Removes a file, a link, or a folder with its contents; doesn't follow links."""
     if '://' in path:
         if tf.io.gfile.isdir(path):
             tf.io.gfile.rmtree(path)
@@ -66,17 +66,17 @@ def remove_if_there(path: str) -> None:
 
 
 def names_in(folder: str) -> list[str]:
-    """Names of the files and folders in `folder`, in order."""
+    """Sorted names of the files and folders in `folder`."""
     # Object stores add a slash to the names of folders.
     return sorted(name.rstrip('/') for name in tf.io.gfile.listdir(folder))
 
 
 @contextlib.contextmanager
 def plain_path(path: str) -> Iterator[str]:
-    """A path by which TensorFlow can read the checkpoint or SavedModel `path`.
+    """A path from which TensorFlow can read the checkpoint or SavedModel `path`.
 
-    Its readers take the path for a pattern, and so don't find what is below a folder such as
-    'run[1]'. There it is a path of links that last as long as the context.
+    TensorFlow's readers treat paths as globs, so they find nothing in a folder such as 'run[1]'.
+    For such a path this is a temporary folder of links.
 
     Args:
         path: prefix of a checkpoint, or folder of a SavedModel.
@@ -93,7 +93,7 @@ def plain_path(path: str) -> Iterator[str]:
 
 
 def clear_leftovers(folder: str) -> None:
-    """Removes what a killed `write_text` or `written_whole` left in `folder`, if there is one."""
+    """Removes the unfinished files of killed processes from `folder`, which need not exist."""
     if not tf.io.gfile.isdir(folder):
         return
     for name in names_in(folder):
@@ -102,21 +102,21 @@ def clear_leftovers(folder: str) -> None:
 
 
 def is_partial(name: str) -> bool:
-    """Whether a file of this name is one whose writing was not finished."""
+    """Whether `name` is that of an unfinished file."""
     return bool(PARTIAL.fullmatch(name))
 
 
 @contextlib.contextmanager
 def writing(folder: str) -> Iterator[None]:
-    """Within it a file that can't be written is a UserError.
+    """Turns errors on writing to `folder` into a UserError.
 
     Raises:
-        UserError: names the folder and the cause.
+        UserError: if a file can't be written; names the folder and the cause.
     """
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        # What is to be written comes from all workers, and one may be gone, or from the device.
+        # The values to write come from devices and other workers, where errors have other causes.
         if 'Collective ops' in str(error) or is_out_of_memory(error):
             raise
         raise UserError(
@@ -126,9 +126,9 @@ def writing(folder: str) -> Iterator[None]:
 
 
 def checkpoints_in(folder: str) -> list[str]:
-    """Path prefixes of the checkpoints in `folder`, oldest first; none where there is no folder.
+    """Path prefixes of the finished checkpoints in `folder`, oldest first.
 
-    The index of each was written last, so that those without are not finished.
+    Empty if there is no folder. A checkpoint is finished once its index, written last, exists.
     """
     if not tf.io.gfile.isdir(folder):
         return []

@@ -1,6 +1,6 @@
-"""How much memory a run needs on each device: arithmetic, before anything is built.
+"""Estimates the memory that a run needs on each device, before anything is built.
 
-Imports no TensorFlow. Tests compare parameters with built models, and what the backward pass needs
+Imports no TensorFlow. Tests compare its parameters with those of built models, and its activations
 with the graph of the training step (`benchmarks.scaling`).
 """
 
@@ -13,6 +13,7 @@ from typing import Protocol
 from common.limits import SMALL_IMAGE
 from common.registry import load
 from tf2.config import LOGITS_AT_A_TIME, NORM_VECTOR, LearningConfig, ModelConfig
+from tf2.methods import count_head_layers
 from tf2.models.resnet_sizes import (
     BLOCKS_PER_GROUP,
     GROUP_FILTERS,
@@ -21,23 +22,22 @@ from tf2.models.resnet_sizes import (
     feature_width,
     has_bottlenecks,
 )
+from tf2.optimizers import OPTIMIZERS
 
 FLOAT = 4  # bytes
-# float32 numbers that an optimizer keeps for each that is trained.
-SLOTS = {'momentum': 1, 'lars': 1, 'adam': 2, 'lamb': 2}
-BATCHES_AT_HAND = 2  # the one in use and the next
+BATCHES_IN_MEMORY = 2  # the current one and the next
 
 
 @dataclasses.dataclass
 class Part:
-    """What a part of a network holds; parts add up.
+    """Memory of a part of a network; parts can be added.
 
     Attributes:
-        parameters: trainable numbers.
-        kernels: those of them that are copied to the compute dtype.
-        statistics: moving means and variances.
-        kept: bytes that the forward pass of one view keeps for the backward pass.
-        largest: bytes of the inputs and outputs of the layer where they are largest, for one view.
+        parameters: number of trainable parameters.
+        kernels: how many of them are copied to the compute dtype.
+        statistics: number of moving means and variances.
+        kept: bytes that the forward pass keeps for the backward pass, for one view.
+        largest: most bytes of the inputs and outputs of a single layer, for one view.
     """
 
     parameters: int = 0
@@ -56,7 +56,7 @@ class Part:
         )
 
     def times(self, count: int) -> Part:
-        """`count` of these, one after the other."""
+        """`count` such parts in a row."""
         return Part(
             count * self.parameters,
             count * self.kernels,
@@ -68,11 +68,11 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """What single layers hold. Maps are square.
+    """Memory of single layers on square feature maps.
 
     Attributes:
         precision: 'float32', 'bfloat16' or 'float16'.
-        global_bn: whether batch normalization is that of several replicas.
+        global_bn: whether batch statistics are taken over several replicas.
     """
 
     precision: str = 'float32'
@@ -80,21 +80,21 @@ class Layers:
 
     @property
     def compute(self) -> int:
-        """Bytes of a number that convolutions and dense layers compute in."""
+        """Bytes per number in convolutions and dense layers."""
         return FLOAT if self.precision == 'float32' else 2
 
-    def normalized(self, numbers: int, channels: int) -> int:
-        """Bytes that batch normalization keeps of its input."""
+    def norm_input(self, numbers: int, channels: int) -> int:
+        """Bytes of its input that batch normalization keeps."""
         exact = self.global_bn or channels % NORM_VECTOR
         return numbers * (FLOAT if exact else self.compute)
 
     def conv(
         self, kernel: int, strides: int, size: int, inputs: int, filters: int, relu: bool = True
     ) -> tuple[Part, int]:
-        """Convolution, batch normalization and, maybe, a ReLU. Its input is another one's."""
+        """Convolution, batch normalization and, if `relu`, a ReLU; the input is not counted."""
         out = -(-size // strides)
         numbers = out * out * filters
-        kept = self.normalized(numbers, filters)
+        kept = self.norm_input(numbers, filters)
         if relu:
             kept += numbers * self.compute
         padded = (size + kernel - 1) ** 2 * inputs * self.compute
@@ -105,15 +105,15 @@ class Layers:
         return Part(weights + 2 * filters, weights, 2 * filters, kept, largest), out
 
     def dense(self, inputs: int, units: int) -> Part:
-        """Dense layer without bias and batch normalization, with its input."""
-        kept = self.normalized(units, units) + inputs * self.compute
+        """Dense layer without bias, and batch normalization; the input is counted."""
+        kept = self.norm_input(units, units) + inputs * self.compute
         return Part(inputs * units + 2 * units, inputs * units, 2 * units, kept)
 
 
 class Encoder(Protocol):
-    """Arithmetic of a backbone: `BackboneEntry.memory` names such a class.
+    """Memory of a backbone; `BackboneEntry.memory` names a class of this protocol.
 
-    Called with the `ModelConfig`, the pixels of its images and `Layers`.
+    Its constructor takes a `ModelConfig`, the image size in pixels, and `Layers`.
 
     Attributes:
         width: of the representation.
@@ -126,7 +126,7 @@ class Encoder(Protocol):
 
 
 class ResNetEncoder:
-    """See `Encoder`. Methods return what a layer adds, and the size of its output."""
+    """See `Encoder`. Private methods return a part and the size of its output."""
 
     def __init__(self, config: ModelConfig, image_size: int, layers: Layers) -> None:
         self.config = config
@@ -135,7 +135,7 @@ class ResNetEncoder:
         self.width = feature_width(config.resnet_depth, config.width_multiplier)
 
     def parts(self) -> list[Part]:
-        """See `Encoder`. Stem and block groups."""
+        """See `Encoder`. The stem and the block groups."""
         config, width = self.config, int(STEM_FILTERS * self.config.width_multiplier)
         stem, size = self._stem(width)
         parts, channels = [stem], width
@@ -147,7 +147,7 @@ class ResNetEncoder:
         return parts
 
     def _stem(self, width: int) -> tuple[Part, int]:
-        """The first convolutions and the pool; the first keeps its images."""
+        """The first convolutions and the pooling."""
         size = self.image_size
         if size <= SMALL_IMAGE:
             part, size = self.layers.conv(3, 1, size, 3, width)
@@ -184,7 +184,7 @@ class ResNetEncoder:
             part += self._shortcut(size, inputs, channels, strides)
         if config.se_ratio > 0:
             part += self._squeeze_excite(out, filters, channels)
-        part.kept += out * out * channels * self.layers.compute  # the ReLU behind the sum
+        part.kept += out * out * channels * self.layers.compute  # the ReLU after the addition
         return part, out, channels
 
     def _middle(self, size: int, filters: int, strides: int) -> tuple[Part, int]:
@@ -192,7 +192,7 @@ class ResNetEncoder:
         if self.config.sk_ratio == 0:
             return self.layers.conv(3, strides, size, filters, filters)
         branches, out = self.layers.conv(3, strides, size, filters, 2 * filters)
-        # The branches one by one, and what is mixed of them.
+        # Both branches after the split, and their mixture.
         branches.kept += out * out * 3 * filters * self.layers.compute
         squeezed = max(int(filters * self.config.sk_ratio), MIN_SK_FILTERS)
         squeeze, _ = self.layers.conv(1, 1, 1, filters, squeezed)
@@ -200,7 +200,7 @@ class ResNetEncoder:
         return branches + squeeze + Part(expand, expand), out
 
     def _shortcut(self, size: int, inputs: int, channels: int, strides: int) -> Part:
-        """The projection of a block's input; ResNet-D's averages first."""
+        """The projection of a block's input; that of ResNet-D averages first."""
         part, out = self.layers.conv(1, strides, size, inputs, channels, relu=False)
         if self.config.sk_ratio > 0:
             part.kept += out * out * inputs * self.layers.compute
@@ -215,16 +215,16 @@ class ResNetEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Encoder, projection head and classifier, by arithmetic.
-
-    The backbone must have its arithmetic: `is_known`.
+    """Memory of encoder, projection head and classifier; the backbone must be `is_known`.
 
     Attributes:
         config: architecture.
-        image_size: pixels.
-        num_classes: of the classifier; 0 builds none.
+        image_size: in pixels.
+        num_classes: of the classifier; 0 without one.
         precision: see `Layers`.
         global_bn: see `Layers`.
+        method: of the pretraining. A head of its own is estimated as a default head with as many
+            layers.
     """
 
     config: ModelConfig
@@ -232,10 +232,16 @@ class Network:
     num_classes: int
     precision: str = 'float32'
     global_bn: bool = False
+    method: str = LearningConfig.method
+
+    @property
+    def head_layers(self) -> int:
+        """Number of layers of the projection head."""
+        return count_head_layers(self.method, self.config)
 
     @property
     def layers(self) -> Layers:
-        """How its layers compute."""
+        """Memory of its layers."""
         return Layers(self.precision, self.global_bn)
 
     @property
@@ -246,24 +252,24 @@ class Network:
     @property
     def projections(self) -> int:
         """Width of the projection head's output."""
-        return self.config.proj_out_dim if self.config.head_layers else self.features
+        return self.config.proj_out_dim if self.head_layers else self.features
 
     @property
     def _encoder(self) -> Encoder:
         return load(self.config.backbone_entry.memory)(self.config, self.image_size, self.layers)
 
     def encoder(self) -> Sequence[Part]:
-        """Its blocks, from the stem on."""
+        """Parts of the encoder, from the stem on."""
         return self._encoder.parts()
 
     def head(self) -> list[Part]:
-        """Layers of the projection head, those between the first and the last in one."""
+        """Parts of the projection head: all layers but the last, and the last."""
         config, width = self.config, self.features
-        if not config.head_layers:
+        if not self.head_layers:
             return []
         last = self.layers.dense(width, config.proj_out_dim)
         last.parameters -= config.proj_out_dim  # no beta
-        return [self.layers.dense(width, width).times(config.head_layers - 1), last]
+        return [self.layers.dense(width, width).times(self.head_layers - 1), last]
 
     def classifier(self) -> Part:
         """The linear classifier, in float32."""
@@ -272,33 +278,33 @@ class Network:
 
     @property
     def features_read(self) -> int:
-        """Width of what the classifier reads."""
-        count, selector = self.config.head_layers, self.config.ft_proj_selector
+        """Width of the classifier's input."""
+        count, selector = self.head_layers, self.config.ft_proj_selector
         return self.projections if count and selector in (-1, count) else self.features
 
     def whole(self) -> Part:
-        """All of it."""
+        """The whole network."""
         return sum([*self.encoder(), *self.head()], self.classifier())
 
 
 def is_known(config: ModelConfig) -> bool:
-    """Whether there is arithmetic for the backbone of `config`."""
+    """Whether the memory of the backbone of `config` can be estimated."""
     return config.backbone_entry.memory is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run holds in memory at a time.
+    """Memory of a run.
 
     Attributes:
-        network: what is trained, or evaluated.
+        network: the network that is trained or evaluated.
         learning: stage, memory and what is frozen.
-        optimizer: its name.
-        train_batch_size: images of all replicas; 0 where nothing is trained.
-        eval_batch_size: images of all replicas; 0 where nothing is evaluated.
-        replicas: all of them.
-        sharing: how many replicas share the memory of a device, such as the host's.
-        teacher: the network a distillation learns from, as far as it is known.
+        optimizer: key of `OPTIMIZERS`.
+        train_batch_size: global batch; 0 without training.
+        eval_batch_size: global batch; 0 without evaluation.
+        replicas: number of replicas.
+        sharing: number of replicas that share the memory of a device, such as the host's.
+        teacher: of a distillation; None without one, or if it is unknown.
     """
 
     network: Network
@@ -311,29 +317,29 @@ class Run:
     teacher: Network | None = None
 
     def training(self) -> dict[str, int]:
-        """What is held while training -> bytes of a device."""
+        """Bytes on a device during training, by what takes them."""
         return self._of_device({**self._weights(), **self._of_batch()})
 
     def evaluation(self) -> dict[str, int]:
-        """The same while evaluating."""
+        """Bytes on a device during evaluation, by what takes them."""
         share = -(-self.eval_batch_size // self.replicas)
         image = self.network.image_size**2 * 3 * FLOAT
         largest = self.network.whole().largest
         batch = {
-            'evaluation batches': BATCHES_AT_HAND * share * image,
+            'evaluation batches': BATCHES_IN_MEMORY * share * image,
             'activations': share * largest,
         }
         return self._of_device({**self._weights(), **batch})
 
     def fixed(self) -> int:
-        """Bytes of a device that are needed whatever the batch and the images."""
+        """Bytes on a device that don't depend on the batch and the image size."""
         return sum(self._of_device(self._weights()).values())
 
     def _of_device(self, parts: Mapping[str, int]) -> dict[str, int]:
         return {what: self.sharing * size for what, size in parts.items() if size}
 
     def _trained(self) -> Part:
-        """What has gradients. What comes before it keeps nothing for the backward pass."""
+        """The parts with gradients; those before them keep nothing for the backward pass."""
         network, frozen = self.network, self.learning.fine_tune_after_block
         encoder, head = network.encoder(), network.head()
         if not self.learning.stage.classifies:
@@ -350,7 +356,8 @@ class Run:
         sizes = {'weights': (whole.parameters + whole.statistics) * FLOAT}
         if self.train_batch_size:
             trained = self._trained().parameters * FLOAT
-            sizes |= {'gradients': trained, f'{self.optimizer}': SLOTS[self.optimizer] * trained}
+            slots = OPTIMIZERS[self.optimizer].slots
+            sizes |= {'gradients': trained, self.optimizer: slots * trained}
         if self.train_batch_size and network.precision != 'float32':
             sizes[f'{network.precision} copies'] = whole.kernels * network.layers.compute
         if self.learning.memory_size and self.train_batch_size:
@@ -368,7 +375,7 @@ class Run:
         image = network.image_size**2 * 3 * FLOAT
         sizes = {
             'activations': views * share * self._trained().kept,
-            'views': BATCHES_AT_HAND * views * share * image,
+            'views': BATCHES_IN_MEMORY * views * share * image,
         }
         if not self.learning.stage.classifies:
             sizes['logits'] = self._logits(share)

@@ -10,7 +10,7 @@ from tf2.config import EvaluationConfig, TrainConfig
 
 # Messages of TensorFlow's allocators, CUDA and XLA, which raise several types of errors.
 _SAID = re.compile(r'\bOOM\b|out of memory|OUT_OF_MEMORY|failed to allocate', re.IGNORECASE)
-# Exhausted resources other than memory: TensorFlow raises the same type of error for all.
+# Other exhausted resources, for which TensorFlow raises the same type of error.
 _OTHERS = re.compile(r'no space left|quota|too many open files|larger than max', re.IGNORECASE)
 _END_OTHERS = 'to end other programs that use the memory'
 
@@ -28,9 +28,9 @@ def advice_for(doing: str, train: TrainConfig, evaluation: EvaluationConfig, rep
 
     Args:
         doing: 'training', 'evaluation' or 'export'.
-        train: the batch size and the precision it was tried with.
-        evaluation: the batch size and the neighbors it was tried with.
-        replicas: over which a batch is split.
+        train: batch size and precision that ran out of memory.
+        evaluation: batch size and neighbors that ran out of memory.
+        replicas: among which a batch is divided.
     """
     advice = {
         'training': _for_training(train, replicas),

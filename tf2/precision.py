@@ -1,4 +1,4 @@
-"""The precision that `--mixed_precision=auto` stands for, and what follows from a precision."""
+"""Resolves `--mixed_precision=auto`, and what depends on the precision."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def choose(setting: str, strategy: tf.distribute.Strategy) -> str:
     """The precision to compute in: 'float32', 'bfloat16' or 'float16'.
 
     Args:
-        setting: `mixed_precision`; 'auto' takes bfloat16 where the devices, those of all workers,
-            have instructions for it, as far as they tell.
-        strategy: knows the devices.
+        setting: `mixed_precision`; 'auto' means bfloat16 if the devices of all workers report
+            instructions for it, else float32.
+        strategy: of the run.
     """
     if setting != 'auto':
         return setting
@@ -35,13 +35,13 @@ def _gpu_computes_bfloat16(gpu: tf.config.PhysicalDevice) -> bool:
 
 
 def _cpu_computes_bfloat16() -> bool:
-    """Whether Linux lists instructions for it; other systems are not asked."""
+    """Whether Linux lists instructions for it; False on other systems."""
     if not CPU_INFO.exists():
         return False
     lines = (line for line in CPU_INFO.read_text().splitlines() if line.startswith('flags'))
     return bool(CPU_FLAGS & set(next(lines, '').split()))
 
 
-def gains_from_products(precision: str, strategy: tf.distribute.Strategy) -> bool:
-    """Whether `SimCLRModel` is to get `filter_products`: in bfloat16 on CPUs."""
+def uses_filter_products(precision: str, strategy: tf.distribute.Strategy) -> bool:
+    """The value of `filter_products` for `SimCLRModel`: True in bfloat16 on CPUs."""
     return precision == 'bfloat16' and not distribution.has_accelerators(strategy)

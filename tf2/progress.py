@@ -1,4 +1,4 @@
-"""Progress of a training run: a bar in a terminal, otherwise a line every few seconds."""
+"""Shows the progress of a training: a bar in a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def time_left(seconds: float) -> str:
 
 
 class _Bar(tqdm):
-    """A bar that knows `left`, see `time_left`; '?' while the rate is not known."""
+    """A bar whose layout may use `left`: the `time_left`, or '?' until the rate is known."""
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What the layout of the bar may name."""
+        """The values that the layout may use."""
         values = super().format_dict
         done = values['n'] - values['initial']
         rate = values['rate'] or done / max(values['elapsed'], 1e-9)
@@ -44,8 +44,8 @@ class Progress:
         total_steps: updates of the run.
         batch_size: images per update.
         shown: names of the metrics to show.
-        stream: where to show it; a bar if it is a terminal.
-        noun: what is counted.
+        stream: where to write; default: stderr.
+        noun: what the steps are called.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Progress:
         self._total, self._batch, self._shown = total_steps, batch_size, shown
         self._noun = noun
         self._last_line = time.monotonic()
-        # The first call of the training function traces it, which would spoil the rate.
+        # The rate excludes the first call of the training function, which traces it.
         self._measured_from: tuple[float, int] | None = None
         self._bar = None
         if self._stream.isatty():
@@ -76,7 +76,7 @@ class Progress:
             )
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows that `step` updates are done, and the latest means of metrics, by name."""
+        """Shows the number of updates done and the latest means of the metrics."""
         now = time.monotonic()
         rate = self._rate(now, step)
         words = [f'{name} {metrics[name]:.3f}' for name in self._shown]
@@ -95,7 +95,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Excludes the time within the context from the rate."""
+        """Excludes the time in the context from the rate."""
         started = time.monotonic()
         yield
         if self._measured_from is not None:
@@ -110,6 +110,6 @@ class Progress:
         return (step - first) * self._batch / max(now - since, 1e-9)
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -1,4 +1,4 @@
-"""Files of our own that are read back: what each has to hold, and the one reader that checks it."""
+"""Reads our own JSON files and checks their contents."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What stands under a key.
+    """What a JSON value must be.
 
     Attributes:
         kind: bool, int, float (which takes whole numbers too), str, list or dict.
-        nullable: whether null may stand there.
-        required: whether the key has to be there.
-        items: what each element of a list is, or each value of a dict that `keys` does not name;
-            without it these are left alone, for a newer release may have written them.
-        keys: what stands in a dict.
-        check: raises UserError for a value of the right kind that is wrong.
+        nullable: whether it may be null.
+        required: whether its key must exist.
+        items: of each element of a list, or of the values of a dict that `keys` doesn't name. None
+            doesn't check these: a newer release may have written them.
+        keys: of the values of a dict, by key.
+        check: raises UserError for a wrong value of the right kind.
     """
 
     kind: type
@@ -48,7 +48,7 @@ class Value:
 
 
 def of_options(config: type) -> dict[str, Value]:
-    """Name -> what may stand there, of the settings in dataclass `config`; none is required."""
+    """Name -> allowed value of each setting in dataclass `config`; none is required."""
 
     def value(field: dataclasses.Field) -> Value:
         def check(found: Any) -> None:
@@ -97,15 +97,15 @@ MODULE = Value(
 
 
 def read_json(path: str, value: Value, advice: str) -> dict[str, Any] | None:
-    """The JSON object in the file `path`; None where there is none.
+    """The JSON object in the file `path`; None if there is no such file.
 
     Args:
-        path: of any file system TensorFlow knows.
-        value: what it has to be; a dict.
-        advice: sentence that says what to do where it is something else.
+        path: on any file system TensorFlow knows.
+        value: what the object must be; a dict.
+        advice: a sentence that says what to do if it is something else.
 
     Raises:
-        UserError: names the file, the key, what was expected and what was found.
+        UserError: if it is something else; names file, key, and what was expected and found.
     """
     text = read_text(path, advice)
     if text is None:
@@ -121,7 +121,7 @@ def read_json(path: str, value: Value, advice: str) -> dict[str, Any] | None:
 
 
 def model_config(path: str, values: Mapping[str, Any], advice: str) -> ModelConfig:
-    """The architecture among `values`, which are from the file `path`; what lacks has its default.
+    """The architecture in `values`, from the file `path`; missing settings have their defaults.
 
     Raises:
         UserError: if they contradict each other.
@@ -136,10 +136,10 @@ def model_config(path: str, values: Mapping[str, Any], advice: str) -> ModelConf
 
 
 def read_text(path: str, advice: str) -> str | None:
-    """The text in the file `path`; None where there is none.
+    """The text in the file `path`; None if there is no such file.
 
     Raises:
-        UserError: if it can't be read, or is no text.
+        UserError: if it can't be read, or isn't UTF-8.
     """
     import tensorflow as tf
 
@@ -153,13 +153,13 @@ def read_text(path: str, advice: str) -> str | None:
 
 
 def newest_in(folder: str, advice: str) -> str | None:
-    """The checkpoint that the file `checkpoint` in `folder` names; None where there is no file.
+    """The newest checkpoint according to the file `checkpoint` in `folder`.
 
     Returns:
-        What the file says: a name, or the path that it once had.
+        A name, or the path that the checkpoint once had; None if there is no such file.
 
     Raises:
-        UserError: if it says nothing of that kind.
+        UserError: if the file names none.
     """
     from google.protobuf import text_encoding
 
@@ -179,7 +179,7 @@ def newest_in(folder: str, advice: str) -> str | None:
 
 
 def _check(path: str, key: str, value: Value, found: Any, advice: str) -> None:
-    """Raises UserError unless `found`, which stands under `key`, is as `value` says."""
+    """Raises UserError unless `found`, the value of `key`, is as `value` says."""
     if found is None and value.nullable:
         return
     if not _is_of(value.kind, found):
@@ -197,7 +197,7 @@ def _check(path: str, key: str, value: Value, found: Any, advice: str) -> None:
 
 
 def _inner(value: Value, found: Any) -> Iterable[tuple[Any, Value]]:
-    """Keys, or positions, below a value, and what should stand there."""
+    """Keys or positions in a value, and what the values there must be."""
     if value.kind not in (dict, list):
         return []
     places = range(len(found)) if value.kind is list else found.keys() - value.keys.keys()

@@ -1,6 +1,6 @@
 """Step -> learning rate: linear warm-up, then cosine decay to zero (SimCLR section 2.3).
 
-Pure functions; `WarmupCosine` only binds their arguments so that a Keras optimizer can call them.
+Pure functions; `WarmupCosine` binds their arguments for Keras optimizers.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ REFERENCE_BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a run stands.
+    """The position of a run.
 
     Attributes:
         step: updates done.
-        examples: training examples seen. They tell the position in data, schedule and length; if
-            the batch size never changed, they are `step` batches.
+        examples: training examples seen, which decide the position in the data and the schedule;
+            `step` batches, unless the batch size was changed.
     """
 
     step: int = 0
     examples: int = 0
 
     def ahead(self, config: TrainConfig) -> int:
-        """Batches of the present size in `examples`, less the updates done.
+        """Batches of the current size in `examples`, minus the updates done.
 
-        0 where the run's length is a number of updates, and unless the batch size was changed.
+        0 unless the batch size was changed, and if the run's length is a number of updates.
         """
         if config.train_steps:
             return 0
@@ -40,18 +40,18 @@ class Position:
 
 
 def total_steps(num_examples: int, config: TrainConfig, position: Position) -> int:
-    """Number of the last update of a run, `train_steps` for one that always had its batch size.
+    """Updates of the whole run: `train_steps`, unless the batch size was changed.
 
     Args:
-        num_examples: training examples in one epoch.
+        num_examples: training examples per epoch.
         config: length and batch size from now on.
-        position: where the run stands.
+        position: of the run.
     """
     return train_steps(num_examples, config) - position.ahead(config)
 
 
 def epoch_steps(num_examples: int, config: TrainConfig) -> int:
-    """Number of updates in which an epoch of `num_examples` is seen, to the nearest; at least 1."""
+    """Updates per epoch of `num_examples`, rounded to the nearest; at least 1."""
     return max(1, round(num_examples / config.train_batch_size))
 
 
@@ -59,9 +59,9 @@ def train_steps(num_examples: int, config: TrainConfig) -> int:
     """Number of optimizer updates of a run.
 
     Args:
-        num_examples: training examples in one epoch.
-        config: `train_steps` is taken as it is when above 0; otherwise `train_epochs` epochs of
-            batches of `train_batch_size`, plus one step, as the published program counts them.
+        num_examples: training examples per epoch.
+        config: `train_steps` if above 0; otherwise `train_epochs` epochs of batches of
+            `train_batch_size`, plus one step, as the published program counts.
 
     Returns:
         Steps, at least 1.
@@ -72,7 +72,7 @@ def train_steps(num_examples: int, config: TrainConfig) -> int:
 
 
 def warmup_steps(num_examples: int, warmup_epochs: float, batch_size: int) -> int:
-    """Number of warm-up updates: whole batches within `warmup_epochs` epochs, rounded down."""
+    """Number of warm-up updates: whole batches in `warmup_epochs` epochs."""
     return int(warmup_epochs * num_examples // batch_size)
 
 
@@ -89,7 +89,7 @@ def peak_learning_rate(base: float, batch_size: int, scaling: str) -> float:
         The scaled rate.
 
     Raises:
-        ValueError: on another `scaling`; `OptimizerConfig` refuses it before.
+        ValueError: for another `scaling`.
     """
     if scaling == 'linear':
         return base * batch_size / REFERENCE_BATCH
@@ -103,8 +103,8 @@ def warmup_cosine(
 ) -> tf.Tensor:
     """Learning rate of update number `step`, counted from 0.
 
-    The first update of a warm-up has rate 0, update `warmup_steps` has the peak, and the rate
-    would be 0 at `total_steps` and stays there.
+    It rises linearly from 0 at update 0 to the peak at update `warmup_steps`, then falls to 0 at
+    `total_steps`, and stays there.
 
     Args:
         step: scalar, Python number or integer tensor.
@@ -131,7 +131,7 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         peak: rate at the end of the warm-up.
         warmup_steps: updates of linear increase.
         total_steps: updates of the run.
-        ahead: added to every step, see `Position`. To be set before the first call in a graph.
+        ahead: added to every step, see `Position`. Set it before the first call in a graph.
     """
 
     def __init__(self, peak: float, warmup_steps: int, total_steps: int, ahead: int = 0) -> None:
@@ -167,7 +167,7 @@ def build(optimizer: OptimizerConfig, train: TrainConfig, num_examples: int) -> 
     Args:
         optimizer: base rate, its scaling and the warm-up.
         train: batch size and length of the run.
-        num_examples: training examples in one epoch.
+        num_examples: training examples per epoch.
 
     Returns:
         A schedule: step -> [] float32.

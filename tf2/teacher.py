@@ -1,4 +1,4 @@
-"""The teacher of a distillation: weights this program knows, or any module that gives logits."""
+"""The teacher of a distillation: weights of any format, or any SavedModel that returns logits."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Teacher:
         path: as the user gave it.
         num_classes: classes of its logits.
         image_size: pixels of the images it expects; None if it takes any size.
-        class_names: of the classes; None if nothing tells.
+        class_names: names of the classes; None if unknown.
         logits: images [b, h, w, 3] float32 in [0, 1] -> [b, num_classes] float32, in inference
-            mode. Callable in a replica of the strategy in whose scope it was opened.
+            mode. Can be called in replica context of the strategy in whose scope it was opened.
     """
 
     path: str
@@ -41,16 +41,16 @@ class Teacher:
 
 
 def open_teacher(path: str, *, precision: str, safe: bool = False) -> Teacher:
-    """Loads what `--teacher` names; to be called within the strategy's scope.
+    """Loads what `--teacher` names; call it within the strategy's scope.
 
     Args:
-        path: whatever `--checkpoint` takes and has a classifier; or a SavedModel, or a TF-Hub
-            handle, that maps images to logits or to a dictionary with 'logits_sup'.
-        precision: of convolutions and dense layers where the model is one of this program's.
-        safe: whether other programs' SavedModels, which run as code, are refused.
+        path: anything `--checkpoint` takes, if it has a classifier; or a SavedModel or a TF-Hub
+            handle that maps images to logits or to a dictionary with 'logits_sup'.
+        precision: of convolutions and dense layers, for models of this program.
+        safe: whether to refuse SavedModels of other programs, which run as code.
 
     Raises:
-        UserError: if nothing is there, or nothing that returns logits.
+        UserError: if there is nothing, or nothing that returns logits.
     """
     try:
         place = fetched(path) if path.startswith(URL_SCHEMES) else path.rstrip('/')
@@ -74,7 +74,7 @@ def _warn_of_code(path: str, safe: bool) -> None:
 
 
 def _is_foreign_module(place: str) -> bool:
-    """Whether there is a SavedModel that only its own graph explains."""
+    """Whether `place` is a SavedModel of another program."""
     exists = tf.io.gfile.exists
     return exists(f'{place}/saved_model.pb') and not exists(f'{place}/{MODULE_RECORD}')
 
@@ -136,7 +136,7 @@ def _from_module(path: str, place: str) -> Teacher:
 def _inference_functions(module: Any) -> list[Any]:
     """The functions of a loaded module that take images, in inference mode, best first.
 
-    Concrete functions, because replicas that call others in threads wait for each other's locks.
+    Concrete functions, because calls of other functions by replicas in threads can deadlock.
     """
     called = getattr(getattr(module, '__call__', None), 'concrete_functions', ())  # noqa: B004
     signatures = getattr(module, 'signatures', {})
@@ -145,7 +145,7 @@ def _inference_functions(module: Any) -> list[Any]:
 
 
 def _image_spec(function: Any) -> tf.TensorSpec | None:
-    """What `function` takes, if that is a batch of square RGB images, and nothing else."""
+    """The input of `function`, if it is a batch of square RGB images and nothing else."""
     leaves = tf.nest.flatten(function.structured_input_signature)
     specs = [leaf for leaf in leaves if isinstance(leaf, tf.TensorSpec)]
     if len(specs) != 1 or specs[0].shape.rank != 4 or specs[0].dtype != tf.float32:
@@ -156,22 +156,22 @@ def _image_spec(function: Any) -> tf.TensorSpec | None:
 
 
 def _is_for_training(function: Any) -> bool:
-    """Whether it was traced with training=True, or trainable=True."""
+    """Whether it was traced with training=True or trainable=True."""
     leaves = tf.nest.flatten(function.structured_input_signature)
     return any(leaf is True for leaf in leaves)
 
 
 def _run(function: Any, spec: tf.TensorSpec, images: tf.Tensor) -> tf.Tensor:
-    # Signatures take keywords.
+    # Signatures take keyword arguments.
     by_name = bool(function.structured_input_signature[1])
     outputs = function(**{spec.name: images}) if by_name else function(images)
     return tf.cast(_logits_in(outputs), tf.float32)
 
 
 def _logits_in(outputs: Any) -> Any:
-    """The logits among the outputs of a function, or their specification; None without them."""
+    """The logits, or their spec, in the outputs of a function; None if there are none."""
     if isinstance(outputs, Mapping) and LOGITS not in outputs and len(outputs) == 1:
-        # Signatures wrap plain logits into a dictionary of one, under a name of theirs.
+        # Signatures wrap a single output in a dictionary, under a name of their own.
         name, *_ = outputs
         outputs = outputs[name] if name in PLAIN_OUTPUTS else None
     logits = outputs.get(LOGITS) if isinstance(outputs, Mapping) else outputs

@@ -1,4 +1,4 @@
-"""The only training loop; methods differ only in their `Method` and their batches."""
+"""The training loop, the same for every method."""
 
 from __future__ import annotations
 
@@ -48,21 +48,19 @@ class Penalty:
 
 
 class Trainer:
-    """Updates what a method trains, step by step, under a distribution strategy.
-
-    Must be created within the strategy's scope.
+    """Trains a method under a distribution strategy; create it within the strategy's scope.
 
     Args:
         method: the loss and the variables it trains; its model must be built.
         optimizer: its `iterations` count the steps.
         penalty: L2 term added to the loss.
-        config: lengths, intervals and seeds.
+        config: batch size, steps per call and interval of the summaries.
         prepare: applied on the device to each replica's share of a batch, before the loss.
 
     Attributes:
         metrics: names of the metrics computed at each step.
         means: their means since they were last written.
-        latest_loss: mean total loss of the newest steps; None before the first.
+        latest_loss: mean total loss over the last call; None before the first.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class Trainer:
         if config.jit_compile:
             self._replica_step = tf.function(self.replica_step, jit_compile=True, autograph=False)
         self._steps_per_call = config.steps_per_loop or 1
-        self._wanted_steps = 1.0
+        self._preferred_steps = 1.0
         self.means = Means(self.metrics)
         self.latest_loss: float | None = None
 
@@ -95,15 +93,15 @@ class Trainer:
     # AutoGraph has nothing to convert here, and would spend seconds finding that out.
     @tf.autograph.experimental.do_not_convert
     def replica_step(self, batch: Batch, signals: ControlSignals = NO_SIGNALS) -> tf.Tensor:
-        """One update, as each replica runs it on its share of the batch.
+        """One update; runs on each replica.
 
         Args:
             batch: this replica's share.
-            signals: [2] float32, from this process: above 0 if a signal asks it to stop, and the
+            signals: [2] float32, from this process: above 0 if it was asked to stop, and the
                 number of updates per call that it prefers.
 
         Returns:
-            `metrics` of this replica's share, then `signals`: [len(metrics) + 2] float32.
+            [len(metrics) + 2] float32: `metrics` of this replica's share, then `signals`.
         """
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
@@ -135,13 +133,13 @@ class Trainer:
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Runs up to `steps` updates.
 
-        Ends early after an update whose loss is not finite, or after the first one if `signals` of
-        any process ask to stop; all end after the same update. All processes must pass the same
-        `steps`: messages between them carry the number of the update within the call.
+        Ends early after an update whose loss is not finite, or after the first one if the `signals`
+        of any process ask to stop. All processes end after the same update. They must all pass the
+        same `steps`: messages between them carry the number of the update within the call.
 
         Returns:
-            Sums of `metrics` over the updates, means over replicas, float64; the number of updates;
-            means of `signals` over updates and replicas, float64, equal on all processes.
+            Means of `metrics` over replicas, summed over the updates, float64; the number of
+            updates; means of `signals` over updates and replicas, float64, equal on all processes.
         """
         # Float64, so that the sums don't depend on how the updates are grouped into calls.
         sums = tf.zeros([len(self.metrics) + 2], tf.float64)
@@ -179,69 +177,57 @@ class Trainer:
             look: called with the step after each `write` and each checkpoint. Signals are deferred
                 during the call because steps may not be saved yet, so it should be brief.
             stop: a signal to any process makes all of them finish the step, write a checkpoint and
-                raise.
+                raise `Interrupted`.
             explain: maps an exception raised in a step to a line for the user, or to None if the
                 user can't fix the cause.
 
         Raises:
-            UserError: when the loss, or a weight that would be saved, is not finite; when
-                `explain` returns a line, or a file can't be written.
-            Interrupted: when a signal arrived.
+            UserError: if the loss, or a weight that would be saved, is not finite, if `explain`
+                returns a message, or if a file can't be written.
+            Interrupted: after a signal.
         """
-        iterator = iter(batches)
-        stop = stop or Stop()
-        shown = [name for name in self._method.metrics if name.endswith(('_loss', '_acc'))]
-        progress = Progress(self.step, total_steps, self._config.train_batch_size, shown)
-        intervals = (checkpoint_steps, self._config.train_summary_steps)
-        stopping = False
-        batch = self._config.train_batch_size
+        iterator, stop, stopping = iter(batches), stop or Stop(), False
         if METRICS in checkpoints.record:
             self.means.restore(checkpoints.record[METRICS])
-        before = checkpoints.record.get(EXAMPLES_SEEN, self.step * batch) - self.step * batch
-        try:
-            with stop.deferred():
-                while self.step < total_steps and not stopping:
-                    steps = self._steps_until(total_steps, *intervals)
-                    latest, stopping = self._call(iterator, steps, stop, checkpoints, explain)
-                    self.latest_loss = latest['total_loss']
-                    checkpoints.record.setdefault(FIRST_LOSS, self.latest_loss)
-                    checkpoints.record[EXAMPLES_SEEN] = before + self.step * batch
-                    progress.update(self.step, latest)
-                    writes = self._due(self._config.train_summary_steps, total_steps)
-                    saves = stopping or self._due(checkpoint_steps, total_steps)
-                    if writes:
-                        write(self.step, self.means.take(batch))
-                    if saves:
-                        self._check_weights(checkpoints)
-                        checkpoints.record[METRICS] = self.means.state()
-                        checkpoints.save(self.step)
-                        # A signal may have arrived since the last step: then all stop here.
-                        heard = stop.number is not None
-                        stopping |= not distribution.all_agree(self._strategy, not heard)
-                        if on_checkpoint is not None and not stopping:
-                            with stop.allowed(), progress.paused():
-                                on_checkpoint(self.step)
-                    if look is not None and (writes or saves) and not stopping:
-                        with progress.paused():
-                            look(self.step)
-        finally:
-            progress.close()
+        with contextlib.closing(self._progress(total_steps)) as progress, stop.deferred():
+            while self.step < total_steps and not stopping:
+                steps = self._steps_until(total_steps, checkpoint_steps)
+                latest, stopping = self._run_call(iterator, steps, stop, checkpoints, explain)
+                progress.update(self.step, latest)
+                writes = self._is_due(self._config.train_summary_steps, total_steps)
+                saves = stopping or self._is_due(checkpoint_steps, total_steps)
+                if writes:
+                    write(self.step, self.means.take(self._config.train_batch_size))
+                if saves:
+                    self._save(checkpoints)
+                    stopping |= self._was_signaled(stop)
+                    if on_checkpoint is not None and not stopping:
+                        with stop.allowed(), progress.paused():
+                            on_checkpoint(self.step)
+                if look is not None and (writes or saves) and not stopping:
+                    with progress.paused():
+                        look(self.step)
         if stopping:  # by a signal to another process
             raise Interrupted(signal.SIGTERM)
 
-    def _due(self, interval: int, total_steps: int) -> bool:
+    def _progress(self, total_steps: int) -> Progress:
+        shown = [name for name in self._method.metrics if name.endswith(('_loss', '_acc'))]
+        return Progress(self.step, total_steps, self._config.train_batch_size, shown)
+
+    def _is_due(self, interval: int, total_steps: int) -> bool:
+        """Whether the current step ends an interval or the run."""
         return self.step % interval == 0 or self.step == total_steps
 
-    def _steps_until(self, total_steps: int, *intervals: int) -> int:
-        """Updates that fit before `total_steps` and the next end of an interval."""
-        step = self.step
+    def _steps_until(self, total_steps: int, checkpoint_steps: int) -> int:
+        """Updates in the next call, which ends no later than the run or an interval."""
+        step, intervals = self.step, (checkpoint_steps, self._config.train_summary_steps)
         return min(
             self._steps_per_call,
             total_steps - step,
             *(interval - step % interval for interval in intervals),
         )
 
-    def _call(
+    def _run_call(
         self,
         iterator: Iterable[Batch],
         steps: int,
@@ -249,61 +235,82 @@ class Trainer:
         checkpoints: Checkpoints,
         explain: Explain,
     ) -> tuple[dict[str, float], bool]:
-        """Runs up to `steps` updates; returns the metrics' means and whether to stop."""
-        first = self.step
+        """Runs up to `steps` updates in one call, and records what a checkpoint says of them.
+
+        Returns:
+            Means of the metrics over these updates, and whether to stop.
+        """
+        first, record = self.step, checkpoints.record
         started = time.monotonic()
-        signals = tf.constant([float(stop.number is not None), self._wanted_steps])
-        with self._failing(checkpoints, explain):
+        signals = tf.constant([float(stop.number is not None), self._preferred_steps])
+        with _explained(explain, checkpoints):
             results = self._run_steps(iterator, tf.constant(steps), signals)
-            sums, done, (stopping, wanted) = (result.numpy().tolist() for result in results)
+            sums, done, (stopping, preferred) = (result.numpy().tolist() for result in results)
         if not math.isfinite(sums[0]):
             raise _diverged('loss is', first + done, checkpoints)
         seconds = time.monotonic() - started
-        self._adapt(seconds, done, wanted)
-        return self.means.add(sums, done, seconds), stopping > 0
+        self._adjust_steps_per_call(seconds, done, preferred)
+        latest = self.means.add(sums, done, seconds)
+        self.latest_loss = latest['total_loss']
+        record.setdefault(FIRST_LOSS, self.latest_loss)
+        batch = self._config.train_batch_size
+        seen_before = record.get(EXAMPLES_SEEN, first * batch)
+        record[EXAMPLES_SEEN] = seen_before + (self.step - first) * batch
+        return latest, stopping > 0
 
-    @contextlib.contextmanager
-    def _failing(self, checkpoints: Checkpoints, explain: Explain) -> Iterator[None]:
-        """Turns what `explain` can explain into a UserError."""
-        try:
-            yield
-        except (tf.errors.OpError, UnicodeDecodeError) as error:
-            line = explain(error)
-            if line is None:
-                raise
-            kept = checkpoints.latest or 'none was written yet'
-            raise UserError(
-                f'{line} Then run the same command to resume. The last checkpoint: {kept}.'
-            ) from error
+    def _save(self, checkpoints: Checkpoints) -> None:
+        """Writes a checkpoint.
 
-    def _check_weights(self, checkpoints: Checkpoints) -> None:
-        """Raises UserError if weights are not finite, which a finite loss doesn't rule out."""
+        Raises:
+            UserError: if a weight is not finite, which a finite loss doesn't rule out.
+        """
         variables = self._method.trainable_variables
         if not all(tf.reduce_all(tf.math.is_finite(variable)) for variable in variables):
             raise _diverged('weights are', self.step, checkpoints)
+        checkpoints.record[METRICS] = self.means.state()
+        checkpoints.save(self.step)
 
-    def _adapt(self, seconds: float, steps: int, wanted: float) -> None:
+    def _was_signaled(self, stop: Stop) -> bool:
+        """Whether any process has received a signal; the same answer in all of them."""
+        return not distribution.all_agree(self._strategy, stop.number is None)
+
+    def _adjust_steps_per_call(self, seconds: float, steps: int, preferred: float) -> None:
         """Adjusts the updates per call so that a call takes about `SECONDS_PER_CALL`.
 
         Args:
             seconds: duration of the last call in this process.
             steps: updates done in that call.
-            wanted: preferred updates per call, averaged over all processes.
+            preferred: preferred updates per call, averaged over all processes.
         """
         if self._config.steps_per_loop:
             return
         fitting = int(SECONDS_PER_CALL * steps / max(seconds, 1e-3))
         # At most twice as many as before: the first calls are slow for reasons of their own.
-        self._wanted_steps = float(
+        self._preferred_steps = float(
             max(1, min(fitting, 2 * self._steps_per_call, MAX_STEPS_PER_CALL))
         )
-        self._steps_per_call = max(1, round(wanted))
+        self._steps_per_call = max(1, round(preferred))
+
+
+@contextlib.contextmanager
+def _explained(explain: Explain, checkpoints: Checkpoints) -> Iterator[None]:
+    """Turns errors that `explain` can explain into a UserError."""
+    try:
+        yield
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        line = explain(error)
+        if line is None:
+            raise
+        kept = checkpoints.latest or 'none was written yet'
+        raise UserError(
+            f'{line} Then run the same command to resume. The last checkpoint: {kept}.'
+        ) from error
 
 
 def _check_gradients(
     gradients: Sequence[tf.Tensor | None], variables: Sequence[tf.Variable]
 ) -> None:
-    """Raises ValueError if the loss doesn't depend on one of the trained variables."""
+    """Raises ValueError if the loss doesn't depend on a trained variable."""
     without = [v.name for v, gradient in zip(variables, gradients) if gradient is None]
     if without:
         raise ValueError(
@@ -315,13 +322,13 @@ def _check_gradients(
 def _diverged(what: str, step: int, checkpoints: Checkpoints) -> UserError:
     kept = checkpoints.latest or 'none was written yet'
     return UserError(
-        f'The {what} not finite any more at step {step}. The last good checkpoint: {kept}. '
+        f'The {what} no longer finite at step {step}. The last good checkpoint: {kept}. '
         'Try a lower --learning_rate, a longer --warmup_epochs or a higher --temperature.'
     )
 
 
 class Means:
-    """Running means of metrics over updates, kept across an interruption.
+    """Running means of metrics over updates; their state survives an interruption.
 
     Args:
         names: names of the metrics.

@@ -15,7 +15,7 @@ from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
 
 SMALL = Network(ModelConfig(resnet_depth=18, width_multiplier=0.25), 32, 'float32')
-DEVICES = Devices(count=4, peak_flops=1e12, utilisation=0.5, bandwidth=1e9, memory=16e9)
+DEVICES = Devices(count=4, peak_flops=1e12, utilization=0.5, bandwidth=1e9, memory=16e9)
 
 
 @pytest.fixture(scope='module')

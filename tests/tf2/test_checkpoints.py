@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     np.testing.assert_array_equal(other.layers[0].kernel, expected)
     np.testing.assert_array_equal(optimizer.momentums[0], np.full([3, 2], 0.5))
     shown = capsys.readouterr().out
-    assert re.search(r'The checkpoint before is taken: .*ckpt-7 should be a whole', shown)
+    assert re.search(r'Resuming from the previous checkpoint: .*ckpt-7 should be a whole', shown)
     # Whoever reads the folder now is not led to the damaged one.
     assert tf.train.latest_checkpoint(tmp_path) == good == resumed.latest
     # Nothing is removed, and what is there later is no obstacle, nor is a second damage.

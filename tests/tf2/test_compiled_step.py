@@ -27,7 +27,7 @@ from tf2.methods.base import build
 from tf2.methods.nt_xent import nt_xent
 from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.optimizers import builder, decay
+from tf2.optimizers import OPTIMIZERS, builder, decay
 from tf2.trainer import Penalty, Trainer
 
 BATCH, CLASSES = 8, 3
@@ -224,7 +224,7 @@ def test_a_compiled_step_in_bfloat16_is_as_near_to_float32_as_the_plain_one() ->
     assert distance(changes, expected_changes) < 1.5 * rounding < 0.5
 
 
-@pytest.mark.parametrize('name', builder.OPTIMIZERS)
+@pytest.mark.parametrize('name', OPTIMIZERS)
 def test_every_optimizer_compiles(name: str) -> None:
     if name == 'lamb':
         pytest.importorskip('tensorflow_addons')
@@ -253,7 +253,9 @@ EVALUATIONS = {
     Classification: lambda inputs: Classification(inputs)._count,
     TeacherAgreement: lambda inputs: TeacherAgreement(inputs)._count,
     **{
-        kind: lambda inputs, kind=kind: kind(inputs) and inputs.samples.look._of_replica
+        kind: lambda inputs, kind=kind: (
+            kind(inputs) and inputs.samples.feature_pass._pass._of_replica
+        )
         for kind in (PerClass, NearestNeighbors)  # with logits and without
     },
 }

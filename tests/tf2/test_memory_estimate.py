@@ -9,15 +9,17 @@ import pytest
 import tensorflow as tf
 
 from benchmarks import scaling
+from common.methods import MethodEntry
 from tests.support import GOLDEN
 from tf2 import memory_estimate
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
 from tf2.memory_estimate import Network, Run
+from tf2.methods import METHODS
 from tf2.methods.fine_tuning import FineTuning
 from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.resnet_sizes import BLOCKS_PER_GROUP, RESNET_DEPTHS
-from tf2.optimizers import builder
+from tf2.optimizers import OPTIMIZERS, builder
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_backward_keeps_what_is_estimated(
     assert scaling.kept_bytes(graph) == pytest.approx(8 * whole.kept + copies, rel=0.03)
 
 
-@pytest.mark.parametrize('name', list(builder.OPTIMIZERS))
+@pytest.mark.parametrize('name', OPTIMIZERS)
 def test_an_optimizer_has_as_many_slots(name: str) -> None:
     if name == 'lamb':
         pytest.importorskip('tensorflow_addons')
@@ -104,7 +106,7 @@ def test_an_optimizer_has_as_many_slots(name: str) -> None:
         if callable(optimizer.variables)
         else [v for v in optimizer.variables if v.shape.rank]
     )
-    assert numbers(slots) == 35 * memory_estimate.SLOTS[name]
+    assert numbers(slots) == 35 * OPTIMIZERS[name].slots
 
 
 def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
@@ -122,6 +124,16 @@ def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
         held = Run(network, tuning, 'adam', 32, 0).training()
         assert held['gradients'] == 4 * numbers(tuned.trainable_variables)
         assert held['adam'] == 2 * held['gradients']
+
+
+def test_the_head_has_as_many_layers_as_the_method_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = MethodEntry('none', (), '', head_layers='tests.toys:count_layers')  # two layers more
+    monkeypatch.setitem(METHODS, 'own', own)
+    config = resnet(18, num_proj_layers=2, proj_out_dim=512, ft_proj_selector=4)
+    network = Network(config, 32, 10, method='own')
+    default = Network(resnet(18, num_proj_layers=4, proj_out_dim=512, ft_proj_selector=4), 32, 10)
+    assert network.whole() == default.whole()
+    assert network.whole() != dataclasses.replace(network, method='simclr').whole()
 
 
 def test_replicas_share_batches_and_what_is_theirs_adds_up() -> None:

@@ -68,9 +68,9 @@ def test_workers_compute_in_bfloat16_if_all_of_them_can(
 
 
 def test_products_are_for_bfloat16_on_cpus() -> None:
-    assert precision.gains_from_products('bfloat16', mirrored(2))
-    assert not precision.gains_from_products('float32', mirrored(2))
-    assert not precision.gains_from_products('float16', mirrored(2))
+    assert precision.uses_filter_products('bfloat16', mirrored(2))
+    assert not precision.uses_filter_products('float32', mirrored(2))
+    assert not precision.uses_filter_products('float16', mirrored(2))
 
 
 def trainer_in_float16(replicas: int) -> tuple[Trainer, builder.Optimizer]:

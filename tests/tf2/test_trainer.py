@@ -199,7 +199,7 @@ def test_all_processes_do_as_many_steps_in_a_call(
     """What a process would like is averaged over all; what it measured itself decides nothing."""
     trainer, asked = slope_trainer, []
     trainer._config = TrainConfig(train_batch_size=1, train_summary_steps=100)
-    trainer._steps_per_call, trainer._wanted_steps = 1, 1.0
+    trainer._steps_per_call, trainer._preferred_steps = 1, 1.0
     trainer._optimizer.iterations.assign(0)
     run_steps = trainer._run_steps
 
@@ -248,7 +248,7 @@ def test_broken_weights_are_never_saved() -> None:
     # The loss is finite at the step whose gradient is not.
     trainer = trainer_of(Slope(lambda weight, number: tf.sqrt(weight - 1) + number), rate=1.0)
     kept = Recorded()
-    with pytest.raises(UserError, match=r'weights are not finite any more at step 1\.'):
+    with pytest.raises(UserError, match=r'weights are no longer finite at step 1\.'):
         trainer.fit(numbers(), 5, checkpoints=kept, checkpoint_steps=1, write=lambda *_: None)
     assert kept.steps == []
 

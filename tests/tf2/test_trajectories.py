@@ -18,7 +18,7 @@ from tf2.methods.fine_tuning import FineTuning
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.layers import BatchNorm
 from tf2.models.published_names import tf2_names
-from tf2.optimizers import builder, decay
+from tf2.optimizers import OPTIMIZERS, builder, decay
 from tf2.trainer import Penalty, Trainer
 
 CLASSES = {stage: entry_of(stage, 'simclr').load() for stage in STAGES}
@@ -87,7 +87,7 @@ def build_trainer(golden: dict, objectives: dict) -> tuple[Trainer, SimCLRModel]
     decayed = decay.decayed_kernels([model.backbone, model.projection_head])
     rate = schedules.build(config, train, golden['num_examples'])
     optimizer = builder.build(config, rate, decayed)
-    in_update = config.optimizer in builder.DECAY_IN_UPDATE
+    in_update = OPTIMIZERS[config.optimizer].decays_in_update
     trained = {variable.ref() for variable in method.trainable_variables}
     everything = [v for v in decay.kernels_and_biases([model]) if v.ref() in trained]
     penalty = Penalty(config.weight_decay, [model.classifier.kernel] if in_update else everything)

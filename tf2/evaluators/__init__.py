@@ -1,7 +1,6 @@
 """Measurements of a model. An evaluator is one file here and one entry in `EVALUATORS`.
 
-It is a class with the methods of `base.Evaluator`. Importing this module does not import
-TensorFlow.
+Evaluators implement `base.Evaluator`. Importing this package doesn't import TensorFlow.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 NEEDS = {
     'eval_labels': 'labels in the evaluation split',
     'train_labels': 'labels in the training split',
-    'classifier': 'a classifier, which takes labels in the training split',
+    'classifier': 'a classifier, which needs labels in the training split',
     'neighbors': '--knn_neighbors above 0',
-    'teacher': 'a --teacher, which distillation has',
+    'teacher': 'a --teacher, as in distillation',
 }
 
 
@@ -122,8 +121,8 @@ def fitting(text: str, missing: Iterable[str]) -> str:
 def build(inputs: Inputs, names: str = DEFAULT) -> list[Evaluator]:
     """Builds the evaluators in `names` that apply to `inputs`, in the order of EVALUATORS.
 
-    Build them once and run them for every checkpoint: then the model is traced once. Call this
-    within the scope of the distribution strategy.
+    Call it within the strategy's scope. Build evaluators once and run them for every checkpoint, so
+    that the model is traced once.
     """
     kinds = [EVALUATORS[name].load() for name in names_in(names)]
     return [kind(inputs) for kind in kinds if kind.applies(inputs)]

@@ -12,8 +12,8 @@ class TeacherAgreement:
     """Share of examples on which student and teacher agree, and the teacher's accuracy.
 
     Args:
-        inputs: `predict`, `teach` and `batches` are used; the last view of a batch is for the
-            teacher.
+        inputs: `predict`, `teach` and `batches` are used; the teacher sees the last view of a
+            batch.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -29,8 +29,8 @@ class TeacherAgreement:
     def run(self) -> list[Result]:
         """('eval/teacher_agreement', share) and ('eval/teacher_top_1_accuracy', share).
 
-        The first is over all examples, the second over those with a label; it is left out where
-        there are none.
+        The first is over all examples, the second over labeled ones; it is left out if there are
+        none.
         """
         totals = tf.zeros([4], tf.float64)
         for batch in self._inputs.batches():

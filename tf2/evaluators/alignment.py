@@ -21,14 +21,14 @@ def alignment(first: np.ndarray, second: np.ndarray) -> float:
 
 
 class Alignment:
-    """Alignment of two augmented views of images of the evaluation split, `MOST_ROWS` at most.
+    """Alignment of augmented views in the evaluation split, of `MOST_ROWS` images at most.
 
     Args:
         inputs: `samples` and `pairs` are used.
     """
 
     def __init__(self, inputs: Inputs) -> None:
-        self._pairs, self._look = inputs.pairs, inputs.samples.look
+        self._pairs, self._pass = inputs.pairs, inputs.samples.feature_pass
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
@@ -39,12 +39,12 @@ class Alignment:
         """('eval/alignment', mean squared distance).
 
         Raises:
-            TooFewError: when there is no image.
+            TooFewError: if there is no image.
         """
         parts, count = [], 0
         for batch in self._pairs():
             views = batch['views'][:2]
-            parts.append([self._look.of_batch({**batch, 'views': (view,)}) for view in views])
+            parts.append([self._pass.of_batch({**batch, 'views': (view,)}) for view in views])
             count += len(parts[-1][0])
             if count >= MOST_ROWS:
                 break

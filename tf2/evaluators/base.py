@@ -15,7 +15,7 @@ from common.errors import UserError
 from tf2.features import EMBEDDING, LOGITS, FeaturePass, Features
 
 Batch = Mapping[str, Any]
-# The value is a number, or nested lists or dictionaries, such as a matrix as a list of rows.
+# Name and value: a number, or nested lists or dictionaries, such as a matrix as a list of rows.
 Result = tuple[str, float | list | dict]
 
 # Bounds statistics whose cost grows faster than linearly with the number of rows.
@@ -28,27 +28,27 @@ class TooFewError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Model and data of one evaluation, made within the scope of the distribution strategy.
+    """Model and data of an evaluation; create it within the strategy's scope.
 
     A batch holds 'views', a tuple whose first entry is [b, h, w, 3] float32 in [0, 1], 'label',
-    [b] int32 with -1 for none, and if need be 'mask', [b], 0 where the row only fills the batch.
+    [b] int32, -1 = none, and optionally 'mask', [b], 0 in rows that only pad the batch.
 
     Attributes:
-        batches: starts a pass over the evaluation split, in evaluation views.
-        num_classes: classes in the data set; 0 if the evaluation split has no labels.
+        batches: starts a pass over the evaluation views of the evaluation split.
+        num_classes: classes of the data set; 0 if the evaluation split has no labels.
         predict: images [b, h, w, 3] -> logits [b, num_classes], in inference mode; None without
             a classifier.
         teach: images [b, h, w, 3] -> logits [b, num_classes] of a teacher, fed the last view of a
             batch; None without one.
         embed: images [b, h, w, 3] -> features [b, d], in inference mode.
         endpoints: images [b, h, w, 3] -> features and logits by their names in `tf2.features`, so
-            that the model runs once for both; default: from `embed` and `predict`.
-        train_batches: starts a pass over the training split, in evaluation views; None if it has
-            no labels.
+            that the model runs once for both; default: calls `embed` and `predict`.
+        train_batches: starts a pass over the evaluation views of the training split; None if it
+            has no labels.
         pairs: starts a pass over images of the evaluation split whose first two 'views' are
             augmented; None if there are none.
         class_names: class names by label; None if unknown.
-        neighbors: nearest neighbors that vote; 0 turns that evaluation off.
+        neighbors: number of nearest neighbors that vote; 0 turns their evaluation off.
         neighbor_examples: training examples among which neighbors are searched.
     """
 
@@ -66,7 +66,7 @@ class Inputs:
 
     @functools.cached_property
     def samples(self) -> Samples:
-        """The features of both splits, for all evaluators that are made with these inputs."""
+        """The features of both splits, shared by all evaluators of these inputs."""
         return Samples(self)
 
 
@@ -78,17 +78,50 @@ class Evaluator(Protocol):
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
-        """Whether `inputs` hold what this measurement needs, and ask for it."""
+        """Whether `inputs` have what this measurement needs, and ask for it."""
 
     def run(self) -> list[Result]:
-        """Measures over the whole split; (name, value) pairs, names begin with 'eval/'."""
+        """Measures over the whole split; returns (name, value) pairs, 'eval/…'."""
+
+
+class RowStatistic:
+    """A number computed from the features of the evaluation split, of `MOST_ROWS` rows at most.
+
+    Subclasses set `name` and `compute`.
+
+    Args:
+        inputs: `samples` is used.
+
+    Attributes:
+        name: of the result.
+        compute: embeddings [n, d] -> the number.
+    """
+
+    name: str
+    compute: Callable[[np.ndarray], float]
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._samples = inputs.samples
+
+    @staticmethod
+    def applies(inputs: Inputs) -> bool:
+        """Whether there are features."""
+        return inputs.embed is not None
+
+    def run(self) -> list[Result]:
+        """(`name`, value).
+
+        Raises:
+            TooFewError: if `compute` needs more rows.
+        """
+        return [(self.name, self.compute(some_rows(self._samples.evaluation().embeddings)))]
 
 
 class Samples:
     """Features of the evaluation and the training split, computed once for all evaluators.
 
-    Evaluators announce what they will read, so that one pass suffices for all of them. Create this
-    within the scope of the distribution strategy.
+    Evaluators announce what they will read, so that one pass suffices for all of them. Create it
+    within the strategy's scope.
 
     Args:
         inputs: model and batches.
@@ -99,7 +132,7 @@ class Samples:
         self._endpoints = [EMBEDDING]
         self._train_limit = 0
         self._kept: dict[str, Features] | None = None
-        self.look = FeaturePass(self._model)
+        self.feature_pass = FeaturePass(self._model)
 
     def expect(self, *, train: int = 0, logits: bool = False) -> None:
         """Announces that `train` training examples, or logits, will be read."""
@@ -108,22 +141,22 @@ class Samples:
             self._endpoints.append(LOGITS)
 
     def evaluation(self, *, labeled: bool = False) -> Features:
-        """The rows of the evaluation split; only those with a label if `labeled`."""
-        found = self._once('evaluation', lambda: self.look.collect(self._inputs.batches()))
+        """The rows of the evaluation split; only labeled ones if `labeled`."""
+        found = self._once('evaluation', lambda: self.feature_pass.collect(self._inputs.batches()))
         return found.at(found.labels >= 0) if labeled else found
 
     def train(self, limit: int) -> Features:
-        """The first `limit` labeled rows of the training split, if there are as many."""
+        """The first `limit` labeled rows of the training split, or fewer."""
 
         def collect() -> Features:
             most = max(limit, self._train_limit)
-            return self.look.collect(self._inputs.train_batches(), limit=most, labeled=True)
+            return self.feature_pass.collect(self._inputs.train_batches(), limit=most, labeled=True)
 
         return self._once('train', collect).at(slice(limit))
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Caches features within the context, in which the model must not change."""
+        """Caches features in the context, during which the model must not change."""
         self._kept = {}
         try:
             yield
@@ -160,7 +193,7 @@ def run_all(inputs: Inputs, evaluators: Sequence[Evaluator]) -> dict[str, Any]:
 
 
 def labeled(batch: Batch) -> tf.Tensor:
-    """Which rows of `batch` count, [b] bool: those that have a label and aren't padding."""
+    """Which rows of `batch` have a label and aren't padding, [b] bool."""
     has_label = batch['label'] >= 0
     return has_label & tf.cast(batch['mask'], tf.bool) if 'mask' in batch else has_label
 
@@ -179,5 +212,5 @@ def unit_rows(array: np.ndarray) -> np.ndarray:
 
 
 def finite(*arrays: np.ndarray) -> bool:
-    """Whether all values are finite, which they are not if a training diverges."""
+    """Whether all values are finite; they aren't after a training diverged."""
     return all(np.isfinite(array).all() for array in arrays)

@@ -10,8 +10,8 @@ from tf2.evaluators.base import Batch, Inputs, Result, TooFewError, labeled
 def topk_correct(logits: tf.Tensor, labels: tf.Tensor, k: int) -> tf.Tensor:
     """Whether each label is among the k highest logits.
 
-    Equal logits rank by class number, lowest first, as tf.math.top_k has it. (tf.math.in_top_k
-    lets every tied class win, so that a constant classifier would be always right.)
+    Equal logits rank by class number, lowest first, as in `tf.math.top_k`. (In `tf.math.in_top_k`
+    every tied class counts, so a constant classifier would always be right.)
 
     Args:
         logits: [b, c], any float type.
@@ -35,7 +35,7 @@ def topk_correct(logits: tf.Tensor, labels: tf.Tensor, k: int) -> tf.Tensor:
 class Classification:
     """Top-1 and top-5 accuracy over the labeled examples of the evaluation split.
 
-    With c < 5 classes the second is top-c, and is named so.
+    With c < 5 classes, the second is top-c and named accordingly.
 
     Args:
         inputs: `predict`, `batches` and `num_classes` are used.

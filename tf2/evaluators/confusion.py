@@ -12,7 +12,7 @@ def confusion_counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Counts examples by true class (rows) and predicted class (columns).
 
     Args:
-        logits: [n, c] float; the highest one predicts, the first of equal ones.
+        logits: [n, c] float; the first of the highest ones is the prediction.
         labels: [n] int in [0, c).
 
     Returns:

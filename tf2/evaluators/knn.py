@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbor accuracy of the features: a probe that needs no training."""
+"""Weighted k-nearest-neighbor accuracy of the features."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def knn_accuracy(
     """Share of test examples whose nearest training examples vote for their label.
 
     Each of the `neighbors` most similar training examples votes for its class with weight
-    exp(cosine similarity / temperature) (Wu et al. 2018, arXiv:1805.01978, section 3.4). Of
-    classes with equal votes the lowest wins.
+    exp(cosine similarity / temperature) (Wu et al. 2018, arXiv:1805.01978, section 3.4). Ties go
+    to the lowest class.
 
     Args:
         train_features: [n, d] float.
@@ -55,15 +55,14 @@ def knn_accuracy(
         )
 
     def weights(distances: np.ndarray) -> np.ndarray:
-        # The nearest one's similarity is taken off, so that no temperature overflows: a common
-        # factor of one row's votes.
+        # Relative to the nearest, which scales all votes of a row alike and avoids an overflow.
         return np.exp((distances.min(axis=1, keepdims=True) - distances) / temperature)
 
     classifier = KNeighborsClassifier(
         neighbors, weights=weights, metric='cosine', algorithm='brute'
     )
     with warnings.catch_warnings():
-        # Few examples of many classes, which scikit-learn takes for a regression. They are labels.
+        # With few examples of many classes, scikit-learn suspects a regression.
         warnings.filterwarnings('ignore', 'The number of unique classes', UserWarning)
         classifier.fit(train_features, train_labels)
     return float(np.mean(classifier.predict(test_features) == test_labels))
@@ -82,7 +81,7 @@ class NearestNeighbors:
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
-        """Whether neighbors are asked for, and there are features and labels of both splits."""
+        """Whether neighbors are asked for, and there are features, and labels of both splits."""
         return bool(
             inputs.neighbors and inputs.embed and inputs.train_batches and inputs.num_classes
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from tf2.evaluators.base import Inputs, Result, TooFewError, finite
 
-MOST_EXAMPLES = 5000  # of the training split; bounds the time of fitting to seconds
+MOST_EXAMPLES = 5000  # of the training split, so that fitting takes seconds
 MOST_ITERATIONS = 100
 
 
@@ -19,9 +19,9 @@ def probe_accuracy(
     test_features: np.ndarray,
     test_labels: np.ndarray,
 ) -> float:
-    """Share of test examples that a multinomial logistic regression gives their label.
+    """Share of test examples that a multinomial logistic regression predicts correctly.
 
-    Features are standardized over the training examples. The regression is scikit-learn's with its
+    Features are standardized over the training examples. The regression has scikit-learn's
     defaults, which include an L2 penalty with C=1.
 
     Args:
@@ -51,7 +51,7 @@ def probe_accuracy(
         )
     fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MOST_ITERATIONS))
     with warnings.catch_warnings():
-        # The number of iterations is bounded on purpose: by then the accuracy hardly changes.
+        # The number of iterations is limited on purpose: by then the accuracy hardly changes.
         warnings.simplefilter('ignore', ConvergenceWarning)
         fitted.fit(train_features, train_labels)
     return float(np.mean(fitted.predict(test_features) == test_labels))

@@ -16,13 +16,13 @@ from tf2.files import write_text
 
 
 def write_results(model_dir: str, step: int, results: Mapping[str, Any]) -> None:
-    """Writes `result.json` and `result_{step}.json`, each complete or not at all.
+    """Writes `result.json` and `result_{step}.json`, each atomically.
 
     Args:
-        model_dir: existing folder, local or of any file system TensorFlow knows (gs://).
+        model_dir: existing folder, on any file system TensorFlow knows.
         step: number of updates the evaluated model had; written as 'global_step'.
-        results: name -> scalar: a Python number, NumPy scalar or scalar tensor. What is not
-            finite is written as null, for JSON has no such number.
+        results: name -> scalar: a Python number, NumPy scalar or scalar tensor. Values that aren't
+            finite are written as null, because JSON has no such numbers.
     """
     plain = {name: _number(value) for name, value in results.items()}
     text = json.dumps({**plain, 'global_step': int(step)}, indent=2, allow_nan=False) + '\n'
@@ -31,10 +31,10 @@ def write_results(model_dir: str, step: int, results: Mapping[str, Any]) -> None
 
 
 def write_details(model_dir: str, step: int, details: Mapping[str, Any]) -> None:
-    """Writes `details.json`, atomically: results that are not single numbers, and 'global_step'.
+    """Writes results that aren't single numbers, and 'global_step', to `details.json`, atomically.
 
     Args:
-        model_dir: existing folder, local or of any file system TensorFlow knows (gs://).
+        model_dir: existing folder, on any file system TensorFlow knows.
         step: number of updates the evaluated model had.
         details: name -> lists and dictionaries of finite numbers.
     """
@@ -43,7 +43,7 @@ def write_details(model_dir: str, step: int, details: Mapping[str, Any]) -> None
 
 
 def read_results(path: str) -> dict[str, Any]:
-    """What `write_results` wrote to `path`; empty if there is no such file.
+    """The results that `write_results` wrote to `path`; empty if there is no such file.
 
     Raises:
         UserError: if the file holds something else.

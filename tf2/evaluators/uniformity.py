@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tf2.evaluators.base import Inputs, Result, TooFewError, some_rows, unit_rows
+from tf2.evaluators.base import RowStatistic, TooFewError, unit_rows
 
 _ROWS_AT_A_TIME = 512
 
@@ -13,12 +13,20 @@ def uniformity(embeddings: np.ndarray) -> float:
     """Log of the mean of exp(-2 ||x - y||²) over pairs of different rows: l_uniform, t = 2.
 
     Args:
-        embeddings: [n, d] float, n >= 2, not yet L2-normalized.
+        embeddings: [n, d] float, not yet L2-normalized.
 
     Returns:
         A value in [-8, 0]: 0 if all rows agree, about -4 if they are uniform on a sphere of many
         dimensions.
+
+    Raises:
+        TooFewError: if n < 2.
     """
+    if len(embeddings) < 2:
+        raise TooFewError(
+            f'--evaluators=uniformity needs two images to evaluate; found {len(embeddings)}. Leave '
+            'it out, or choose another --eval_split.'
+        )
     rows = unit_rows(embeddings)
     squares, total = np.sum(rows**2, axis=1), 0.0  # [n]
     for start in range(0, len(rows), _ROWS_AT_A_TIME):
@@ -30,31 +38,8 @@ def uniformity(embeddings: np.ndarray) -> float:
     return float(np.log((total - n) / (n * (n - 1))))
 
 
-class Uniformity:
-    """Uniformity of the features of the evaluation split, `base.MOST_ROWS` of them at most.
+class Uniformity(RowStatistic):
+    """Uniformity of the representation, a value in [-8, 0]."""
 
-    Args:
-        inputs: `samples` is used.
-    """
-
-    def __init__(self, inputs: Inputs) -> None:
-        self._samples = inputs.samples
-
-    @staticmethod
-    def applies(inputs: Inputs) -> bool:
-        """Whether there are features."""
-        return inputs.embed is not None
-
-    def run(self) -> list[Result]:
-        """('eval/uniformity', value in [-8, 0]).
-
-        Raises:
-            TooFewError: when there are no two images.
-        """
-        rows = some_rows(self._samples.evaluation().embeddings)
-        if len(rows) < 2:
-            raise TooFewError(
-                f'--evaluators=uniformity needs two images to evaluate; found {len(rows)}. Leave '
-                'it out, or choose another --eval_split.'
-            )
-        return [('eval/uniformity', uniformity(rows))]
+    name = 'eval/uniformity'
+    compute = staticmethod(uniformity)

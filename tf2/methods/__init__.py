@@ -1,4 +1,4 @@
-"""How a network learns. A method of pretraining is one file here and one entry in `METHODS`.
+"""Training methods. A pretraining method is one file here and one entry in `METHODS`.
 
 Importing this package doesn't import TensorFlow: `--help` and the checks of flags read the entries.
 """
@@ -6,10 +6,14 @@ Importing this package doesn't import TensorFlow: `--help` and the checks of fla
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.methods import MethodEntry
+from common.registry import load
 from common.views import CONTRAST, SUPERVISED
+
+if TYPE_CHECKING:
+    from tf2.config import ModelConfig
 
 _PRETRAINING = (
     'method',
@@ -36,7 +40,7 @@ METHODS = {
         ),
     ),
 }
-# Stages that learn in one way only.
+# Stages with a fixed method.
 STAGE_METHODS = {
     'finetune': MethodEntry(
         'tf2.methods.fine_tuning:FineTuning',
@@ -66,20 +70,26 @@ def entry_of(stage: str, method: str) -> MethodEntry:
 
     Args:
         stage: `--train_mode`.
-        method: `--method`, which says how the stages without a method of their own learn.
+        method: `--method`, the method of stages without a fixed one.
     """
     return STAGE_METHODS.get(stage) or METHODS[method]
 
 
 def make_head(method: str) -> Callable[..., Any]:
-    """What makes the projection head of networks that `method` pretrains; imports TensorFlow.
+    """The function that makes the projection head of networks pretrained by `method`.
 
-    The stages after pretraining keep that head.
+    Imports TensorFlow. Later stages keep the head.
     """
     return METHODS[method].load().projection_head
 
 
+def count_head_layers(method: str, model: ModelConfig) -> int:
+    """Number of layers of the projection head of networks pretrained by `method`."""
+    count = METHODS[method].head_layers
+    return load(count)(model) if count else model.head_layers
+
+
 def entries() -> Iterator[MethodEntry]:
-    """All of them."""
+    """All entries of `METHODS` and `STAGE_METHODS`."""
     yield from METHODS.values()
     yield from STAGE_METHODS.values()

@@ -1,4 +1,4 @@
-"""What every method offers the training loop."""
+"""The interface between methods and the training loop."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Gradients: TypeAlias = Sequence[tf.Tensor | None]
 
 
 class Method(tf.Module, abc.ABC):
-    """What is trained, and by which loss. The training loop knows nothing else about it.
+    """What is trained, and by which loss: all that the training loop knows.
 
     A step calls `targets`, `forward`, `loss`, `adjust_gradients` and `after_update`, in this
-    order and on every replica. Only the last one changes the method's state, but for the moving
-    batch statistics of the networks that run.
+    order, on every replica. Only `after_update` changes the method's state, except that networks
+    update their moving batch statistics when they run.
 
     Attributes:
         metrics: names of the scalars `loss` returns besides 'loss'.
@@ -38,15 +38,15 @@ class Method(tf.Module, abc.ABC):
     model: SimCLRModel
 
     def trained(self) -> Sequence[tf.Module]:
-        """What the optimizer updates: their trainable variables, in this order."""
+        """Modules whose trainable variables the optimizer updates."""
         return (self.model,)
 
     @classmethod
     def projection_head(cls, config: ModelConfig, width: int, norm: Norm) -> ProjectionHead:
-        """The head that the loss compares embeddings by; `ft_proj_selector` counts its layers.
+        """The projection head; `ft_proj_selector` counts its layers.
 
-        Networks have the head of the method that pretrains them, in later stages and in modules
-        too. For a head of its own the method's entry tells the number of layers.
+        A network keeps the head of its pretraining method in later stages and in exported modules.
+        If a method has a head of its own, its entry in `METHODS` counts the layers.
 
         Args:
             config: settings of the head.
@@ -57,19 +57,19 @@ class Method(tf.Module, abc.ABC):
 
     @property
     def trainable_variables(self) -> list[tf.Variable]:
-        """Those of `trained`, each once."""
+        """The trainable variables of `trained`, without duplicates."""
         variables = (v for module in self.trained() for v in module.trainable_variables)
         return list({variable.ref(): variable for variable in variables}.values())
 
     def initialize(self) -> None:
-        """Called before the first update of a new run, when the model has its first weights.
+        """Called before the first update of a new run, after the model has its initial weights.
 
-        Outside of replicas. Not called when a run goes on: its state was restored.
+        Called in cross-replica context. Not called on resuming, which restores the state.
         """
         return None
 
     def targets(self, batch: Batch) -> Nest:
-        """What `loss` compares the outputs with and no gradient flows to; None without any.
+        """What `loss` compares the outputs with, without gradient; None if there is nothing.
 
         Args:
             batch: this replica's share: 'views', a tuple of [b, h, w, 3] float32 in [0, 1], and
@@ -86,12 +86,12 @@ class Method(tf.Module, abc.ABC):
             training: whether batch statistics are used and the moving ones updated.
 
         Returns:
-            Tensors [b, ...], a row an example.
+            Tensors [b, ...], one row per example.
         """
 
     @abc.abstractmethod
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
-        """The loss on this replica's share of the batch; changes nothing.
+        """The loss on this replica's share of the batch; changes no state.
 
         Args:
             outputs: of `forward`.
@@ -99,22 +99,22 @@ class Method(tf.Module, abc.ABC):
             batch: see `targets`.
 
         Returns:
-            'loss' and `metrics`, float32 scalars; their means over replicas are the figures of the
-            global batch.
+            'loss' and `metrics`, float32 scalars; their means over replicas are the values for
+            the global batch.
         """
 
     def adjust_gradients(self, gradients: Gradients, step: tf.Tensor) -> Gradients:
         """The gradients to apply.
 
         Args:
-            gradients: those of `trainable_variables`, summed over the replicas.
+            gradients: of `trainable_variables`, summed over the replicas.
             step: number of updates done, int64 scalar.
         """
         del step
         return gradients
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
-        """Called after the variables changed; moving averages and queues go here.
+        """Called after the update; changes moving averages, queues and other state.
 
         Args:
             outputs: of this step's `forward`.
@@ -125,7 +125,7 @@ class Method(tf.Module, abc.ABC):
         del outputs, targets, batch, step
 
     def exports(self) -> Mapping[str, SimCLRModel]:
-        """Folder below the model folder -> what becomes a module there."""
+        """Subfolder of the model folder -> model to export there."""
         return {MODULES: self.model}
 
 
@@ -135,16 +135,16 @@ def build(model: SimCLRModel, config: LearningConfig, teacher: Logits | None = N
     Args:
         model: built, within the strategy's scope.
         config: settings of stage and method.
-        teacher: images [b, h, w, 3] -> logits [b, c]; for a stage that has one, and only for that.
+        teacher: images [b, h, w, 3] -> logits [b, c]; only for a stage with a teacher.
     """
-    more = () if teacher is None else (teacher,)
-    return config.entry.load()(model, config, *more)
+    arguments = (model, config) if teacher is None else (model, config, teacher)
+    return config.entry.load()(*arguments)
 
 
 def labeled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Cross-entropy and accuracy over the examples that have a label, on all replicas.
+    """Cross-entropy and accuracy over the labeled examples of all replicas.
 
-    The means of the figures over replicas are those of the global batch.
+    The means over replicas are the values for the global batch.
 
     Args:
         labels: [b] int32, -1 where there is none.
@@ -154,10 +154,10 @@ def labeled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.
         'supervised_loss' and 'supervised_acc', float32 scalars; 0 if no example has a label.
     """
     known = tf.cast(labels >= 0, tf.float32)  # [b]
-    targets = tf.maximum(labels, 0)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)  # [b]
-    hits = tf.cast(tf.argmax(logits, -1, tf.int32) == targets, tf.float32)  # [b]
-    # Over all replicas, for these may have unequal shares of the labels.
+    classes = tf.maximum(labels, 0)  # a valid class in rows that don't count
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits)  # [b]
+    hits = tf.cast(tf.argmax(logits, -1, tf.int32) == classes, tf.float32)  # [b]
+    # Over all replicas, which may have different numbers of labels.
     count = tf.maximum(distribution.mean_over_replicas(tf.reduce_sum(known)), 1e-6)
     return {
         'supervised_loss': tf.reduce_sum(losses * known) / count,

@@ -21,29 +21,29 @@ def soft_cross_entropy(
         teacher: [b, c] float32 logits.
         student: [b, c] float32 logits.
         temperature: divides both.
-        squared: whether the result is multiplied by the squared temperature, which keeps the size
+        squared: whether to multiply the result by the squared temperature, which keeps the scale
             of the gradient about the same at every temperature (Hinton et al., arXiv:1503.02531,
-            section 2). The published program does, SimCLRv2's equation does not.
+            section 2). The published program does; SimCLRv2's equation does not.
 
     Returns:
         float32 scalar.
     """
-    targets = tf.stop_gradient(tf.nn.softmax(teacher / temperature))  # [b, c]
-    losses = -tf.reduce_sum(targets * tf.nn.log_softmax(student / temperature), -1)  # [b]
+    probabilities = tf.stop_gradient(tf.nn.softmax(teacher / temperature))  # [b, c]
+    losses = -tf.reduce_sum(probabilities * tf.nn.log_softmax(student / temperature), -1)  # [b]
     return tf.reduce_mean(losses) * (temperature**2 if squared else 1.0)
 
 
 class Distillation(FineTuning):
     """(1 - alpha) * cross-entropy with the labels + alpha * cross-entropy with the teacher.
 
-    The first term is the mean over the examples that have a label, the second over all. What is
-    trained is what fine-tuning trains.
+    The first term is a mean over the labeled examples, the second over all examples. Trains the
+    same variables as fine-tuning.
 
     Args:
         model: the student; built, with a classifier.
         config: alpha, temperature and `fine_tune_after_block` are read.
-        teacher: images [b, h, w, 3] -> logits [b, c], frozen. As a function it is no part of this
-            module, so that neither checkpoint nor optimizer sees its weights.
+        teacher: images [b, h, w, 3] -> logits [b, c], frozen. It is a function, not a module, so
+            neither checkpoints nor the optimizer contain its weights.
     """
 
     def __init__(self, model: SimCLRModel, config: LearningConfig, teacher: Logits) -> None:
@@ -60,7 +60,7 @@ class Distillation(FineTuning):
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
         """See `Method.loss`. Outputs are the student's logits of the first view.
 
-        'supervised_loss' and 'supervised_acc' are 0 in a batch in which no example has a label.
+        'supervised_loss' and 'supervised_acc' are 0 if no example of the batch has a label.
         """
         config = self.config
         distilled = soft_cross_entropy(

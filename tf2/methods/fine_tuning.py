@@ -13,11 +13,11 @@ from tf2.models.encoder import SimCLRModel, freeze
 
 
 class FineTuning(Method):
-    """Cross-entropy of the classifier on one view; trains what `fine_tune_after_block` leaves.
+    """Cross-entropy of the classifier on one view.
 
     Args:
         model: built, with a classifier that sends its gradient on.
-        config: `fine_tune_after_block` is read.
+        config: `fine_tune_after_block` decides what is frozen.
 
     Raises:
         UserError: without a classifier.
@@ -36,7 +36,7 @@ class FineTuning(Method):
         freeze(model, config.fine_tune_after_block)
 
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> tf.Tensor:
-        """See `Method.forward`. Logits [b, classes] of the first view, ours."""
+        """See `Method.forward`. Logits [b, classes] of the first view."""
         return self.model(views[0], training=training)['logits_sup']
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:

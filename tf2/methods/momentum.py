@@ -7,29 +7,29 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 
-def make_equal(copies: Sequence[tf.Module], modules: Sequence[tf.Module]) -> None:
-    """Gives `copies` the weights and batch statistics of `modules`; outside of replicas.
+def copy_variables(copies: Sequence[tf.Module], modules: Sequence[tf.Module]) -> None:
+    """Copies all variables of `modules` to `copies`; call in cross-replica context.
 
     Args:
-        copies: built, each with the variables of the module at its place, in the same order.
-        modules: what is copied.
+        copies: built, each with the variables of its counterpart in `modules`, in the same order.
+        modules: what to copy.
     """
     for copy, module in zip(copies, modules, strict=True):
         for mean, weight in zip(copy.variables, module.variables, strict=True):
             mean.assign(tf.convert_to_tensor(weight))
 
 
-def follow(
+def update_averages(
     copies: Sequence[tf.Module], modules: Sequence[tf.Module], decay: float | tf.Tensor
 ) -> None:
-    """Moves the weights of `copies`: m <- decay * m + (1 - decay) * w, in a replica context.
+    """Updates the weights of `copies`: m <- decay * m + (1 - decay) * w; call in replica context.
 
-    Moving batch statistics are left alone: they are of the copies' own forward passes.
+    Moving batch statistics are not averaged: they come from the copies' own forward passes.
 
     Args:
-        copies: see `make_equal`.
-        modules: what is followed.
-        decay: share of its own that each weight keeps, in [0, 1].
+        copies: see `copy_variables`.
+        modules: with the weights w.
+        decay: in [0, 1].
     """
     pairs = [
         pair

@@ -11,16 +11,16 @@ import tensorflow as tf
 from tf2 import distribution
 from tf2.config import LOGITS_AT_A_TIME
 
-ABSENT = -1e9  # stands for minus infinity, whose differences would not be numbers
+ABSENT = -1e9  # a logit of minus infinity would give NaN differences
 
 
 class Contrast(typing.NamedTuple):
     """NT-Xent on one replica: float32 scalars, means over local examples.
 
     Attributes:
-        loss: the losses of both views, added up.
-        accuracy: how often the partner of a first view is the nearest of all second views.
-        entropy: in nats, of a first view's softmax over all second views.
+        loss: the sum of both views' losses.
+        accuracy: how often a first view's partner is the nearest of all second views.
+        entropy: of a first view's softmax over all second views, in nats.
     """
 
     loss: tf.Tensor
@@ -29,7 +29,7 @@ class Contrast(typing.NamedTuple):
 
 
 class _Negatives(typing.NamedTuple):
-    """Rows [m, d] float32, of which only the first `filled` count."""
+    """Rows [m, d] float32, only the first `filled` of which are valid."""
 
     rows: tf.Tensor
     filled: tf.Tensor | int
@@ -47,23 +47,21 @@ def nt_xent(
 ) -> Contrast:
     """Equation 1 of SimCLR (arXiv:2002.05709) over the views of all replicas.
 
-    Every view is to be told apart from the other views of the global batch, as the partner of
-    the second view of its image. To be called in a replica context, with as many rows on each.
+    For every view, the softmax over all other views of the global batch should pick the other view
+    of its image. Call in replica context, with the same number of rows on each replica.
 
-    The gradient is computed along with the loss, some rows after the others, so that no matrix of
-    logits outlives its block. Only the loss has one, and only a first one.
+    The gradient is computed along with the loss, block by block of rows, so that no logits are kept
+    for the backward pass. Only the loss has a gradient, and no second derivative.
 
     Args:
         view_a: [n, d] float32, projections of the first views of this replica's n images.
         view_b: [n, d] float32, projections of the second views.
         temperature: divides the similarities.
-        hidden_norm: whether projections are scaled to length 1 first.
-        negatives: [m, d] float32, further rows that every view is to be told apart from
-            (SimCLRv2 section 3, arXiv:2006.10029). They are compared as they are, and get no
-            gradient. The same on every replica.
-        filled: how many of `negatives` there are, the first ones; the others do not count. None
-            means all.
-        block: at most so many logits are computed at a time, but always a row's.
+        hidden_norm: whether to scale projections to length 1 first.
+        negatives: [m, d] float32, additional negatives (SimCLRv2 section 3, arXiv:2006.10029), the
+            same on every replica. They are not scaled and get no gradient.
+        filled: number of valid rows in `negatives`, the first ones; None means all.
+        block: maximum number of logits that are computed at a time, but at least one row of them.
 
     Returns:
         Loss and metrics over n * replicas images.
@@ -99,7 +97,7 @@ def _loss_and_gradients(
     memory: _Negatives | None,
     block: int,
 ) -> tuple[Contrast, list[tf.Tensor]]:
-    """Of local views [n, d] against all [N, d].
+    """Compares local views [n, d] with all [N, d].
 
     Returns:
         Loss and metrics; gradients of n times the loss with respect to the first four arguments.
@@ -126,16 +124,16 @@ def _loss_and_gradients(
 
 
 class _Compared(typing.NamedTuple):
-    """Some views [k, d], divided by the temperature, against N partners and all else.
+    """Results for k views, divided by the temperature: first views, or second ones.
 
     Attributes:
-        log_sum: [k], logarithm of the sum of the exponentials of all similarities.
-        mean: [k, d], of what it was compared with, weighted by the softmax; times 1 / temperature
-            the gradient of `log_sum`.
-        hits: [k], 1 where the partner is the nearest of the other views, else 0.
-        entropy: [k], of the softmax over the other views.
-        partners: [N, d], gradient of the sum of `log_sum` with respect to the other views.
-        alike: [N, d], its gradient with respect to same-view embeddings.
+        log_sum: [k], log-sum-exp of all logits of a view.
+        mean: [k, d], mean of all rows that a view was compared with, weighted by the softmax;
+            `mean` / temperature is the gradient of `log_sum` with respect to the undivided view.
+        hits: [k], 1 if the partner is the nearest of the views of the other kind, else 0.
+        entropy: [k], of the softmax over the views of the other kind.
+        partners: [N, d], gradient of the sum of `log_sum` with respect to views of the other kind.
+        alike: [N, d], the same with respect to views of the same kind.
     """
 
     log_sum: tf.Tensor
@@ -153,9 +151,9 @@ def _compare(
     alike: tf.Tensor,
     memory: _Negatives | None,
 ) -> _Compared:
-    """Compares `rows` [k, d], number `places` [k] among `alike` [N, d], with everything else."""
+    """Compares `rows` [k, d], at positions `places` [k] in `alike` [N, d], with all other rows."""
     logits = tf.matmul(rows, partners, transpose_b=True)  # [k, N]
-    # A minimum costs a third of tf.where, whose condition had to be computed apart.
+    # A minimum takes a third of the time of tf.where, whose condition is a separate operation.
     but_own = tf.one_hot(places, _rows(alike), ABSENT, tf.float32.max)  # [k, N]
     others = tf.minimum(tf.matmul(rows, alike, transpose_b=True), but_own)  # [k, N]
     parts = [_Part.of(logits, partners), _Part.of(others, alike)]
@@ -167,7 +165,7 @@ def _compare(
     highest = functools.reduce(tf.maximum, [part.highest for part in parts])  # [k, 1]
     scales = [tf.exp(part.highest - highest) for part in parts]  # [k, 1] each
     total = tf.add_n([scale * part.total for part, scale in zip(parts, scales)])  # [k, 1]
-    shares = [scale / total for scale in scales]  # what makes exponentials a softmax over all
+    shares = [scale / total for scale in scales]  # turn exponentials into a softmax over all logits
     by_partners, by_alike = (
         tf.matmul(part.exponentials, share * rows, transpose_a=True)
         for part, share in zip(parts[:2], shares)
@@ -183,13 +181,13 @@ def _compare(
 
 
 class _Part(typing.NamedTuple):
-    """Exponentials of the similarities of k rows to some c columns.
+    """Exponentials of the logits of k rows and c columns.
 
     Attributes:
-        highest: [k, 1], of a row's similarities.
-        exponentials: [k, c], of the similarities less `highest`.
-        total: [k, 1], their sums.
-        product: [k, d], with the columns.
+        highest: [k, 1], largest logit of each row.
+        exponentials: [k, c], of the logits minus `highest`.
+        total: [k, 1], sums of `exponentials`.
+        product: [k, d], `exponentials` times the columns.
     """
 
     highest: tf.Tensor
@@ -199,16 +197,16 @@ class _Part(typing.NamedTuple):
 
     @classmethod
     def of(cls, logits: tf.Tensor, columns: tf.Tensor) -> _Part:
-        """Of `logits` [k, c], similarities to `columns` [c, d]."""
+        """From `logits` [k, c], products of the rows with `columns` [c, d]."""
         highest = tf.reduce_max(logits, -1, keepdims=True)
         exponentials = tf.exp(logits - highest)
         total = tf.reduce_sum(exponentials, -1, keepdims=True)
         return cls(highest, exponentials, total, tf.matmul(exponentials, columns))
 
     def entropy(self, rows: tf.Tensor) -> tf.Tensor:
-        """[k], of the softmax over these columns alone, whose similarities to `rows` they are.
+        """Entropy [k] of the softmax over these columns alone; `rows` [k, d] gave the logits.
 
-        Minus the mean logarithm of the softmax, where the mean similarity is that to the mean.
+        It is the log-sum-exp minus the mean logit, which is the logit of the mean column.
         """
         mean = tf.reduce_sum(rows * self.product, -1, keepdims=True) / self.total
         return (self.highest + tf.math.log(self.total) - mean)[:, 0]
@@ -219,26 +217,26 @@ def _in_blocks(
     rows: Sequence[tf.Tensor],
     size: int | tf.Tensor,
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Calls `function` on `size` rows or fewer at a time, one block after the other.
+    """Calls `function` on blocks of at most `size` rows, one after the other.
 
     Args:
-        function: blocks of `rows` -> float32 results row by row, and sums over the rows, to which
-            rows of zeros must add nothing.
+        function: a block of each of `rows` -> float32 results per row, and sums over the rows, to
+            which rows of zeros add nothing.
         rows: each [n, …].
-        size: rows of a block; below 1 it is 1.
+        size: most rows in a block; values below 1 mean 1.
 
     Returns:
         What `function` would return for all rows at once.
     """
     count = _rows(rows[0])
-    # Blocks as even as can be, so that little is filled up.
+    # Blocks of nearly equal size need little padding.
     if tf.is_tensor(count) or tf.is_tensor(size):
         blocks = tf.maximum(1, -(-count // tf.maximum(1, size)))
     else:
         blocks = -(-count // max(1, size))
         if blocks == 1:
             return function(*rows)
-    shares = [_split_and_fill(values, blocks) for values in rows]  # [blocks, size, …] each
+    shares = [_split_and_pad(values, blocks) for values in rows]  # [blocks, size, …] each
     first, sums = function(*(share[0] for share in shares))
     arrays = [
         tf.TensorArray(tf.float32, blocks, element_shape=result.shape).write(0, result)
@@ -256,24 +254,24 @@ def _in_blocks(
         lambda index, *_: index < blocks,
         step,
         (tf.constant(1), arrays, sums),
-        parallel_iterations=1,  # memory for one block
+        parallel_iterations=1,  # so that one block is in memory
     )
     return [_join(array.stack(), count) for array in arrays], sums
 
 
-def _split_and_fill(values: tf.Tensor, blocks: int | tf.Tensor) -> tf.Tensor:
-    """[n, …] in [blocks, size, …], filled up with zeros."""
+def _split_and_pad(values: tf.Tensor, blocks: int | tf.Tensor) -> tf.Tensor:
+    """Reshapes [n, …] to [blocks, size, …], padded with zeros."""
     count = _rows(values)
     size = -(-count // blocks)
-    filling = tf.zeros([blocks * size - count, *values.shape[1:]], values.dtype)
-    return tf.reshape(tf.concat([values, filling], 0), [blocks, size, *values.shape[1:]])
+    padding = tf.zeros([blocks * size - count, *values.shape[1:]], values.dtype)
+    return tf.reshape(tf.concat([values, padding], 0), [blocks, size, *values.shape[1:]])
 
 
 def _join(blocks: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
-    """The first `count` rows in [blocks, size, …]."""
+    """The first `count` rows of [blocks, size, …]."""
     return tf.reshape(blocks, [-1, *blocks.shape[2:]])[:count]
 
 
 def _rows(values: tf.Tensor) -> int | tf.Tensor:
-    """How many; not static where several workers share a batch."""
+    """Number of rows; not static if several workers share a batch."""
     return tf.shape(values)[0] if values.shape[0] is None else values.shape[0]

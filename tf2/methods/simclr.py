@@ -17,12 +17,13 @@ from tf2.models.encoder import SimCLRModel
 class SimCLR(Method):
     """NT-Xent on two views and, where there are labels, an online linear classifier.
 
-    The classifier reads the representation behind stop_gradient: it measures, and does not teach.
+    The classifier reads the representation behind a stop_gradient, so it does not change the
+    encoder.
 
     Args:
         model: built.
-        config: temperature and memory are read. With a memory, whose variables are made here,
-            `initialize` is to be called before the first update.
+        config: temperature and memory are read. With a memory, whose variables are created here,
+            `initialize` must be called before the first update.
     """
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
@@ -34,12 +35,12 @@ class SimCLR(Method):
         self.metrics = ('contrast_loss', 'contrast_acc', 'contrast_entropy', *supervised)
 
     def initialize(self) -> None:
-        """See `Method.initialize`. The momentum encoder starts equal to the model."""
+        """See `Method.initialize`. The momentum encoder starts as a copy of the model."""
         if self.memory is not None:
-            self.memory.start_from(self.model)
+            self.memory.copy_from(self.model)
 
     def targets(self, batch: Batch) -> tf.Tensor | None:
-        """See `Method.targets`. With a memory the keys of the second views, [b, d]."""
+        """See `Method.targets`. With a memory, the keys of the second views, [b, d]."""
         return self.memory and self.memory.keys(batch['views'][1])
 
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
@@ -69,15 +70,15 @@ class SimCLR(Method):
         return terms
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
-        """See `Method.after_update`. The queue takes the keys; the momentum encoder follows.
+        """See `Method.after_update`. Enqueues the keys and updates the momentum encoder.
 
-        Only now, for as negatives the keys would count against the views of their own images.
+        The keys are enqueued after the loss; otherwise an image's own key would be a negative.
         """
         if self.memory is not None:
             self.memory.enqueue(targets)
-            self.memory.follow(self.model)
+            self.memory.update_encoder(self.model)
 
     def exports(self) -> Mapping[str, SimCLRModel]:
-        """See `Method.exports`. The momentum encoder too, if asked for."""
+        """See `Method.exports`. With the momentum encoder if it is to be exported."""
         momentum = {MOMENTUM_MODULES: self.memory.encoder} if self.memory else {}
         return super().exports() | (momentum if self.config.export_momentum_encoder else {})

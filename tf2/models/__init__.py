@@ -1,16 +1,16 @@
 """Encoders and heads. A backbone is one file here and one entry in `BACKBONES`.
 
-A backbone is a Keras model or layer, made by `Backbone(config, norm, image_size)` of a
-`ModelConfig`, the `layers.Norm` of the network and the pixels of its images. It has
+A backbone is a Keras model or layer. Its constructor takes a `ModelConfig`, a `layers.Norm` and the
+image size in pixels. It has
 
 - `width`: int, channels of the representation;
-- `blocks`: a sequence, from input to output, of sequences of layers that hold all its variables.
-  Block 0 is the stem; `--fine_tune_after_block` counts the others from 0, and their number or more
-  leaves nothing of the backbone to train;
+- `blocks`: from input to output, sequences of layers that together hold all its variables. The
+  first is the stem; `--fine_tune_after_block` counts the others from 0, and a value equal to their
+  number freezes the whole backbone;
 - `__call__(images, training=False)`: images [b, h, w, 3] float32 in [0, 1] -> endpoints by name,
   with the representation 'final_avg_pool' [b, width] float32 among them.
 
-Importing this module does not import TensorFlow.
+Importing this package doesn't import TensorFlow.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ class BackboneEntry:
 
     Attributes:
         implementation: its class, as 'module:Class'.
-        blocks: number of its blocks after the stem, as 'module:function' of a `ModelConfig`, where
-            no TensorFlow is imported.
-        title: for people, with settings of `ModelConfig` in braces; default: its name.
-        reads: the settings of `ModelConfig` that not every backbone reads and this one does.
-        check: 'module:function' that takes a `ModelConfig` and raises UserError for settings that
-            contradict each other; None checks nothing.
-        memory: its `tf2.memory_estimate.Encoder`, as 'module:Class'. Without one, nothing is
-            refused because it does not fit into memory.
-        small_stem: whether it has another stem for images of `SMALL_IMAGE` pixels or less.
-        published: whether published weights are of this backbone; their shapes tell its settings.
+        blocks: counts its blocks after the stem, given a `ModelConfig`, as 'module:function' in a
+            module that doesn't import TensorFlow.
+        title: display name, with settings of `ModelConfig` in braces; default: its key.
+        reads: settings of `ModelConfig` that this backbone reads and some others don't.
+        check: raises UserError if the settings in a `ModelConfig` contradict each other, as
+            'module:function'; None checks nothing.
+        memory: its `tf2.memory_estimate.Encoder`, as 'module:Class'. Without one, no run is refused
+            for lack of memory.
+        small_stem: whether it has a different stem for images of `SMALL_IMAGE` pixels or less.
+        published: whether published weights have this backbone; its settings can then be inferred
+            from their shapes.
     """
 
     implementation: str

@@ -1,4 +1,4 @@
-"""The convolution of all encoders, with padding that does not depend on the image size."""
+"""Convolution with padding that doesn't depend on the image size."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# Positions of a map of 8 x 8. Up to here matrix products were faster than oneDNN's gradient of the
-# kernel on a CPU with AVX512-BF16, above slower.
+# Positions of an 8 x 8 map. On a CPU with AVX512-BF16, matrix products were faster than oneDNN's
+# gradient of the kernel for maps up to this size, and slower for larger ones.
 SMALL_MAP = 64
-# Channels that oneDNN's kernels take at once with AVX512. Its gradient of a strided 1x1 kernel for
-# fewer of them writes past the end of its memory (TensorFlow 2.15.1).
+# Channels that oneDNN's kernels process at once with AVX512. With fewer channels, its gradient of a
+# strided 1x1 kernel writes past the end of its memory (TensorFlow 2.15.1).
 VECTOR = 16
 
 Gradients = tuple[tf.Tensor, tf.Tensor]
@@ -32,9 +32,9 @@ def convolve(
         images: [b, h, w, c].
         kernel: [k, k, c, f], of the dtype of `images`.
         strides: in both directions.
-        filter_products: whether matrix products compute the gradient of the kernel if the result
-            is a small map (`SMALL_MAP`), for which oneDNN makes little use of a CPU's bfloat16.
-            Equal up to rounding.
+        filter_products: whether to compute the gradient of the kernel by matrix products if the
+            result is a small map (`SMALL_MAP`), where oneDNN uses a CPU's bfloat16 poorly. Equal up
+            to rounding.
 
     Returns:
         [b, ceil(h / strides), ceil(w / strides), f], of that dtype.
@@ -42,10 +42,13 @@ def convolve(
     size = kernel.shape[0]
     padding = 'SAME' if strides == 1 or size == 1 else 'VALID'
     if padding == 'VALID':
-        # oneDNN has no gradients of a convolution with explicit padding.
+        # oneDNN has no gradients for explicit padding.
         images = tf.pad(images, fixed_padding(size))
     if size == 1 and strides > 1 and images.shape[-1] < VECTOR:
-        images, strides = images[:, ::strides, ::strides], 1  # all that the kernel sees
+        images, strides = (
+            images[:, ::strides, ::strides],
+            1,
+        )  # all it reads
     if not (filter_products and size > 1 and _gives_small_map(images, size, strides, padding)):
         return tf.nn.conv2d(images, kernel, strides, padding)
 
@@ -66,7 +69,7 @@ def convolve(
 
 
 def _gives_small_map(images: tf.Tensor, kernel_size: int, strides: int, padding: str) -> bool:
-    """Whether the static shapes say that the result is a small map."""
+    """Whether the result is a small map, according to static shapes."""
     _, height, width, _ = images.shape
     if height is None or width is None:
         return False
@@ -77,11 +80,11 @@ def _gives_small_map(images: tf.Tensor, kernel_size: int, strides: int, padding:
 def filter_gradient(
     images: tf.Tensor, errors: tf.Tensor, kernel_size: int, strides: int
 ) -> tf.Tensor:
-    """The gradient of a convolution's kernel, one matrix product for each of its positions.
+    """The gradient of a convolution's kernel, by one matrix product per position in it.
 
     Args:
-        images: [b, h, w, c], already padded; static but for b.
-        errors: [b, h', w', f], gradient of the result; static but for b.
+        images: [b, h, w, c], already padded; static except b.
+        errors: [b, h', w', f], gradient of the result; static except b.
         kernel_size: k.
         strides: of the convolution.
 
@@ -100,11 +103,11 @@ def filter_gradient(
 def _parts(
     images: tf.Tensor, height: int, width: int, kernel_size: int, strides: int
 ) -> list[tf.Tensor]:
-    """The images under each position of the kernel, row by row: [b, height, width, c] each."""
+    """What each position in the kernel reads, row by row: [b, height, width, c] each."""
     _, rows, columns, channels = images.shape
     missing = [[0, 0], [0, -rows % strides], [0, -columns % strides], [0, 0]]
     whole = tf.pad(images, missing) if rows % strides or columns % strides else images
-    # The position within a stride becomes an axis, because strided slices are slow.
+    # An axis for the offset within a stride, because strided slices are slow.
     rows, columns = (-(-length // strides) for length in (rows, columns))
     split = tf.reshape(whole, [-1, rows, strides, columns, strides, channels])
     return [

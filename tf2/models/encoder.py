@@ -11,22 +11,21 @@ from tf2.models.layers import Norm
 
 
 class SimCLRModel(tf.keras.Model):
-    """What is trained, saved and exported: f, g and, where there are labels, a linear classifier.
+    """Encoder f, projection head g and, if there are labels, a linear classifier.
 
     Args:
         config: architecture.
-        image_size: pixels of the images, which a backbone may depend on.
+        image_size: in pixels; a backbone may depend on it.
         num_classes: classes of the linear classifier; None builds none.
         make_head: makes the projection head.
-        replicas: number of replicas the training step runs on; global BN needs no
-            synchronization on one.
+        replicas: number of replicas of the training step; global BN is not synchronized on one.
         precision: 'float32', 'bfloat16' or 'float16', for convolutions and dense layers.
-        filter_products: see `Norm`; `tf2.precision` knows where it pays.
-        detach_classifier: whether gradients of the classifier stop before the encoder, so that it
-            measures the representation and does not change it.
+        filter_products: see `convolution.convolve`; `tf2.precision` chooses it.
+        detach_classifier: whether the classifier's gradient stops before the encoder, so that
+            training it doesn't change the representation.
 
     Raises:
-        UserError: if the projection head does not have the layer that the classifier is to read.
+        UserError: if the projection head lacks the layer that the classifier should read.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class SimCLRModel(tf.keras.Model):
             )
         self.classifier = classifier(num_classes) if num_classes else None
 
-    # No control flow depends on a tensor. AutoGraph would take seconds to find that out.
+    # AutoGraph has nothing to convert here, and would spend seconds finding that out.
     @tf.autograph.experimental.do_not_convert
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Runs encoder, head and classifier.
@@ -76,8 +75,7 @@ class SimCLRModel(tf.keras.Model):
 
         Returns:
             The backbone's endpoints, 'proj_head_input' [b, d], 'proj_head_output' [b, out_dim],
-            and, where there is a classifier, 'logits_sup' [b, num_classes]; the last three in
-            float32.
+            and, with a classifier, 'logits_sup' [b, num_classes]; the last three are float32.
         """
         endpoints = self.backbone(images, training=training)
         hiddens = self.projection_head(endpoints['final_avg_pool'], training=training)
@@ -90,14 +88,14 @@ class SimCLRModel(tf.keras.Model):
 
 
 def freeze(model: SimCLRModel, after_block: int) -> None:
-    """Leaves trainable what fine-tuning trains; the rest keeps its weights and BN statistics.
+    """Freezes what fine-tuning doesn't train, weights and batch normalization statistics.
 
-    Layers of the projection head that the classifier does not read are always frozen.
+    Layers of the projection head that the classifier doesn't read are always frozen.
 
     Args:
         model: built.
-        after_block: -1 trains the whole encoder; k the blocks after the stem from block k on,
-            counted from 0, and, without such a block, the classifier only. ResNets have 4.
+        after_block: -1 trains the whole encoder; k trains the blocks after the stem from block k
+            on, counted from 0, or only the classifier if there is no block k. ResNets have 4.
     """
     blocks = model.backbone.blocks
     for block in blocks[: after_block + 1]:
@@ -111,7 +109,7 @@ def freeze(model: SimCLRModel, after_block: int) -> None:
 
 
 def without_classifier(model: SimCLRModel) -> SimCLRModel:
-    """A new model, not built yet, with the encoder and projection head that `model` has."""
+    """A new model, not built yet, with the architecture of `model` but no classifier."""
     return SimCLRModel(
         model.config,
         model.image_size,
@@ -123,7 +121,7 @@ def without_classifier(model: SimCLRModel) -> SimCLRModel:
 
 
 def build_model(model: SimCLRModel) -> SimCLRModel:
-    """Creates all variables of `model` without computing anything, and returns it."""
+    """Creates all variables of `model`, without computing anything, and returns it."""
     images = tf.keras.Input([None, None, 3])
     model(images, training=False)
     return model

@@ -10,16 +10,16 @@ import tensorflow as tf
 from tf2.config import ModelConfig
 from tf2.models.layers import BatchNorm, Layer, Norm
 
-# A projection head from the settings, the width of the representation, and the normalization. It
-# has what `ProjectionHead` has: `width`, `__call__`, and `blocks`, each with variables, that
-# together hold all of them.
+# Makes a projection head from the settings, the width of the representation, and the normalization.
+# It has the interface of `ProjectionHead`: `__call__`, `width`, and `blocks`, each with variables,
+# which together hold all variables.
 MakeHead: TypeAlias = Callable[[ModelConfig, int, Norm], Layer]
 
 
 class DenseBN(Layer):
     """Dense layer without bias, batch normalization, and a ReLU unless it is the last one.
 
-    The last layer's normalization has no beta: a shift of all projections would be useless.
+    The last layer's normalization has no beta.
     """
 
     def __init__(self, units: int, last: bool, norm: Norm) -> None:
@@ -38,12 +38,12 @@ class DenseBN(Layer):
 
 
 class ProjectionHead(Layer):
-    """The map from the encoder's output to the space in which views are compared.
+    """Maps the representation to the space in which views are compared.
 
     Args:
         config: `proj_head_mode`: 'none' (z = h), 'linear' (one layer) or 'nonlinear' (an MLP of
             `num_proj_layers`); `proj_out_dim`.
-        in_dim: width of the encoder's output; the hidden layers have the same.
+        in_dim: width of the representation and of the hidden layers.
         norm: normalization and dtype policy.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The layers that multiply by a kernel: what weight decay is about."""
+"""Layers with kernels, which weight decay applies to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KERNEL_LAYERS = (
 
 
 def kernel_layers(module: tf.Module) -> Iterator[tf.keras.layers.Layer]:
-    """Every convolution and dense layer in `module`, itself included.
+    """Every convolution and dense layer in `module`, including itself.
 
     Args:
         module: a layer, model or other tf.Module.

@@ -1,4 +1,4 @@
-"""Building blocks that encoders and heads share: padding, batch normalization, conv + BN."""
+"""Layers that encoders and heads share: padding, batch normalization, convolution."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """How a network normalizes and computes.
+    """Settings of the layers of a network.
 
     Attributes:
         momentum: of the moving batch statistics.
-        synchronized: whether statistics are taken over all replicas. To be left off with one
+        synchronized: whether statistics are taken over all replicas. Leave it off on a single
             replica: the fused kernel is much faster.
         dtype: Keras dtype policy, such as 'float32' or 'mixed_bfloat16'.
         filter_products: see `convolution.convolve`.
@@ -35,10 +35,10 @@ class Norm:
 class BatchNorm(Layer):
     """Batch normalization over all axes but the last (Ioffe & Szegedy 2015, arXiv:1502.03167).
 
-    The moving variance averages the batch variance as it is, fused or not, as in the published
-    weights. Keras's fused layer first multiplies it by n / (n - 1), which matters for small
-    batches. With `trainable = False` the layer uses its moving statistics and does not update them.
-    Statistics are float32 whatever the compute dtype.
+    As in the published weights, the moving variance averages the biased batch variance. (Keras's
+    fused layer first multiplies it by n / (n - 1), which matters for small batches.) With
+    `trainable = False` the layer uses its moving statistics and doesn't update them. Statistics are
+    float32 whatever the compute dtype.
 
     Args:
         norm: momentum, synchronization and dtype policy.
@@ -61,8 +61,8 @@ class BatchNorm(Layer):
                 name, [channels], tf.float32, start, experimental_autocast=False, **kwargs
             )
 
-        # Each replica keeps its own moving statistics; reading them, as a checkpoint does,
-        # takes the mean over replicas.
+        # Each replica has its own moving statistics; reading them, as a checkpoint does, returns
+        # the mean over replicas.
         moving = {
             'trainable': False,
             'synchronization': tf.VariableSynchronization.ON_READ,
@@ -122,13 +122,13 @@ class BatchNorm(Layer):
         return tf.cast(outputs, dtype), mean, variance
 
     def _normalize(self, images: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-        """Normalizes float32 `images` [b, h, w, c] by statistics [c] that gradients flow to."""
+        """Normalizes float32 `images` [b, h, w, c]; gradients flow through the statistics [c]."""
         scale = self.gamma * tf.math.rsqrt(variance + EPSILON)
         shift = self._offset() - mean * scale
         return images * scale + shift
 
     def _global_moments(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean and variance [c] over the float32 batches of all replicas, which are of one size."""
+        """Mean and variance [c] over the float32 batches, of equal size, of all replicas."""
         mean, variance = tf.nn.moments(images, [0, 1, 2])
         local = tf.stack([mean, variance + tf.square(mean)])  # [2, c]
         context = tf.distribute.get_replica_context()
@@ -144,8 +144,8 @@ class BatchNorm(Layer):
 class FixedPadding(Layer):
     """Pads (k - 1) // 2 before and the rest after, whatever the image size.
 
-    SAME padding of a strided convolution depends on the image size; this does not, so features
-    line up between sizes.
+    SAME padding of a strided convolution depends on the image size. This doesn't, so features are
+    aligned between sizes.
     """
 
     def __init__(self, kernel_size: int, norm: Norm) -> None:
@@ -158,7 +158,7 @@ class FixedPadding(Layer):
 
 
 class Conv(Layer):
-    """Convolution without bias: SAME padding at stride 1, fixed padding above."""
+    """Convolution without bias: SAME padding at stride 1, else fixed padding."""
 
     def __init__(self, filters: int, kernel_size: int, strides: int, norm: Norm) -> None:
         super().__init__(dtype=norm.dtype)
@@ -179,7 +179,7 @@ class Conv(Layer):
 
 
 class PaddedConv2D(tf.keras.layers.Conv2D):
-    """Keras's layer, with our padding and gradient."""
+    """Keras's layer with `convolution.convolve`."""
 
     filter_products = False
 

@@ -1,6 +1,6 @@
-"""The names that the published SimCLR checkpoints of TensorFlow 2 give to our variables.
+"""Names of our variables in the published TensorFlow 2 checkpoints of SimCLR.
 
-Those of squeeze-and-excitation are an assumption: no published file that has it was at hand.
+Those of squeeze-and-excitation are assumed: no published file with it was available.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Named = tuple[str, Layer]
 
 
 def tf2_names(model: SimCLRModel) -> dict[str, tf.Variable]:
-    """Variables of a built `model` by their object path in the published TF2 checkpoints."""
+    """Object path in the published TF2 checkpoints -> variable of the built `model`."""
     return _variables(
         [
             *encoder_layers(model),
@@ -30,7 +30,7 @@ def tf2_names(model: SimCLRModel) -> dict[str, tf.Variable]:
 
 
 def encoder_layers(model: SimCLRModel) -> list[Named]:
-    """The encoder's layers with variables by their TF2 object path, in the order of creation.
+    """The encoder's layers that have variables, with their TF2 object paths, in order of creation.
 
     Args:
         model: built or not.
@@ -67,13 +67,13 @@ def _stem_layers(stem: Stem) -> Iterator[Named]:
         yield from _unit(unit, 2 * index)
     first = 2 * len(stem.before)
     yield f'{first}/conv2d', stem.conv.conv
-    yield f'{first + 2}/bn', stem.bn  # the layer between marks an endpoint
+    yield f'{first + 2}/bn', stem.bn  # the layer in between marks an endpoint
 
 
 def _block_layers(block: Block) -> Iterator[Named]:
     basic = len(block.residual) == 2
     if block.shortcut:
-        # Pooling, and padding before a strided one, come first in ResNet-D's shortcut.
+        # In ResNet-D's shortcut, pooling comes first, after padding if it is strided.
         first = len(block.shortcut.pool.layers) if block.shortcut.pool else 0
         name = 'shortcut_layers' if basic else 'projection_layers'
         yield from _prefixed(name, _unit(block.shortcut.projection, first))
@@ -84,7 +84,7 @@ def _block_layers(block: Block) -> Iterator[Named]:
             index += 2
         else:
             yield from _prefixed(name, _unit(layer, index))
-            index += 2 if basic else 3  # bottlenecks have a DropBlock place after each BN
+            index += 2 if basic else 3  # bottlenecks have a place for DropBlock after each BN
     if block.excite:
         place = 'se_layer' if basic else f'{name}/{index}'
         yield f'{place}/se_reduce', block.excite.reduce

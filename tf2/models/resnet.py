@@ -45,9 +45,9 @@ class SqueezeExcite(Layer):
 
 
 class SelectiveKernel(Layer):
-    """Two 3x3 convolutions in one, mixed by attention (Li et al. 2019, arXiv:1903.06586).
+    """Two 3x3 convolutions mixed by attention (Li et al. 2019, arXiv:1903.06586).
 
-    SimCLRv2 takes 3x3 kernels for both branches, so that one convolution computes them.
+    SimCLRv2 uses 3x3 kernels in both branches, so a single convolution computes both.
     """
 
     def __init__(self, filters: int, strides: int, ratio: float, norm: Norm) -> None:
@@ -67,7 +67,7 @@ class SelectiveKernel(Layer):
 
 
 class Shortcut(Layer):
-    """Projection of a block's input; with selective kernels the one of ResNet-D.
+    """Projection of a block's input; if `averaged`, that of ResNet-D.
 
     He et al. 2019 (arXiv:1812.01187) average before the 1x1 convolution instead of striding it.
     """
@@ -131,7 +131,7 @@ class Block(Layer):
 
 
 class Stem(Layer):
-    """The first convolution: 3x3 for small images, else 7x7/2 (ResNet-D's three 3x3 with SK)."""
+    """The first convolution: 3x3 for small images, else three 3x3 as in ResNet-D, or 7x7/2."""
 
     def __init__(self, width: int, *, small_images: bool, deep: bool, norm: Norm) -> None:
         super().__init__(dtype=norm.dtype)
@@ -158,12 +158,12 @@ class Stem(Layer):
 
 
 class ResNet(tf.keras.Model):
-    """ResNet 18, 34, 50, 101, 152 or 200 that returns all its endpoints; see `tf2.models`.
+    """ResNet 18, 34, 50, 101, 152 or 200; see `tf2.models`.
 
     Args:
         config: `resnet_depth`, `width_multiplier`, `sk_ratio` and `se_ratio` are read.
         norm: normalization and dtype policy.
-        image_size: pixels; up to `SMALL_IMAGE` the stem keeps the resolution.
+        image_size: in pixels; up to `SMALL_IMAGE` the stem keeps the resolution.
 
     Attributes:
         width: channels of the representation.
@@ -198,7 +198,7 @@ class ResNet(tf.keras.Model):
     @property
     def blocks(self) -> Sequence[Sequence[Layer]]:
         """Stem and the four groups."""
-        # Not an attribute: checkpoints would name the layers after it.
+        # Not an attribute, which would change the layers' names in checkpoints.
         return [[self.stem], *self.groups]
 
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:

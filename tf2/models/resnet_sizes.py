@@ -1,4 +1,4 @@
-"""Sizes of the ResNets, and which of their settings go together. Imports no TensorFlow."""
+"""Sizes of the ResNets, and checks of their settings. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIN_SK_FILTERS = 32
 
 
 def has_bottlenecks(depth: int) -> bool:
-    """Whether a ResNet of this depth is made of bottleneck blocks (50 layers and more)."""
+    """Whether a ResNet of this depth has bottleneck blocks: from 50 layers on."""
     return depth >= 50
 
 
@@ -35,12 +35,12 @@ def feature_width(depth: int, width_multiplier: float) -> int:
 
 
 def count_groups(config: ModelConfig) -> int:
-    """Number of groups of blocks; the same at every depth."""
+    """Number of block groups."""
     return len(BLOCKS_PER_GROUP[config.resnet_depth])
 
 
 def check_settings(config: ModelConfig) -> None:
-    """Raises UserError for settings of no ResNet."""
+    """Raises UserError if the settings contradict each other, or a layer would vanish."""
     if config.sk_ratio > 0 and not has_bottlenecks(config.resnet_depth):
         raise UserError(
             f'--sk_ratio needs bottleneck blocks, --resnet_depth 50 or more; found depth '
@@ -48,6 +48,6 @@ def check_settings(config: ModelConfig) -> None:
         )
     if int(STEM_FILTERS * config.width_multiplier) < 2:
         raise UserError(
-            f'--width_multiplier must leave the first layer 2 channels or more, so be at '
-            f'least 0.03125; found {config.width_multiplier}.'
+            f'--width_multiplier must be at least 0.03125, which leaves the first layer 2 '
+            f'channels; found {config.width_multiplier}.'
         )

@@ -1,14 +1,15 @@
-"""Name -> optimizer."""
+"""Makes and applies the optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import tensorflow as tf
 
-from common.errors import UserError
+from common.registry import load
 from tf2.config import OptimizerConfig
+from tf2.optimizers import OPTIMIZERS
 from tf2.optimizers.lamb import build_lamb
 from tf2.optimizers.lars import Lars
 
@@ -18,34 +19,26 @@ Variables: TypeAlias = Sequence[tf.Variable]
 LossScaling = tf.keras.mixed_precision.LossScaleOptimizer
 
 
-def _lars(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
-    return Lars(rate, decayed=decayed, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def _momentum(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
+def momentum(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
+    """SGD with Nesterov momentum."""
     del decayed  # its weight decay is an L2 term of the loss
     return tf.keras.optimizers.SGD(rate, momentum=config.momentum, nesterov=True, jit_compile=False)
 
 
-def _adam(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
+def adam(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
+    """Adam with the defaults of Keras."""
     del config, decayed  # its weight decay is an L2 term of the loss
     return tf.keras.optimizers.Adam(rate, jit_compile=False)
 
 
-def _lamb(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
+def lars(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
+    """See `Lars`."""
+    return Lars(rate, decayed=decayed, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def lamb(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
+    """See `build_lamb`."""
     return build_lamb(rate, decayed=decayed, weight_decay=config.weight_decay)
-
-
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Rate, Variables], Optimizer]] = {
-    'lars': _lars,
-    'momentum': _momentum,
-    'adam': _adam,
-    'lamb': _lamb,
-}
-
-# These apply weight decay themselves, to what they are told to; the others rely on an L2 term of
-# the loss.
-DECAY_IN_UPDATE = frozenset({'lars', 'lamb'})
 
 
 def build(
@@ -55,29 +48,26 @@ def build(
     *,
     scales_loss: bool = False,
 ) -> Optimizer:
-    """The optimizer `config` names.
+    """The optimizer that `config` names.
 
-    To be called within the scope of the distribution strategy, after the model was built.
+    Call it within the strategy's scope, after the model was built.
 
     Args:
         config: which optimizer, and its momentum and weight decay.
         learning_rate: float, or a schedule called with the number of updates done.
-        decayed: variables that lars and lamb decay and adapt. The others ignore it.
-        scales_loss: whether small gradients are kept from vanishing in float16: the loss is
-            multiplied by a factor that grows until gradients overflow; such an update is left
-            out, counts as a step, and halves the factor (Micikevicius et al. 2017,
-            arXiv:1710.03740, section 3.2).
+        decayed: variables that lars and lamb decay and adapt; the others ignore it.
+        scales_loss: whether to scale the loss, so that small gradients don't vanish in float16.
+            The factor grows until gradients overflow; such an update is skipped, counts as a step,
+            and halves the factor (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2).
 
     Returns:
         A Keras optimizer, for `apply`.
 
     Raises:
-        UserError: for a name that is not in OPTIMIZERS, or whose package is missing.
+        UserError: if its package is missing.
     """
-    if config.optimizer not in OPTIMIZERS:
-        names = ', '.join(OPTIMIZERS)
-        raise UserError(f'--optimizer must be one of {names}; found {config.optimizer!r}.')
-    optimizer = OPTIMIZERS[config.optimizer](config, learning_rate, decayed)
+    make = load(OPTIMIZERS[config.optimizer].implementation)
+    optimizer = make(config, learning_rate, decayed)
     return LossScaling(optimizer) if scales_loss else optimizer
 
 
@@ -106,14 +96,14 @@ def create_variables(optimizer: Optimizer, variables: Variables) -> None:
 def apply(
     optimizer: Optimizer, gradients: Iterable[tf.Tensor | None], variables: Iterable[tf.Variable]
 ) -> None:
-    """Updates `variables` by `gradients` that were already summed over the replicas.
+    """Updates `variables` with `gradients` that were already summed over the replicas.
 
     Args:
         optimizer: from `build`.
         gradients: one for each variable; None leaves the variable as it is.
         variables: all that are trained, the same at each call.
     """
-    # The one spelling that current and legacy Keras optimizers and the LossScaleOptimizer share.
+    # The only call that current and legacy Keras optimizers and the LossScaleOptimizer share.
     optimizer.apply_gradients(
         zip(gradients, variables, strict=True), experimental_aggregate_gradients=False
     )

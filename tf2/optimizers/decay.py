@@ -1,4 +1,4 @@
-"""Which variables decay: chosen by the layer they belong to, never by their names."""
+"""Which variables decay, chosen by the layer they belong to, never by name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tf2.models.kernels import kernel_layers, kernel_of
 
 
 def variable_key(variable: tf.Variable) -> str:
-    """Identity of a variable, the same for a distributed variable and its copy on a replica.
+    """Identity of a variable, the same for a distributed variable and its copies on replicas.
 
-    Optimizers are handed the copies when they update, but were told about the whole.
+    Optimizers are configured with the distributed variables, but update the copies.
     """
     if isinstance(variable, tf.distribute.DistributedValues):
         return variable._unique_id
@@ -27,11 +27,11 @@ def decayed_kernels(
 ) -> list[tf.Variable]:
     """Kernels of all convolution and dense layers in `modules` that are not frozen.
 
-    Biases, normalization parameters and embeddings are not among them.
+    Excludes biases, normalization parameters and embeddings.
 
     Args:
         modules: built layers, models or other tf.Modules.
-        besides: parts of them whose kernels are left out.
+        besides: parts of them whose kernels to leave out.
 
     Returns:
         Each kernel once, in the order in which `submodules` lists the layers.

@@ -1,4 +1,4 @@
-"""LAMB of tensorflow-addons (You et al. 2019, arXiv:1904.00962), with variables chosen by role."""
+"""LAMB from tensorflow-addons (You et al. 2019, arXiv:1904.00962), with decay by role."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def build_lamb(
     Args:
         learning_rate: float, or a schedule called with the number of updates done.
         decayed: variables that get weight decay and the trust ratio.
-        weight_decay: factor on the variable that is added to its update.
+        weight_decay: times the variable, is added to its update.
 
     Returns:
         The optimizer, with the moment decays of its paper (0.9, 0.999).
 
     Raises:
-        UserError: when tensorflow-addons is not installed.
+        UserError: if tensorflow-addons is not installed.
     """
     base = _addons().optimizers.LAMB
     chosen = frozenset(map(variable_key, decayed))
 
     class Lamb(base):
-        """The two predicates of the base class match names; these ask for the role."""
+        """Chooses variables by role; the base class matches names."""
 
         def _do_use_weight_decay(self, variable: tf.Variable) -> bool:
             return variable_key(variable) in chosen
@@ -47,9 +47,9 @@ def build_lamb(
 
 
 def _addons() -> types.ModuleType:
-    """tensorflow_addons, imported when first needed and without its end-of-life notice."""
+    """Imports tensorflow_addons without its end-of-life notice."""
     with warnings.catch_warnings():
-        # A user of this program can do nothing about that notice. Other warnings pass.
+        # Users of this program can do nothing about it.
         warnings.filterwarnings(
             'ignore', message=r'\s*TensorFlow Addons \(TFA\) has ended development'
         )

@@ -21,15 +21,15 @@ class Lars(tf.keras.optimizers.Optimizer):
         v <- momentum * v + rate * trust * g
         w <- w - v
 
-    where trust is 0.001 * |w| / |g|, or 1 if either norm is 0. Other variables have no weight decay
-    and a trust of 1. Weight decay enters the trust ratio, so a zero gradient alone does not make it
-    1.
+    where trust is 0.001 * |w| / |g|, or 1 if either norm is 0. Since g includes the weight decay, a
+    zero gradient alone doesn't make trust 1. For other variables trust is 1, and there is no weight
+    decay.
 
     Args:
         learning_rate: float, or a schedule called with the number of updates done.
-        decayed: variables with weight decay and an adapted step.
-        momentum: share of the velocity kept from update to update.
-        weight_decay: factor on the variable that is added to its gradient.
+        decayed: variables with weight decay and trust ratio.
+        momentum: share of the velocity that each update keeps.
+        weight_decay: times the variable, is added to its gradient.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class Lars(tf.keras.optimizers.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
     ) -> None:
-        # Keras' own weight decay bypasses the gradient (as in AdamW), so it is not used; its
-        # jit_compile would compile one small XLA program a variable.
+        # Keras's own weight decay bypasses the gradient (as in AdamW), so it is not used; its
+        # jit_compile would compile a small XLA program for each variable.
         super().__init__(name='Lars', jit_compile=False)
         self._learning_rate = self._build_learning_rate(learning_rate)
-        # Keys instead of variables: an attribute that holds variables would put them into the
-        # optimizer's checkpoint a second time.
+        # Keys instead of variables, which as an attribute would be saved in the optimizer's
+        # checkpoint again.
         self._decayed = frozenset(map(variable_key, decayed))
         self._momentum = momentum
         self._decay = weight_decay
 
     def build(self, var_list: Sequence[tf.Variable]) -> None:
-        """Creates one velocity for each variable of `var_list`, unless that was done before."""
+        """Creates a velocity for each variable of `var_list`, once."""
         super().build(var_list)
         if getattr(self, '_built', False):
             return
@@ -70,8 +70,8 @@ class Lars(tf.keras.optimizers.Optimizer):
                 gradient += self._decay * variable
             rate = rate * _trust_ratio(variable, gradient)
         velocity = self._velocities[self._index_dict[self._var_key(variable)]]
-        # One fused kernel. It keeps the velocity with the opposite sign, v <- momentum * v - r * g
-        # and w <- w + v, which is the same walk.
+        # A fused kernel. It keeps the velocity with the opposite sign, which is equivalent:
+        # v <- momentum * v - rate * trust * g and w <- w + v.
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
             accum=velocity.handle,
@@ -82,7 +82,7 @@ class Lars(tf.keras.optimizers.Optimizer):
 
 
 def _trust_ratio(variable: tf.Variable, gradient: tf.Tensor) -> tf.Tensor:
-    """Factor of the learning rate, [] of the variable's dtype."""
+    """Factor on the learning rate, [] of the variable's dtype."""
     weight_norm, gradient_norm = _norm(variable), _norm(gradient)
     ratio = TRUST_COEFFICIENT * tf.math.divide_no_nan(weight_norm, gradient_norm)
     adapts = (weight_norm > 0) & (gradient_norm > 0)

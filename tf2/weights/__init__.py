@@ -1,4 +1,4 @@
-"""Weights for `--checkpoint`: any format, loaded with a report of every variable."""
+"""Weights for `--checkpoint`, of any format, loaded with a report of every variable."""
 
 from __future__ import annotations
 

@@ -18,22 +18,22 @@ from tf2.files import names_in, plain_path
 from tf2.records import newest_in
 
 GRAPH_KEY = '_CHECKPOINTABLE_OBJECT_GRAPH'
-MEND = 'Copy it again, or choose another --checkpoint.'
+ADVICE = 'Copy it again, or choose another --checkpoint.'
 URL_SCHEMES = ('http://', 'https://')
 
 
 def locate(path: str) -> str:
-    """The prefix of the checkpoint that `path` names, all of whose files exist.
+    """The prefix of the checkpoint that `path` names; its files exist.
 
     Args:
-        path: folder with a `checkpoint` file, with a `variables` folder or with one checkpoint;
-            prefix of a checkpoint, with or without '.index'; URL that tensorflow-hub resolves.
-            Any file system TensorFlow knows will do.
+        path: folder with a file `checkpoint`, a folder `variables`, or a single checkpoint; prefix
+            of a checkpoint, with or without '.index'; or URL that tensorflow-hub resolves. On any
+            file system TensorFlow knows.
 
     Raises:
-        UserError: if nothing is there, or not all of it.
+        UserError: if there is none, or files are missing.
     """
-    with _legible(path):
+    with _readable(path):
         place = fetched(path) if path.startswith(URL_SCHEMES) else path
         place = place.rstrip('/')
         prefix = _prefix_in(place) if tf.io.gfile.isdir(place) else _prefix_of(place)
@@ -42,7 +42,7 @@ def locate(path: str) -> str:
 
 
 def fetched(url: str) -> str:
-    """The folder to which a TF-Hub handle or URL is downloaded, unless it is cached there."""
+    """Downloads a TF-Hub handle or URL, unless it is cached; returns its folder."""
     import tarfile
 
     import tensorflow_hub  # takes a second, and only URLs need it
@@ -75,7 +75,7 @@ def _prefix_in(folder: str) -> str:
 
 
 def _newest(folder: str) -> str:
-    """The prefix that the file `checkpoint` names, even if the folder has been moved."""
+    """The prefix that the file `checkpoint` names, even if the folder was moved."""
     named = newest_in(folder, 'Give the prefix of a checkpoint in that folder.')
     moved = f'{folder}/{named.rsplit("/", 1)[-1]}'
     return moved if tf.io.gfile.exists(f'{moved}.index') else named
@@ -86,7 +86,7 @@ def _prefix_of(path: str) -> str:
 
 
 def _check_files(path: str, prefix: str) -> None:
-    """Raises UserError unless index and data files of checkpoint `prefix` are there."""
+    """Raises UserError unless index and data files of checkpoint `prefix` exist."""
     folder, _, base = prefix.rpartition('/')
     names = names_in(folder or '.') if tf.io.gfile.isdir(folder or '.') else []
     shards = _shards(prefix, names)
@@ -99,14 +99,14 @@ def _check_files(path: str, prefix: str) -> None:
     if found or path.rstrip('/') != prefix:
         raise UserError(
             f'--checkpoint={path} is an unfinished or incomplete write: expected {wanted} in '
-            f'{folder or "."}, found {_listed(found) or "neither"}. {MEND}'
+            f'{folder or "."}, found {_listed(found) or "neither"}. {ADVICE}'
         )
     there = 'another kind of file' if tf.io.gfile.exists(path) else 'nothing there'
     raise UserError(f'--checkpoint={path} should be {WEIGHTS}; found {there}. Check the path.')
 
 
 def _shards(prefix: str, names: list[str]) -> list[re.Match[str]]:
-    """Those of `names` that are data files of `prefix`; group 2 is how many there should be."""
+    """Matches the data files of `prefix` in `names`; group 2 is their expected number."""
     base = re.escape(prefix.rpartition('/')[2])
     matches = [re.fullmatch(rf'{base}\.data-(\d{{5}})-of-(\d{{5}})', name) for name in names]
     return [match for match in matches if match]
@@ -117,14 +117,14 @@ def _listed(names: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _legible(path: str, *more: type[Exception]) -> Iterator[None]:
-    """Turns errors of TensorFlow, and those of `more`, on reading `path` into a UserError."""
+def _readable(path: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns errors of TensorFlow, and of types `more`, on reading `path` into a UserError."""
     try:
         yield
     except (tf.errors.OpError, *more) as error:
         raise UserError(
             f'--checkpoint={path} should be a whole checkpoint; found it damaged, unfinished or '
-            f'out of reach: {one_line(error)}. {MEND}'
+            f'out of reach: {one_line(error)}. {ADVICE}'
         ) from error
 
 
@@ -135,13 +135,13 @@ class CheckpointFile:
         prefix: what `locate` returned.
 
     Raises:
-        UserError: here or when values are read, if the file is damaged.
+        UserError: if it is damaged, here or when values are read.
     """
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self._links = contextlib.ExitStack()  # the reader opens data files when it needs them
-        with _legible(prefix, IndexError):
+        self._links = contextlib.ExitStack()  # kept, because the reader opens data files later
+        with _readable(prefix, IndexError):
             self._reader = tf.train.load_checkpoint(self._links.enter_context(plain_path(prefix)))
             shapes = self._reader.get_variable_to_shape_map()
         self.shapes = {key: tuple(shape) for key, shape in shapes.items() if key != GRAPH_KEY}
@@ -151,30 +151,30 @@ class CheckpointFile:
     def _check_size(self) -> None:
         """Raises UserError if the data files are too short for what the index lists.
 
-        A truncated file would otherwise show only when its last values are read, and slots never
-        are.
+        Otherwise a truncated file would be noticed only when its last values are read, which may be
+        slots that nobody reads.
         """
         types = self._reader.get_variable_to_dtype_map()
         sizes = {key: types[key].size for key in self.shapes if types[key] != tf.string}
         least = sum(size * math.prod(self.shapes[key]) for key, size in sizes.items())
         folder = self.prefix.rpartition('/')[0] or '.'
-        with _legible(self.prefix):
+        with _readable(self.prefix):
             files = [f'{folder}/{shard[0]}' for shard in _shards(self.prefix, names_in(folder))]
             length = sum(tf.io.gfile.stat(file).length for file in files)
         if length < least:
             raise UserError(
                 f'--checkpoint={self.prefix} should be a whole checkpoint with {least} bytes of '
-                f'data or more; found it unfinished or cut off, with {length}. {MEND}'
+                f'data or more; found it unfinished or cut off, with {length}. {ADVICE}'
             )
 
     def value(self, key: str) -> np.ndarray:
-        """What is stored under `key`."""
-        # TensorFlow's reader says IndexError where a file ends too soon.
-        with _legible(self.prefix, IndexError):
+        """The value of `key`."""
+        # TensorFlow's reader raises IndexError if a file ends too early.
+        with _readable(self.prefix, IndexError):
             return self._reader.get_tensor(key)
 
     def graph(self) -> TrackableObjectGraph | None:
-        """The graph of the saved objects; None in TF1 checkpoints."""
+        """The object graph; None in TF1 checkpoints."""
         if not self._has_graph:
             return None
         return TrackableObjectGraph.FromString(self.value(GRAPH_KEY))

@@ -1,8 +1,8 @@
-"""What the keys of a checkpoint mean.
+"""Maps variables to keys of a checkpoint, for all formats.
 
-Where a record tells the architecture, variables go by their object path in our checkpoints: `OWN`.
-Otherwise the network is a ResNet, whatever the format, and variables go by their object path in the
-published TF2 checkpoints: `PUBLISHED`.
+If a record gives the architecture, variables are named by their object paths in our checkpoints
+(`OWN`). Otherwise the network is a ResNet, whatever the format, and variables are named by their
+object paths in the published TF2 checkpoints (`PUBLISHED`).
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Contents:
 
     Attributes:
         format: OURS, TF1, TF2 or SAVED_MODEL.
-        naming: what variables are called.
-        structure: of the ResNet; None where a record tells the architecture.
+        naming: of the variables.
+        structure: of the ResNet; None if a record gives the architecture.
         keys: variable -> key in the file.
-        shapes: variable -> its shape.
+        shapes: variable -> shape.
         not_weights: the other keys: optimizer slots, averages, memory, counters.
     """
 
@@ -73,7 +73,7 @@ class Contents:
 
 @dataclasses.dataclass
 class _Parts:
-    """Layers as a format names them; the encoder's in the order of their names or numbers."""
+    """Layers as a format names them; those of the encoder are sorted by name or number."""
 
     encoder: Layers = dataclasses.field(default_factory=dict)
     head: Layers = dataclasses.field(default_factory=dict)  # '<index>/<dense or bn_relu/bn>'
@@ -81,12 +81,12 @@ class _Parts:
 
 
 def own_keys(shapes: Shapes, graph: TrackableObjectGraph | None) -> dict[str, str]:
-    """Variable, by `OWN`, -> key in a checkpoint of ours; empty for any other.
+    """Variable, named by `OWN`, -> key in a checkpoint of ours; empty for any other.
 
     Args:
         shapes: key -> shape of everything in the file.
-        graph: its object graph. In exported modules a variable is stored under another of its
-            paths, so the graph is asked.
+        graph: its object graph. It is needed because exported modules store a variable under
+            another of its paths.
     """
     if graph is None:
         return {}
@@ -104,7 +104,7 @@ def own_keys(shapes: Shapes, graph: TrackableObjectGraph | None) -> dict[str, st
 
 
 def recorded_contents(own: Mapping[str, str], shapes: Shapes) -> Contents:
-    """What is in a checkpoint of ours whose architecture a record tells.
+    """The contents of a checkpoint of ours whose architecture is recorded.
 
     Args:
         own: see `own_keys`.
@@ -114,7 +114,7 @@ def recorded_contents(own: Mapping[str, str], shapes: Shapes) -> Contents:
 
 
 def contents_of(path: str, shapes: Shapes, own: Mapping[str, str] = NOTHING) -> Contents:
-    """Finds out the format of a checkpoint of a ResNet and what its keys mean.
+    """The contents of a checkpoint of a ResNet, in any format.
 
     Args:
         path: for messages.
@@ -122,7 +122,7 @@ def contents_of(path: str, shapes: Shapes, own: Mapping[str, str] = NOTHING) -> 
         own: see `own_keys`.
 
     Raises:
-        UserError: if it's of another kind of model, or lacks a part of its encoder.
+        UserError: if it is of another kind of model, or part of the encoder is missing.
     """
     if own:
         parts, pair, form = _matched(own, OWN_PATTERNS), _by_own_name, OURS
@@ -145,7 +145,7 @@ def _contents(path: str, form: str, parts: _Parts, pair: Callable, shapes: Shape
     if structure is None:
         depths = ', '.join(str(depth) for depth in RESNET_DEPTHS)
         raise UserError(
-            f'--checkpoint={path} should hold a whole encoder, a ResNet {depths}; found '
+            f'--checkpoint={path} should hold a complete encoder, a ResNet {depths}; found '
             f'{found.count(CONV)} convolutions, which none of them has. Choose another one.'
         )
     pairs = pair(layers_of(structure), parts.encoder, kinds, shapes)
@@ -182,7 +182,7 @@ def _kind(words: Mapping[str, str], shapes: Shapes) -> str:
 def _encoder_keys(
     path: str, structure: Structure, pairs: Mapping[str, str], encoder: Layers
 ) -> dict[str, str]:
-    """Variable -> key of an encoder that is whole."""
+    """Variable -> key of a complete encoder; raises UserError if a variable is missing."""
     keys, missing = {}, []
     for layer in layers_of(structure):
         words = encoder.get(pairs.get(layer.name, ''), {})
@@ -190,7 +190,7 @@ def _encoder_keys(
         missing += [f'{layer.name}/{word}' for word in WORDS[layer.kind] if word not in words]
     if missing:
         raise UserError(
-            f'--checkpoint={path} should hold a whole encoder; found one without {len(missing)} '
+            f'--checkpoint={path} should hold a complete encoder; found one without {len(missing)} '
             f'of the variables of a ResNet-{structure.depth}, such as {missing[0]}. '
             'Choose another one.'
         )
@@ -206,7 +206,7 @@ def _other_kind(path: str, shapes: Shapes) -> str:
     )
 
 
-# Our own and the official checkpoints: keys that tell the layer.
+# Our own and the official checkpoints, whose keys name the layer.
 
 
 def _stripped(shapes: Shapes) -> dict[str, str]:
@@ -216,7 +216,7 @@ def _stripped(shapes: Shapes) -> dict[str, str]:
 def _below(
     graph: TrackableObjectGraph, node_id: int, path: str, seen: set[int]
 ) -> Iterator[tuple[str, str]]:
-    """Object path -> key of the variables below a node, each under its first path."""
+    """(Object path, key) of the variables below a node, each under its first path."""
     if node_id in seen:
         return
     seen.add(node_id)
@@ -252,7 +252,7 @@ TF1_PATTERNS = _Patterns(
 
 
 def _matched(names: Mapping[str, str], patterns: _Patterns) -> _Parts:
-    """Sorts name -> key into parts. A slot's name goes on after the word, so it matches nothing."""
+    """Divides name -> key into parts. Slots have longer names, which don't match."""
     parts = _Parts()
     for name in sorted(names, key=_numbers):
         if match := re.fullmatch(patterns.encoder, name):
@@ -266,7 +266,7 @@ def _matched(names: Mapping[str, str], patterns: _Patterns) -> _Parts:
 
 
 def _numbers(name: str) -> list[tuple[str, int]]:
-    """Sorting key by which 'conv2d' comes before 'conv2d_2', and that before 'conv2d_10'."""
+    """Sort key that puts 'conv2d' before 'conv2d_2', and that before 'conv2d_10'."""
     pieces = [re.fullmatch(r'(.*?)_?(\d*)', piece) for piece in name.split('/')]
     # TF1 and Keras append _1, _2, …; the 2d of conv2d belongs to the word.
     return [(piece[1], int(piece[2] or 0)) for piece in pieces]
@@ -275,7 +275,7 @@ def _numbers(name: str) -> list[tuple[str, int]]:
 def _by_name(
     layers: tuple[EncoderLayer, ...], encoder: Layers, kinds: Mapping[str, str], shapes: Shapes
 ) -> dict[str, str]:
-    """Pairs by name; gates by their block, because their published names are not certain."""
+    """Pairs layers by name, but gates by block: their published names are uncertain."""
     pairs = {layer.name: layer.name for layer in layers if layer.kind != GATE}
     wanted = _by_block(layer.name for layer in layers if layer.kind == GATE)
     found = _by_block(name for name in encoder if kinds[name] == GATE)
@@ -317,7 +317,7 @@ def _in_keras_order(
 
 
 def _reduce_first(gates: list[str], encoder: Layers, shapes: Shapes) -> list[str]:
-    """The two gates of a block: the one that reduces, then the one that expands."""
+    """The two gates of a block: first the one that reduces, then the one that expands."""
 
     def place(name: str) -> tuple[bool, bool]:
         channels, filters = shapes[encoder[name]['kernel']][2:]
@@ -326,15 +326,15 @@ def _reduce_first(gates: list[str], encoder: Layers, shapes: Shapes) -> list[str
     return sorted(gates, key=place)
 
 
-# Official SavedModels: lists of variables.
+# Official SavedModels, which hold lists of variables.
 
 
 def _listed_parts(path: str, shapes: Shapes) -> _Parts:
     """Layers of an official SavedModel, from two kinds of lists.
 
     `trainable_variables_list` holds encoder, head and classifier. The moving statistics are in the
-    `variables` of encoder and head, which start with that part's trainable variables: the
-    smallest index among the statistics tells how many those are.
+    `variables` of encoder and head. These lists start with the part's trainable variables, so the
+    smallest index of a statistic is their number.
     """
     trainable = _numbered_keys(shapes, LISTED)
     encoder_moving = _numbered_keys(shapes, f'{ENCODER}/variables')
@@ -364,7 +364,7 @@ def _values(numbered: Mapping[int, str]) -> list[str]:
 
 
 def _listed_encoder(keys: list[str], moving: list[str], shapes: Shapes) -> Layers:
-    """A kernel comes before its bias or before gamma and beta, if it has any of them."""
+    """Each kernel is followed by its bias, by gamma and beta, or by nothing."""
     encoder: Layers = {}
     norms = 0
     starts = [index for index, key in enumerate(keys) if len(shapes[key]) == 4]
@@ -380,7 +380,7 @@ def _listed_encoder(keys: list[str], moving: list[str], shapes: Shapes) -> Layer
 
 
 def _listed_head(keys: list[str], moving: list[str], shapes: Shapes) -> Layers:
-    """Here gamma and beta, which the last layer has not, come before the kernel."""
+    """Gamma and beta, which the last layer lacks, come before the kernel."""
     head: Layers = {}
     ends = [index for index, key in enumerate(keys) if len(shapes[key]) == 2]
     for index, (start, end) in enumerate(zip([0, *(end + 1 for end in ends)], ends)):

@@ -1,4 +1,4 @@
-"""What variables are called, and the layers of every ResNet by all their names."""
+"""Names of variables, and the layers of every ResNet with all their names."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PARTS = ('backbone', 'projection_head', 'classifier')  # of a `SimCLRModel`
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """What the variables of a model are called: prefixes, each followed by '/'.
+    """Names of the variables of a model: prefixes, each followed by '/'.
 
     Attributes:
         encoder: of the encoder.
         head: of the projection head's layers, followed by their index from 0.
         classifier: of the linear classifier, followed by 'kernel' or 'bias'.
-        variables: those of a built model by name.
+        variables: built model -> its variables by name.
     """
 
     encoder: str
@@ -47,7 +47,7 @@ class Naming:
 
 
 def own_variables(model: SimCLRModel) -> dict[str, tf.Variable]:
-    """Variables of a built `model` by their object path in our checkpoints."""
+    """Object path in our checkpoints -> variable of the built `model`."""
     parts = ((part, getattr(model, part)) for part in PARTS)
     return {
         path: variable
@@ -75,7 +75,7 @@ OWN = Naming('model/backbone', 'model/projection_head/blocks', 'model/classifier
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What decides which layers a ResNet has, whatever their widths.
+    """The layers of a ResNet, apart from their widths.
 
     Attributes:
         depth: of the ResNet.
@@ -95,8 +95,8 @@ class EncoderLayer:
     """A layer of a ResNet.
 
     Attributes:
-        name: object path in the published TF2 checkpoints, the name used throughout.
-        own: object path in our checkpoints, from the encoder on.
+        name: object path in the published TF2 checkpoints, used throughout.
+        own: object path in our checkpoints, relative to the encoder.
         kind: CONV, GATE or NORM.
     """
 
@@ -106,7 +106,7 @@ class EncoderLayer:
 
 
 def structure_of(convolutions: int, excited: bool) -> Structure | None:
-    """The structure with that many convolutions, those of squeeze-and-excitation not counted."""
+    """The structure with that many convolutions, not counting squeeze-and-excitation."""
     for depth in BLOCKS_PER_GROUP:
         plain = Structure(depth, False, False, excited)
         small = Structure(depth, True, False, excited)
@@ -118,7 +118,7 @@ def structure_of(convolutions: int, excited: bool) -> Structure | None:
 
 
 def count_of(structure: Structure) -> int:
-    """Its number of convolutions, those of squeeze-and-excitation not counted."""
+    """Number of convolutions, not counting squeeze-and-excitation."""
     in_block = 2
     if has_bottlenecks(structure.depth):
         in_block = 5 if structure.selective else 3  # a selective kernel takes three
@@ -129,14 +129,14 @@ def count_of(structure: Structure) -> int:
 
 @functools.lru_cache
 def layers_of(structure: Structure) -> tuple[EncoderLayer, ...]:
-    """All layers with variables, in the order in which the published program creates them."""
+    """All layers with variables, in the published program's order of creation."""
     config = ModelConfig(
         resnet_depth=structure.depth,
         sk_ratio=0.0625 if structure.selective else 0.0,
         se_ratio=0.25 if structure.excited else 0.0,
         proj_head_mode='none',
     )
-    # Not built, so that no variable is made.
+    # Not built, so no variables are created.
     model = SimCLRModel(config, 224 if structure.deep_stem else 32, None)
     paths = _object_paths(model.backbone)
     return tuple(
@@ -147,7 +147,7 @@ def layers_of(structure: Structure) -> tuple[EncoderLayer, ...]:
 def in_keras_order(layers: tuple[EncoderLayer, ...]) -> list[EncoderLayer]:
     """`layers` in the order in which Keras lists the published program's variables.
 
-    That is the order of attributes, where basic blocks have their shortcut last.
+    This is the order of attributes, in which a basic block's shortcut comes last.
     """
     blocks = list(dict.fromkeys(block_of(layer.name) for layer in layers))
 
@@ -158,7 +158,7 @@ def in_keras_order(layers: tuple[EncoderLayer, ...]) -> list[EncoderLayer]:
 
 
 def block_of(name: str) -> str:
-    """The part of a layer's name that tells its block; empty in the stem."""
+    """The part of a layer's name that identifies its block; empty in the stem."""
     match = re.match(rf'{ENCODER}/block_groups/\d+/layers/\d+/', name)
     return match[0] if match else ''
 

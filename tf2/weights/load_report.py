@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-Reasons = Mapping[str, tuple[str, ...]]  # why -> which
+Reasons = Mapping[str, tuple[str, ...]]  # reason -> names
 
 NOT_WEIGHTS = 'not weights'
 
@@ -15,10 +15,10 @@ class Report:
     """What was loaded, what was left out and what was missing.
 
     Attributes:
-        path: where from.
+        path: of the weights.
         loaded: names of the model's variables that were assigned.
         left_out: reason -> keys in the file that were not used.
-        missing: reason -> names of the model's variables the file has nothing for; they keep
+        missing: reason -> names of the model's variables that are not in the file; they keep
             their values.
     """
 
@@ -28,14 +28,14 @@ class Report:
     missing: Reasons
 
     def line(self) -> str:
-        """The three counts, with reasons."""
+        """One line: the three counts, with reasons."""
         return (
             f'Loaded {len(self.loaded)} variables, left out {_counted(self.left_out)}, '
             f'missing {_counted(self.missing)}'
         )
 
     def details(self) -> str:
-        """All names, one a line, under headings."""
+        """All names, one per line, under headings."""
         lines = [f'{self.line()}, from {self.path}', f'loaded ({len(self.loaded)}):']
         lines += [f'  {name}' for name in self.loaded]
         for heading, reasons in (('left out', self.left_out), ('missing', self.missing)):

@@ -1,4 +1,4 @@
-"""Assigns what is in a checkpoint to the variables of a model."""
+"""Assigns the values in a checkpoint to the variables of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Variables = Mapping[str, tf.Variable]
 
 
 class Loading:
-    """One model being matched with one checkpoint.
+    """Matches a model with a checkpoint.
 
     Args:
         path: for messages.
@@ -35,10 +35,10 @@ class Loading:
         self.missing: dict[str, list[str]] = {}
 
     def choose_encoder(self) -> None:
-        """Takes all of it.
+        """Chooses the whole encoder.
 
         Raises:
-            UserError: if the two aren't the same.
+            UserError: if its variables or their shapes differ.
         """
         ours, theirs = self._shapes_below(self.naming.encoder)
         differing = sorted(
@@ -47,7 +47,7 @@ class Loading:
         if differing:
             name = differing[0]
             raise UserError(
-                f'--checkpoint={self.path} should fit the whole encoder, {len(ours)} variables; '
+                f'--checkpoint={self.path} should match the whole encoder, {len(ours)} variables; '
                 f'found {len(differing)} that differ, such as {name}: '
                 f'{_shape(theirs.get(name))} in the file, {_shape(ours.get(name))} here. '
                 'Leave out the flags of the architecture, or choose another --checkpoint.'
@@ -55,7 +55,7 @@ class Loading:
         self.chosen += ours
 
     def choose_head(self, required: int) -> None:
-        """Takes layer by layer what fits; raises UserError if that's fewer than `required`."""
+        """Chooses the layers that fit; raises UserError if one of the first `required` doesn't."""
         prefix = self.naming.head
         ours, theirs = (_by_layer(prefix, shapes) for shapes in self._shapes_below(prefix))
         for layer in range(max([required, *(n + 1 for n in ours.keys() | theirs.keys())])):
@@ -72,7 +72,7 @@ class Loading:
                 self._leave_out(f'projection layer {layer + 1}: {_difference(file, mine)}', file)
 
     def choose_classifier(self, refusal: str | None) -> None:
-        """Takes it, if nothing is said against it and its inputs and classes are the model's."""
+        """Chooses the classifier if its inputs and classes match and there is no `refusal`."""
         prefix = self.naming.classifier
         ours, theirs = self._shapes_below(prefix)
         if not theirs:
@@ -88,7 +88,7 @@ class Loading:
             self.chosen += ours
 
     def assign(self, file: CheckpointFile) -> Report:
-        """Assigns what was chosen."""
+        """Assigns the chosen variables; returns the report."""
         for name in self.chosen:
             variable = self.variables[name]
             value = file.value(self.contents.keys[name])
@@ -124,7 +124,7 @@ class Loading:
 
 
 def _by_layer(prefix: str, shapes: Mapping[str, tuple]) -> dict[int, dict[str, tuple]]:
-    """Shapes of the head, by the index of the layer, which stands behind `prefix`."""
+    """Shapes of the head by layer, whose index follows `prefix`."""
     layers: dict[int, dict[str, tuple]] = {}
     for name, shape in shapes.items():
         index = int(name.removeprefix(f'{prefix}/').split('/')[0])
@@ -139,7 +139,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def _difference(theirs: Mapping[str, tuple], ours: Mapping[str, tuple]) -> str:
-    """Says what is different about a layer of the head."""
+    """Describes how a layer of the head differs."""
     for name in theirs:
         if name in ours and theirs[name] != ours[name]:
             word = name.rsplit('/', 1)[-1]

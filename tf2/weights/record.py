@@ -1,4 +1,4 @@
-"""The record beside a checkpoint of ours, or in a module, of its architecture."""
+"""The record of the architecture beside our checkpoints and in our modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tf2 import records
 from tf2.config import LearningConfig, ModelConfig
 from tf2.models import BACKBONES, BackboneEntry
 
-RECORD_KEY = 'record/.ATTRIBUTES/py_state'  # what a checkpoint says in words
+RECORD_KEY = 'record/.ATTRIBUTES/py_state'  # of `Checkpoints.record`
 MODULE_RECORD = 'assets.extra/simclr.json'  # in an exported module
 FIELDS = (
     'backbone',
@@ -38,17 +38,17 @@ _ADVICE = 'Restore it, or remove it so that the architecture is inferred.'
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What was written down with the weights.
+    """What was recorded with the weights.
 
     Attributes:
-        file: where.
+        file: path of the record.
         architecture: `FIELDS` -> values.
-        selector: head layer that the classifier reads; None if it doesn't say.
-        image_size: pixels they were trained at.
-        step: number of updates they have had; None if it doesn't say.
+        selector: head layer that the classifier reads; None if not recorded.
+        image_size: in pixels, of the training.
+        step: number of updates; None if not recorded.
         module: whether it is the record of an exported module.
         method: of the pretraining, whose head the network has.
-        class_names: of the classes of the classifier; None if it doesn't say.
+        class_names: names of the classifier's classes; None if not recorded.
     """
 
     file: str
@@ -67,10 +67,10 @@ class Record:
 
 
 def read_record(prefix: str) -> Record | None:
-    """The record of our own checkpoint `prefix`, None if there is none.
+    """The record of our own checkpoint `prefix`; None if there is none.
 
     Raises:
-        UserError: if it cannot be understood.
+        UserError: if it is invalid.
     """
     folder = prefix.rpartition('/')[0] or '.'
     if prefix.endswith('/variables/variables'):
@@ -83,7 +83,7 @@ def _read(file: str, *, module: bool) -> Record | None:
     values = records.read_json(file, value, _ADVICE)
     if values is None:
         return None
-    # Both are flat but for the module's model; fields younger than the file have defaults.
+    # Both are flat, except for the model of a module. Settings newer than the file have defaults.
     model = values['model'] if module else values
     known = records.model_config(
         file, {name: model[name] for name in FIELDS if name in model}, _ADVICE

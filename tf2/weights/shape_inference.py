@@ -1,4 +1,4 @@
-"""The settings of a ResNet that the shapes of a checkpoint tell."""
+"""Infers the settings of a ResNet from the shapes in a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ PUBLISHED_SK_RATIO = 0.0625  # SimCLRv2, section 3 (arXiv:2006.10029)
 
 
 def infer(path: str, contents: Contents) -> dict[str, Any]:
-    """The fields of `ModelConfig` that shapes tell, of encoder and projection head.
+    """Settings of encoder and projection head, as fields of `ModelConfig`.
 
-    A head that was cut before its last layer counts as one layer longer than what is left of it,
-    and doesn't tell `proj_out_dim`.
+    A head without its last layer is taken to be one layer longer; `proj_out_dim` is then unknown.
 
     Args:
         path: for messages.
-        contents: what is in the checkpoint.
+        contents: of the checkpoint.
 
     Raises:
-        UserError: if the channel counts are those of no encoder here.
+        UserError: if no settings give these channels.
     """
     return {**infer_encoder(path, contents), **_head(contents)}
 
 
 def infer_encoder(path: str, contents: Contents) -> dict[str, Any]:
-    """Those of the encoder alone, whatever the projection head.
+    """Settings of the encoder alone.
 
-    Ratios are told up to rounding: of those that give the same shapes it's the published one or
-    else the shortest number.
+    Several ratios may give the same shapes: then it is the published one, or else the shortest
+    number.
 
     Args:
         path: for messages.
-        contents: what is in the checkpoint.
+        contents: of the checkpoint.
 
     Raises:
-        UserError: if the channel counts are those of no encoder here.
+        UserError: if no settings give these channels.
     """
     structure = contents.structure
     filters = _filters(contents)
@@ -58,7 +57,7 @@ def infer_encoder(path: str, contents: Contents) -> dict[str, Any]:
     if odd:
         raise UserError(
             f'--checkpoint={path} should hold an encoder whose channels double from group to '
-            f'group; found {filters} channels, of which no {odd[0]} tells. Choose another one.'
+            f'group; found {filters} channels, which no {odd[0]} gives. Choose another one.'
         )
     return found
 
@@ -69,13 +68,13 @@ def is_for_small_images(contents: Contents) -> bool:
 
 
 def class_count(contents: Contents) -> int | None:
-    """Classes of the linear classifier; None where there is none."""
+    """Number of classes of the linear classifier; None without one."""
     kernel = contents.shapes.get(f'{contents.naming.classifier}/kernel')
     return kernel[-1] if kernel else None
 
 
 def head_layer_count(contents: Contents) -> int:
-    """Layers of the projection head, from the first on."""
+    """Number of layers of the projection head, from the first on."""
     count = 0
     while any(name.startswith(f'{contents.naming.head}/{count}/') for name in contents.shapes):
         count += 1
@@ -83,9 +82,9 @@ def head_layer_count(contents: Contents) -> int:
 
 
 def head_is_whole(contents: Contents) -> bool:
-    """Whether the last of the head's layers is there: the one without beta, or no layer at all.
+    """Whether the head's last layer, which has no beta, is there; True if there is no head.
 
-    Runs of ours always have a whole one.
+    Always True for runs of ours.
     """
     if contents.structure is None:
         return True
@@ -94,7 +93,7 @@ def head_is_whole(contents: Contents) -> bool:
 
 
 def same_width(first: float, second: float) -> bool:
-    """Whether both give the same channels."""
+    """Whether both width multipliers give the same channels."""
     return widths(first) == widths(second)
 
 
@@ -114,7 +113,7 @@ def se_widths(filters: list[int], ratio: float) -> list[int]:
 
 
 def _width(filters: list[int]) -> float | int | None:
-    # The widest group tells most about a fraction.
+    # The widest group determines a fraction most precisely.
     found = _shortest(filters[-1] / GROUP_FILTERS[-1], lambda width: widths(width) == filters)
     return int(found) if found is not None and found == int(found) else found
 
@@ -133,13 +132,13 @@ def _se_ratio(filters: list[int], gated: list[int]) -> float | None:
 
 
 def _least_ratio(filters: list[int], reduced: list[int], minimum: int) -> float:
-    """The smallest ratio that can have given `reduced`; where all are at the minimum, any can."""
+    """The smallest ratio that may give `reduced`, or any one if all are at `minimum`."""
     ratios = [r / f for r, f in zip(reduced, filters) if r > minimum]
     return max(ratios, default=minimum / filters[-1])
 
 
 def _shortest(least: float, fits: Callable[[float], bool]) -> float | None:
-    """A number that fits, `least` or a little above: one that is short to write if there is one."""
+    """A number that fits, `least` or slightly above, with few digits if possible."""
     rounded = [math.ceil(least * 10**digits) / 10**digits for digits in range(1, 7)]
     exact = [least] if len(str(least)) <= len('0.0625') else []
     candidates = [*exact, *rounded, least, math.nextafter(least, math.inf)]
@@ -147,7 +146,7 @@ def _shortest(least: float, fits: Callable[[float], bool]) -> float | None:
 
 
 def _filters(contents: Contents) -> list[int]:
-    """Filters of the four groups: what their first blocks' first convolutions return."""
+    """Filters of the four groups: those of the first convolution of their first block."""
     bottleneck = has_bottlenecks(contents.structure.depth)
     path = 'conv_relu_dropblock_layers' if bottleneck else 'conv2d_bn_layers'
     return [_first(contents, group, f'{path}/0/conv2d') for group in range(len(GROUP_FILTERS))]

@@ -1,4 +1,4 @@
-"""Weights to start from: opened, compared with the flags, loaded."""
+"""Opens weights, compares them with the flags, and loads them."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ COUNTERS = ('global_step', 'global_step/.ATTRIBUTES/VARIABLE_VALUE')
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A checkpoint and what it is of.
+    """A checkpoint and its architecture.
 
     Attributes:
-        format: in plain words.
+        format: in words, for messages.
         path: as the user gave it.
         prefix: of the checkpoint files.
-        architecture: the fields of `ModelConfig` that are recorded or that shapes tell.
+        architecture: fields of `ModelConfig`, recorded or inferred from shapes.
         recorded: whether they are recorded.
-        method: of the pretraining, whose projection head the network has: as recorded, else SimCLR.
-        small_images: whether the encoder's stem is the one for images of `SMALL_IMAGE` or less;
-            None where there is one stem for all.
-        image_size: pixels to use the encoder at: as recorded, else 32 or 224 by its stem.
-        num_classes: of the linear classifier; None where there is none.
-        head_layers: layers of the projection head that are there.
-        selector: head layer that the classifier reads, where that is recorded, else None.
-        step: number of updates the weights have had; 0 if nothing tells.
-        class_names: of the classes of the linear classifier; None if nothing tells.
+        method: of the pretraining, whose projection head the network has; SimCLR if not recorded.
+        small_images: whether the encoder has the stem for images of `SMALL_IMAGE` or less; None if
+            the backbone has a single stem.
+        image_size: in pixels, to use the encoder at; if not recorded, 32 or 224 by its stem.
+        num_classes: of the linear classifier; None without one.
+        head_layers: number of layers of the projection head in the file.
+        selector: head layer that the classifier reads; None if not recorded.
+        step: number of updates of the weights; 0 if unknown.
+        class_names: names of the linear classifier's classes; None if unknown.
         contents: keys and shapes.
     """
 
@@ -81,12 +81,12 @@ class Weights:
         *,
         precision: str = 'float32',
     ) -> SimCLRModel:
-        """A model that these weights fit, with the head of their method; its own are fresh.
+        """A model with this architecture and the head of its method, and with fresh weights.
 
         Args:
-            config: of this architecture; by default the classifier reads the layer that is
-                recorded, else the encoder's output.
-            image_size: pixels to build it for; default: `image_size`.
+            config: of this architecture. By default the classifier reads the recorded layer, or
+                else the encoder's output.
+            image_size: in pixels; default: `image_size`.
             precision: of convolutions and dense layers.
         """
         if config is None:
@@ -108,17 +108,17 @@ class Weights:
 
         Args:
             model: built; under a distribution strategy or not.
-            head_layers: how many layers of the projection head must be there, the first ones; -1
-                means all that the model has.
-            no_classifier: why not to load the classifier; None to load it. It's left out anyway if
-                it has another number of inputs or classes.
+            head_layers: how many of the first layers of the projection head are required; -1 means
+                all that the model has.
+            no_classifier: reason not to load the classifier; None loads it, unless its inputs or
+                classes differ in number.
 
         Returns:
             What was loaded, left out and missing.
 
         Raises:
-            UserError: if the encoder doesn't fit as a whole, a required layer of the head is
-                missing, or the file is damaged. Only the last can leave a part loaded.
+            UserError: if part of the encoder doesn't fit, a required layer of the head is missing,
+                or the file is damaged. Only in the last case may some weights have been loaded.
         """
         required = len(model.projection_head.blocks) if head_layers < 0 else head_layers
         self._check_backbone(model)
@@ -141,15 +141,15 @@ class Weights:
 
 
 def open_weights(path: str) -> Weights:
-    """Opens weights of any format; reads no values but counters.
+    """Opens weights of any format; reads only counters and records.
 
     Args:
-        path: a `--model_dir` of ours (its newest checkpoint), a checkpoint prefix, one of our
-            exported modules, an official TF1 or TF2 checkpoint or TF2 SavedModel; on any file
+        path: a `--model_dir` of ours (its newest checkpoint), a checkpoint prefix, an exported
+            module of ours, or an official TF1 or TF2 checkpoint or TF2 SavedModel; on any file
             system TensorFlow knows, or a URL that tensorflow-hub resolves.
 
     Raises:
-        UserError: if there is nothing, not all of it, or another kind of model.
+        UserError: if there is nothing, files are missing, or it is another kind of model.
     """
     prefix = locate(path)
     file = CheckpointFile(prefix)
@@ -200,22 +200,22 @@ def _from_shapes(path: str, contents: Contents) -> dict[str, Any]:
 
 
 def check_compatible(weights: Weights, given: Mapping[str, Any]) -> None:
-    """Compares the flags that were given with what the file holds.
+    """Compares the given flags with the file.
 
-    A file without a head contradicts no head: a new one starts at random. But a selector can't
-    choose a layer of it.
+    If the file has no head, any head is compatible, because it starts at random; but a selector
+    can't choose one of its layers.
 
     Args:
         weights: to start from.
-        given: flag -> value; of flags besides those of the model only 'image_size' matters, so
-            pass the size that the run uses even where it's a default.
+        given: flag -> value, of the flags of the model, and the 'image_size' of the run even if it
+            is a default; other flags are ignored.
 
     Raises:
-        UserError: if they contradict each other; shows both.
+        UserError: if they contradict each other.
     """
     differing = contradictions(weights.architecture, given, head=weights.head_layers > 0)
     if differing:
-        found = _told(weights.architecture, differing)
+        found = _values_of(weights.architecture, differing)
         asked = ', '.join(f'{name} {given[name]}' for name in differing)
         raise UserError(
             f'--checkpoint={weights.path} holds {found}; the flags ask for {asked}. Leave these '
@@ -230,16 +230,16 @@ def check_compatible(weights: Weights, given: Mapping[str, Any]) -> None:
 def config_for(weights: Weights, config: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:
     """`config` with the architecture of the file, so that no flag has to repeat it.
 
-    A file without a projection head gives `proj_head_mode` none, unless flags of the head are
-    given.
+    If the file has no projection head, `proj_head_mode` becomes 'none', unless flags of the head
+    are given.
 
     Args:
         weights: to start from.
         config: from flags, preset and defaults.
-        given: flag -> value of the flags that were given; they stay as they are.
+        given: given flag -> value; these settings are kept.
 
     Raises:
-        UserError: if flags that were given, or the selector, contradict the file.
+        UserError: if given flags or the selector contradict the file.
     """
     check_compatible(weights, {'ft_proj_selector': config.ft_proj_selector, **given})
     new_head = weights.head_layers == 0 and any(given.get(name) is not None for name in HEAD_FIELDS)
@@ -252,12 +252,14 @@ def config_for(weights: Weights, config: ModelConfig, given: Mapping[str, Any]) 
 def contradictions(
     architecture: Mapping[str, Any], given: Mapping[str, Any], *, head: bool
 ) -> list[str]:
-    """Names of the fields in `given` that aren't of `architecture`, but for what shapes can't tell.
+    """Names of the fields in `given` that contradict `architecture`.
+
+    Values that give the same shapes don't contradict each other.
 
     Args:
         architecture: of a file.
         given: field -> value; None counts as not given.
-        head: whether the head is compared as well.
+        head: whether to compare the head too.
     """
     asked = {name: given[name] for name in FIELDS if given.get(name) is not None}
     differing = [
@@ -274,8 +276,8 @@ def _is_read(name: str, architecture: Mapping[str, Any]) -> bool:
     return name == 'backbone' or name in BACKBONES[architecture['backbone']].reads
 
 
-def _told(architecture: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Those settings and their values; the backbone in place of what it does not read."""
+def _values_of(architecture: Mapping[str, Any], names: Iterable[str]) -> str:
+    """`names` with their values; the backbone in place of settings that it doesn't read."""
     known = (
         name if name in HEAD_FIELDS or _is_read(name, architecture) else 'backbone'
         for name in names
@@ -299,8 +301,8 @@ def _head_contradictions(architecture: Mapping[str, Any], asked: Mapping[str, An
     news = [name for name in asked if asked[name] != architecture.get(name)]
     wanted = {**architecture, **asked}
     if 'num_proj_layers' in news and 'proj_head_mode' not in asked:
-        wanted['proj_head_mode'] = 'nonlinear'  # the only kind whose layers are counted
-    # Without its last layer, a head tells no width of it, and only the least number of layers.
+        wanted['proj_head_mode'] = 'nonlinear'  # the only kind with a number of layers
+    # Without its last layer, the width is unknown, and the number of layers is a lower bound.
     whole = 'proj_out_dim' in architecture
     depth, found = _head_depth(wanted), _head_depth(architecture)
     fits = depth == found if whole else depth >= found
@@ -309,7 +311,7 @@ def _head_contradictions(architecture: Mapping[str, Any], asked: Mapping[str, An
 
 
 def _head_depth(fields: Mapping[str, Any]) -> int:
-    # A linear head doesn't tell the default of the flag that belongs to the other kind.
+    # A nonlinear head that was asked for without a number of layers has the default number.
     layers = fields.get('num_proj_layers', ModelConfig.num_proj_layers)
     return {'none': 0, 'linear': 1, 'nonlinear': layers}[fields['proj_head_mode']]
 
@@ -343,7 +345,7 @@ def _stem(small: bool) -> str:
 
 
 def _check_selector(weights: Weights, selector: int) -> None:
-    """The selected layer has to be in the file; where none was ever built, -1 is the encoder."""
+    """Raises UserError if the file lacks the selected layer; without a head, -1 is the encoder."""
     no_head = weights.recorded and not weights.head_layers
     whole = weights.head_layers > 0 and head_is_whole(weights.contents)
     if selector > weights.head_layers or (selector < 0 and not (whole or no_head)):
@@ -359,7 +361,7 @@ def _check_selector(weights: Weights, selector: int) -> None:
 def _class_names(
     file: CheckpointFile, record: Record | None, count: int | None
 ) -> tuple[str, ...] | None:
-    """What the checkpoint itself says, else the record beside it."""
+    """From the checkpoint itself, else from the record beside it."""
     if RECORD_KEY in file.shapes:
         names = json.loads(file.value(RECORD_KEY)).get('class_names')
     else:

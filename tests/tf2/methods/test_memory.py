@@ -132,7 +132,7 @@ def test_its_weights_are_moving_averages(decay: float) -> None:
     for step in range(3):
         for variable in model.variables:
             variable.assign_add(tf.random.stateless_normal(variable.shape, [step, 3]))
-        method.memory.follow(model)
+        method.memory.update_encoder(model)
         for (part, _), means in zip(parts, expected, strict=True):
             for index, weight in enumerate(values(part.trainable_variables)):
                 means[index] = decay * means[index].astype(np.float64) + (1 - decay) * weight
