@@ -96,15 +96,15 @@ class Accuracy:
 
     Attributes:
         right: number of images of which it is.
-        labelled: number of images with a label.
+        labeled: number of images with a label.
     """
 
     right: int = 0
-    labelled: int = 0
+    labeled: int = 0
 
     def __str__(self) -> str:
-        share = self.right / self.labelled
-        return f'Top-1 accuracy on {self.labelled:,} images with a label: {share:.4f}.'
+        share = self.right / self.labeled
+        return f'Top-1 accuracy on {self.labeled:,} images with a label: {share:.4f}.'
 
 
 def _write(app: Application, path: str, parts: Parts, count: int) -> None:
@@ -117,7 +117,7 @@ def _write(app: Application, path: str, parts: Parts, count: int) -> None:
     parts.remove()
     print(f'Predictions for {written:,} images: {path}')
     application.tell_skipped(app, app.examples - written)
-    if accuracy.labelled and knows_labels(app):
+    if accuracy.labeled and knows_labels(app):
         print(accuracy)
 
 
@@ -134,7 +134,7 @@ def _write_csv(path: str, app: Application, parts: Parts, count: int, accuracy: 
             arrays = [column.cast(kind) for column, kind in zip(columns, schema.types)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             accuracy.right += int((rows['class'][:, 0] == rows['label']).sum())
-            accuracy.labelled += int((rows['label'] >= 0).sum())
+            accuracy.labeled += int((rows['label'] >= 0).sum())
             written += len(rows['label'])
     return written
 

@@ -248,16 +248,18 @@ def test_every_optimizer_compiles(name: str) -> None:
 
 # --- evaluation
 
+
+def _features_of(kind: type, inputs: Inputs) -> Callable[..., Any]:
+    kind(inputs)  # announces what it reads
+    return inputs.samples.feature_pass._pass._of_replica
+
+
 # What each replica runs on its share of a batch.
 EVALUATIONS = {
     Classification: lambda inputs: Classification(inputs)._count,
     TeacherAgreement: lambda inputs: TeacherAgreement(inputs)._count,
-    **{
-        kind: lambda inputs, kind=kind: (
-            kind(inputs) and inputs.samples.feature_pass._pass._of_replica
-        )
-        for kind in (PerClass, NearestNeighbors)  # with logits and without
-    },
+    PerClass: lambda inputs: _features_of(PerClass, inputs),  # with logits
+    NearestNeighbors: lambda inputs: _features_of(NearestNeighbors, inputs),  # without
 }
 
 
