@@ -25,7 +25,7 @@ import tensorflow as tf
 from app.assembly import assemble
 from app.config.resolution import from_values
 from benchmarks.scaling import CLASSES, VIEWS, Network, costs, flops, gathered_bytes, trace
-from tf2 import distribution
+from tf2 import distribution, precision
 from tf2.config import ModelConfig
 from tf2.models.layers import BatchNorm
 
@@ -44,7 +44,7 @@ class Measured:
     @property
     def network(self) -> Network:
         """The same for the estimate."""
-        return Network(ModelConfig(self.depth), self.image_size, self.precision)
+        return Network(ModelConfig(resnet_depth=self.depth), self.image_size, self.precision)
 
     def __str__(self) -> str:
         kind = 'global' if self.global_bn else 'local'
@@ -88,7 +88,7 @@ def gathered_on_replicas(batch: int, width: int) -> int:
 
 
 def peak_bytes(measured: Measured, batch: int) -> int:
-    """Peak memory of this process after two training steps."""
+    """Peak memory of this process after two training steps, built as runs build them."""
     size = measured.image_size
     config = from_values(
         {
@@ -98,9 +98,13 @@ def peak_bytes(measured: Measured, batch: int) -> int:
             'train_batch_size': batch,
         }
     )
+    strategy = distribution.build_strategy(config.devices)
+    # The estimate is for accelerators, where no matrix products replace gradients of convolutions.
+    products = mock.patch.object(precision, 'uses_filter_products', return_value=False)
     with mock.patch.object(BatchNorm, '_across_replicas', return_value=measured.global_bn):
-        trainer = assemble(config, num_classes=CLASSES, train_examples=50_000).trainer
-        step = tf.function(trainer.replica_step)
+        with strategy.scope(), products:
+            trainer = assemble(config, num_classes=CLASSES, train_examples=50_000).trainer
+        step = tf.function(lambda batch: strategy.run(trainer.replica_step, (batch,)))
         views = tf.random.stateless_uniform([VIEWS, batch, size, size, 3], [0, 0])
         for _ in range(2):
             step({'views': tuple(tf.unstack(views)), 'label': tf.zeros([batch], tf.int32)})

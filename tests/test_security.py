@@ -34,9 +34,9 @@ NO_NAMES = ('../x', '..', '.', '/x', 'a/b', 'a b', 'x\n', '\u202e', '~', 'C:x', 
 @pytest.mark.parametrize('name', NO_NAMES[:-1])
 def test_a_path_is_no_name_for_an_evaluation(name: str) -> None:
     """Whether a command line or a folder's record has it."""
-    with pytest.raises(UserError, match='--eval_name must be a name of letters'):
+    with pytest.raises(UserError, match='--eval_name must be a folder name of letters'):
         EvaluationConfig(eval_name=name)
-    with pytest.raises(UserError, match='--eval_name must be a name of letters'):
+    with pytest.raises(UserError, match='--eval_name must be a folder name of letters'):
         for_evaluation({'eval_name': name}, {'mode': 'eval'})
     EvaluationConfig(eval_name='a-b_c.1')
 

@@ -16,11 +16,11 @@ from tf2.models import BACKBONES, BackboneEntry
 from tf2.models.resnet_sizes import RESNET_DEPTHS
 from tf2.optimizers import OPTIMIZERS
 
-# Channels that oneDNN's kernel for batch normalization takes at once in bfloat16; for what is no
-# multiple it has another, which took ten times as long as the one for float32.
+# oneDNN's batch normalization in bfloat16 processes this many channels at once. For other than
+# multiples of it, it took ten times as long as in float32.
 NORM_VECTOR = 16
 LOGITS_AT_A_TIME = 2**24  # of NT-Xent: 64 MiB
-# What may hold weights, in messages.
+# What --checkpoint takes, in messages.
 WEIGHTS = 'a --model_dir, a checkpoint prefix, an exported module or official SimCLR weights'
 
 
@@ -102,12 +102,12 @@ class ModelConfig:
 
     @property
     def backbone_entry(self) -> BackboneEntry:
-        """What `BACKBONES` says of the encoder."""
+        """The encoder's entry in `BACKBONES`."""
         return BACKBONES[self.backbone]
 
     @property
     def title(self) -> str:
-        """The encoder for people, such as 'ResNet-50 (width 1)'."""
+        """Display name of the encoder, such as 'ResNet-50 (width 1)'."""
         return (self.backbone_entry.title or self.backbone).format(**vars(self))
 
     @property
@@ -133,14 +133,14 @@ class LearningConfig:
     )
     method: str = option(
         'simclr',
-        'Pretraining: how it learns, see below.',
+        'Pretraining method, see below.',
         choices=METHODS,
         resume='fixed',
     )
     checkpoint: str | None = option(
         None,
-        'Weights to start from, where --model_dir has none: a --model_dir, a checkpoint, an '
-        'exported module, or published weights as TF1 or TF2 checkpoint or TF2 SavedModel.',
+        'Weights to start from if --model_dir has none: another --model_dir, a checkpoint, an '
+        'exported module, or published weights as a TF1 or TF2 checkpoint or TF2 SavedModel.',
         modes=('export', *INFERENCE),
         resume='fixed',
     )
@@ -170,8 +170,8 @@ class LearningConfig:
     )
     teacher_view: str = option(
         'student',
-        'Distillation: what the teacher sees, the same augmented view as the student or the view '
-        'of evaluation.',
+        'Distillation: what the teacher sees, the augmented view of the student or the evaluation '
+        'view.',
         choices=('student', 'eval'),
     )
     distill_alpha: float = option(
@@ -182,28 +182,28 @@ class LearningConfig:
     )
     distill_temperature: float = option(
         1.0,
-        "Distillation: temperature of both softmaxes; SimCLRv2 takes 0.1 for a teacher's own "
-        'architecture, 1 for a smaller one.',
+        'Distillation: temperature of both softmaxes; SimCLRv2 uses 0.1 for a student with the '
+        "teacher's architecture, 1 for a smaller one.",
         above=0,
         at_most=1000,
     )
     distill_temperature_squared: bool = option(
         True,
-        'Distillation: multiply its term by the squared temperature, as the published program '
-        'does; the paper writes it without.',
+        "Distillation: multiply the teacher's term by the squared temperature, as the published "
+        'program does and the paper does not.',
     )
     temperature: float = option(0.1, 'Temperature of the NT-Xent softmax.', above=0, at_most=1000)
     hidden_norm: bool = option(True, 'Scale projections to length 1 before NT-Xent.')
     memory_size: int = option(
         0,
-        'Pretraining: projections of earlier images that are negatives too, from a momentum '
-        'encoder; a multiple of --train_batch_size. 0 turns it off; SimCLRv2 takes 65536.',
+        "Pretraining: number of additional negatives, a momentum encoder's projections of earlier "
+        'images; a multiple of --train_batch_size. 0 turns it off; SimCLRv2 uses 65536.',
         at_least=0,
         resume='fixed',
     )
     momentum_encoder_decay: float = option(
         0.999,
-        'Share of its weights that the momentum encoder of --memory_size keeps at each step.',
+        'With --memory_size: decay of the moving averages that make up the momentum encoder.',
         at_least=0,
         below=1,
         requires={'memory_size': ()},
@@ -234,7 +234,7 @@ class LearningConfig:
 
     @property
     def entry(self) -> MethodEntry:
-        """The method by which it learns."""
+        """The entry of the method, which some stages fix."""
         return entry_of(self.train_mode, self.method)
 
     def count_head_layers(self, model: ModelConfig) -> int:
@@ -291,7 +291,7 @@ class TrainConfig:
 
     train_batch_size: int = option(
         512,
-        'Global training batch, over all replicas. Unless given, at most the number of examples.',
+        'Global training batch, over all replicas; the default is at most the number of examples.',
         at_least=1,
         resume='continue',
     )
@@ -314,9 +314,9 @@ class TrainConfig:
     mixed_precision: str = option(
         'auto',
         'Precision of convolutions and dense layers; loss, softmax, statistics and weights stay '
-        'float32. auto: bfloat16 where the hardware computes in it (TPUs, GPUs from compute '
-        'capability 8.0 on, CPUs with AVX512-BF16 or AMX), else float32; what a run started with '
-        'is recorded, and kept when it goes on. float16 scales the loss.',
+        'float32. auto: bfloat16 if the hardware computes in it (TPUs, GPUs from compute '
+        'capability 8.0 on, CPUs with AVX512-BF16 or AMX), else float32; a resumed run keeps what '
+        'it started with. float16 scales the loss.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
         modes=('eval', *INFERENCE),
         resume='continue',
@@ -324,7 +324,7 @@ class TrainConfig:
     jit_compile: bool = option(False, 'Compile the training step with XLA.', resume='free')
     steps_per_loop: int = option(
         0,
-        'Steps in one call of the compiled training function; 0 chooses.',
+        'Steps per call of the compiled training function; 0 adapts it to the speed.',
         at_least=0,
         resume='free',
     )
@@ -348,7 +348,7 @@ class OutputConfig:
     )
     checkpoint_epochs: int = option(
         1,
-        'Epochs between checkpoints; more of them unless given, where epochs are short and many.',
+        'Epochs between checkpoints; the default is higher if epochs are short and many.',
         at_least=1,
         resume='free',
     )
@@ -403,8 +403,8 @@ class EvaluationConfig:
     )
     knn_neighbors: int = option(
         0,
-        'Evaluate with k nearest neighbors, this many of them; 0 turns it off. Unless given, at '
-        'most the number of labeled training examples.',
+        'Number of nearest neighbors to evaluate with; 0 turns it off. The default is at most the '
+        'number of labeled training examples.',
         at_least=0,
         modes=('eval',),
         resume='continue',
@@ -423,8 +423,8 @@ class EvaluationConfig:
         names_in(self.evaluators)
         if self.eval_name and not _is_name(self.eval_name):
             raise UserError(
-                '--eval_name must be a name of letters, digits, points, dashes and underscores, '
-                f'for a folder below --model_dir; found {self.eval_name!r}.'
+                '--eval_name must be a folder name of letters, digits, periods, dashes and '
+                f'underscores; found {self.eval_name!r}.'
             )
 
 
@@ -434,17 +434,17 @@ class DeviceConfig:
 
     strategy: str = option(
         'auto',
-        'How replicas are spread (tf.distribute). auto: a TPU if --tpu_name, --master or an '
-        'attached one is there, multi_worker if TF_CONFIG or a step of SLURM says so, mirrored if '
-        'there are several GPUs, else one device.',
+        'Distribution strategy (tf.distribute). auto: tpu with --tpu_name, --master or an attached '
+        'TPU, multi_worker with TF_CONFIG or in a SLURM step, mirrored with several GPUs, else '
+        'one_device.',
         choices=('auto', 'one_device', 'mirrored', 'multi_worker', 'tpu'),
         modes=('eval', *INFERENCE),
         resume='free',
     )
     logical_devices: int = option(
         0,
-        'Split the CPU, or the only GPU, into so many devices, to try out several replicas; 0 does '
-        'not.',
+        'Split the CPU, or the only GPU, into this many devices, to try out several replicas; 0 '
+        'does not split.',
         at_least=0,
         at_most=256,
         modes=('eval', *INFERENCE),
@@ -452,14 +452,14 @@ class DeviceConfig:
     )
     deterministic: bool = option(
         False,
-        'Only operations whose results repeat bit for bit. Slower; the same run without it '
-        'agrees within rounding.',
+        'Use only operations whose results repeat bit for bit. Slower; a run without it agrees '
+        'within rounding.',
         modes=('eval', *INFERENCE),
         resume='free',
     )
     use_tpu: bool | None = option(
         None,
-        'With --strategy=auto: true takes a TPU, false none, unset one that is there.',
+        'With --strategy=auto: true requires a TPU, false ignores it, unset uses it if available.',
         modes=('eval', *INFERENCE),
         resume='free',
     )
@@ -488,7 +488,7 @@ class DeviceConfig:
     )
     connect_timeout: int = option(
         120,
-        'Seconds to wait for what is elsewhere: a TPU, the other workers, a remote folder.',
+        'Seconds to wait for a TPU, the other workers or a remote folder.',
         at_least=1,
         at_most=86_400,
         modes=('eval', 'export', *INFERENCE),
@@ -499,11 +499,11 @@ class DeviceConfig:
         check_options(self)
         if self.use_tpu is not None and self.strategy != 'auto':
             raise UserError(
-                f'--use_tpu goes with --strategy=auto; found --strategy={self.strategy} too. Give '
-                'one of them.'
+                f'--use_tpu needs --strategy=auto; found --strategy={self.strategy}. Give only one '
+                'of them.'
             )
 
 
 def _is_name(text: str) -> bool:
-    """Whether `text` names a folder beside others and is no path."""
+    """Whether `text` is a plain folder name and not a path."""
     return bool(re.fullmatch(r'[A-Za-z0-9._-]+', text)) and text not in ('.', '..')

@@ -306,10 +306,10 @@ def together(strategy: tf.distribute.Strategy, folder: str) -> Iterator[None]:
     except LOST as error:
         if not spans_workers(strategy):
             raise
-        kept = next(reversed(checkpoints_in(folder)), 'none was written yet')
         raise UserError(
             f'All workers must run together, but another one is gone: {one_line(error)}. Stop all '
-            f'of them, then run the same commands to resume. The last checkpoint: {kept}.'
+            'of them, then run the same commands to resume. The last checkpoint: '
+            f'{_last_checkpoint(folder)}.'
         ) from error
 
 
@@ -330,11 +330,15 @@ def within_memory(doing: str, folder: str, advice: str) -> Iterator[None]:
     except (MemoryError, tf.errors.OpError) as error:
         if not is_out_of_memory(error):
             raise
-        kept = next(reversed(checkpoints_in(folder)), 'none was written yet')
         raise UserError(
             f'The {doing} must fit into memory, but ran out of it: {one_line(error)}. '
-            f'{advice} The last checkpoint: {kept}.'
+            f'{advice} The last checkpoint: {_last_checkpoint(folder)}.'
         ) from error
+
+
+def _last_checkpoint(folder: str) -> str:
+    """Its path, for messages."""
+    return next(reversed(checkpoints_in(folder)), 'none was written yet')
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:

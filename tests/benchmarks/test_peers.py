@@ -133,7 +133,7 @@ def test_a_peer_gives_the_seconds_it_says() -> None:
 
 
 @pytest.mark.parametrize('after', ['', 'import sys; print(\'{"timed": ""}\'); '])
-def test_a_peer_that_ends_is_an_error_that_tells_its_status(after: str) -> None:
+def test_a_peer_that_ends_is_an_error_with_its_status(after: str) -> None:
     command = [sys.executable, '-c', f'{after}raise SystemExit(3)']
     expected = pytest.raises(UserError, match=r'stand-in must answer .* ended with status 3')
     with expected, peers.Peer('stand-in', command) as peer:

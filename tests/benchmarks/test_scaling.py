@@ -30,7 +30,7 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def graph_of(function: object) -> Graph:
-    """`function` returns a value and what it is to be derived by."""
+    """`function` returns a value, and what to differentiate it with respect to."""
     with tf.Graph().as_default() as graph:
         value, source = function()
         forward = graph.get_operations()
@@ -155,8 +155,13 @@ def test_every_figure_of_the_estimate_is_printed(
     assert 'must be a multiple of --devices' in capsys.readouterr().err
 
 
-def test_models_that_were_there_before_go_on_working(shallow: None) -> None:
-    """A model made in a graph of TensorFlow 1 makes Keras change the class of all."""
+def test_measured_networks_are_the_named_ones() -> None:
+    for measured in scaling_checks.MEASURED:
+        assert measured.network.model == ModelConfig(resnet_depth=measured.depth)
+
+
+def test_existing_models_still_work_after_tracing(shallow: None) -> None:
+    """Making a model in a TensorFlow 1 graph makes Keras change the class of all models."""
     model = build_model(SimCLRModel(SMALL.model, SMALL.image_size, None))
     scaling.trace(SMALL, 2)
     assert model(tf.zeros([1, 32, 32, 3]))['final_avg_pool'].shape == [1, 128]

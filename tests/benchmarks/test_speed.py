@@ -115,7 +115,7 @@ def test_the_table_of_steps_has_a_row_for_each_case() -> None:
     assert '| 1.38 (1.25 to 1.50) |' in row
 
 
-def test_a_profile_tells_where_the_time_goes(capsys: pytest.CaptureFixture) -> None:
+def test_a_profile_shows_where_the_time_goes(capsys: pytest.CaptureFixture) -> None:
     steps.main(['--width=0.125', '--size=8', '--batch=2', '--profile'])
     lines = capsys.readouterr().out.splitlines()[2:]
     cells = {line.split(' | ')[0].strip('| '): line.split(' | ')[2].strip('| %') for line in lines}

@@ -88,7 +88,7 @@ def test_another_architecture_is_refused_in_one_line(tmp_path: pathlib.Path, oth
 @pytest.mark.parametrize(
     ('path', 'step'), [('ckpt-0', 0), ('/runs/a-1/ckpt-250', 250), ('gs://bucket/ckpt-7', 7)]
 )
-def test_the_step_is_read_off_the_name(path: str, step: int) -> None:
+def test_the_step_is_read_from_the_name(path: str, step: int) -> None:
     assert step_of(path) == step
 
 
@@ -120,7 +120,7 @@ def damage(path: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize('kind', DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(
     kind: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     model = dense()
@@ -168,7 +168,7 @@ def link_to_nothing(file: pathlib.Path) -> Callable[[], object]:
 
 @pytest.mark.parametrize('ending', [DATA, '.index'])
 @pytest.mark.parametrize('hindrance', [gone, folder_instead, link_to_nothing])
-def test_what_cannot_be_read_just_now_is_not_damaged(
+def test_an_unreadable_checkpoint_is_not_damaged(
     hindrance: Callable, ending: str, tmp_path: pathlib.Path
 ) -> None:
     """A file moved away, hidden or out of reach for a moment: nothing is renamed, removed or
@@ -192,7 +192,7 @@ ODD = ['g[1]', 'g*', 'g?', 'back\\slash', '{g,h}', 'a b', '[!g]', '%20~$', 'cafÃ
 
 @pytest.mark.parametrize('odd', ODD)
 def test_any_name_of_a_folder_is_taken_literally(odd: str, tmp_path: pathlib.Path) -> None:
-    """Brackets, stars, backslashes and the like are names, and no patterns that match others."""
+    """Brackets, stars and backslashes in names are not patterns."""
     folders = [tmp_path / name for name in ('g1', 'g', 'gh', 'h', 'a', odd)]
     others = {}
     for folder in folders:
@@ -225,7 +225,7 @@ def test_files_of_a_user_stay_whatever_they_begin_with(other: str, tmp_path: pat
 
 
 def test_what_a_link_leads_to_is_never_removed(tmp_path: pathlib.Path) -> None:
-    """The data of a checkpoint, a file or a folder of an unfinished one that lie elsewhere."""
+    """Checkpoint data, or a file or folder of an unfinished one, may be links."""
     elsewhere, run = tmp_path / 'elsewhere', tmp_path / 'run'
     (elsewhere / 'folder').mkdir(parents=True)
     (elsewhere / 'folder' / 'mine').write_text('x')
@@ -243,7 +243,7 @@ def test_what_a_link_leads_to_is_never_removed(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize('kind', ['data cut off', 'index empty'])
-def test_nothing_but_damaged_checkpoints_is_no_start_from_scratch(
+def test_damaged_checkpoints_alone_do_not_start_from_scratch(
     kind: str, tmp_path: pathlib.Path
 ) -> None:
     path = checkpoints(tmp_path, dense())[0].save(3)
@@ -256,7 +256,7 @@ def test_nothing_but_damaged_checkpoints_is_no_start_from_scratch(
 
 @pytest.mark.parametrize('state', [None, '', 'model_checkpoint_path: "ckpt-9"\n'])
 def test_the_file_checkpoint_may_be_wrong(state: str | None, tmp_path: pathlib.Path) -> None:
-    """A run that is killed between two writes leaves the old one, or none."""
+    """A run that is killed between two writes leaves the old file, or none."""
     saved, _ = checkpoints(tmp_path, dense())
     path = saved.save(3)
     (tmp_path / 'checkpoint').unlink()
@@ -266,7 +266,7 @@ def test_the_file_checkpoint_may_be_wrong(state: str | None, tmp_path: pathlib.P
     assert tf.train.latest_checkpoint(tmp_path) == path
 
 
-def test_what_was_not_finished_is_no_checkpoint_and_is_removed(tmp_path: pathlib.Path) -> None:
+def test_an_unfinished_checkpoint_is_ignored_and_removed(tmp_path: pathlib.Path) -> None:
     saved, _ = checkpoints(tmp_path, dense())
     path = saved.save(3)
     (tmp_path / f'ckpt-4{DATA}').write_bytes(b'half')
@@ -284,7 +284,7 @@ def test_what_was_not_finished_is_no_checkpoint_and_is_removed(tmp_path: pathlib
     ]
 
 
-def test_what_was_not_finished_goes_where_there_is_no_checkpoint_yet(
+def test_an_unfinished_first_checkpoint_is_removed(
     tmp_path: pathlib.Path,
 ) -> None:
     (tmp_path / 'ckpt-3_temp').mkdir()
@@ -294,8 +294,8 @@ def test_what_was_not_finished_goes_where_there_is_no_checkpoint_yet(
     assert not list(tmp_path.iterdir())
 
 
-def test_one_too_many_goes_when_the_run_goes_on(tmp_path: pathlib.Path) -> None:
-    """As where a run was killed between writing the newest and removing the oldest."""
+def test_a_surplus_checkpoint_is_removed_on_resuming(tmp_path: pathlib.Path) -> None:
+    """As after a kill between writing the newest and removing the oldest."""
     model = dense()
     for step in (1, 2):
         checkpoints(tmp_path, model)[0].save(step)
@@ -304,7 +304,7 @@ def test_one_too_many_goes_when_the_run_goes_on(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.glob('ckpt-1*'))
 
 
-def test_a_folder_that_takes_no_more_is_named_and_keeps_what_it_had(
+def test_a_full_folder_is_named_and_keeps_its_checkpoints(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved, _ = checkpoints(tmp_path, dense())
@@ -324,7 +324,7 @@ def test_a_folder_that_takes_no_more_is_named_and_keeps_what_it_had(
 
 
 @pytest.mark.parametrize(('keep', 'left'), [(0, [1, 2, 10]), (2, [2, 10])])
-def test_the_oldest_go_and_a_moved_folder_still_tells_the_newest(
+def test_the_oldest_are_removed_and_a_moved_folder_still_names_the_newest(
     keep: int, left: list[int], tmp_path: pathlib.Path
 ) -> None:
     model = dense()
@@ -339,7 +339,7 @@ def test_the_oldest_go_and_a_moved_folder_still_tells_the_newest(
     assert found == left
 
 
-def test_a_record_goes_along_with_each_checkpoint(tmp_path: pathlib.Path) -> None:
+def test_each_checkpoint_has_a_record(tmp_path: pathlib.Path) -> None:
     saved, _ = checkpoints(tmp_path, dense())
     saved.record.update(class_names=['cafÃ©', 'b'], examples_seen=7)
     path = saved.save(3)

@@ -1,4 +1,4 @@
-"""What a TPU asks of a step, as far as a CPU can tell: XLA compiles it, and all shapes are static.
+"""Requirements of TPUs, as far as a CPU can test them: XLA compiles steps, and shapes are static.
 
 XLA for the CPU compiles more than a TPU can run: it also takes operations whose result has as many
 rows as the values say. So shapes are checked apart, in the graph.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,11 @@ from tf2.evaluators.knn import NearestNeighbors
 from tf2.evaluators.per_class import PerClass
 from tf2.methods.base import build
 from tf2.methods.nt_xent import nt_xent
-from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.optimizers import OPTIMIZERS, builder, decay
 from tf2.trainer import Penalty, Trainer
+
+pytestmark = pytest.mark.usefixtures('shallow')
 
 BATCH, CLASSES = 8, 3
 MODEL = ModelConfig(resnet_depth=18, width_multiplier=0.125, proj_out_dim=6)
@@ -41,14 +42,6 @@ STEPS = {
     'distill': LearningConfig(train_mode='distill', teacher='made up'),
     'distill, labels': LearningConfig(train_mode='distill', teacher='made up', distill_alpha=0.5),
 }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def shallow() -> Iterator[None]:
-    """Leaves one block in each group of ResNet-18: the same layers, faster to compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
-        yield
 
 
 # --- the checks
@@ -151,7 +144,7 @@ def test_a_summary_within_a_step_is_found(tmp_path: pathlib.Path) -> None:
 def trainer_of(
     name: str, precision: str = 'float32', replicas: int = 1
 ) -> tuple[Trainer, list[tf.Variable]]:
-    """A training of `STEPS[name]`, and all variables it has; each call starts at the same."""
+    """The training of `STEPS[name]`, and all its variables; each call starts from the same."""
     config = STEPS[name]
     tf.keras.utils.set_random_seed(0)
 
@@ -202,7 +195,7 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def test_every_objective_is_among_the_steps() -> None:
+def test_every_method_is_among_the_steps() -> None:
     assert {config.train_mode for config in STEPS.values()} == set(STAGES)
 
 
@@ -214,7 +207,7 @@ def test_a_compiled_step_changes_weights_as_the_plain_one(name: str) -> None:
     assert distance(changes, expected_changes) < 5e-3
 
 
-def test_a_compiled_step_in_bfloat16_is_as_near_to_float32_as_the_plain_one() -> None:
+def test_a_compiled_step_in_bfloat16_is_as_accurate_as_the_plain_one() -> None:
     metrics, changes = step_of('pretrain', 'bfloat16', compiled=True)
     _, plain_changes = step_of('pretrain', 'bfloat16', compiled=False)
     expected_metrics, expected_changes = step_of('pretrain', compiled=False)
@@ -304,7 +297,7 @@ def test_a_step_of_two_replicas_has_static_shapes(name: str) -> None:
 
 @pytest.mark.parametrize('remembered', [0, 5])
 def test_nt_xent_of_two_replicas_compiles(remembered: int) -> None:
-    """TensorFlow makes one program of both replicas, on one device; no variable is elsewhere."""
+    """TensorFlow compiles both replicas into one program, on one device."""
     rng = np.random.default_rng(0)
     shares = rng.normal(size=(2, 2, 4, 6)).astype(np.float32)
     negatives = rng.normal(size=(remembered, 6)).astype(np.float32) if remembered else None
@@ -322,7 +315,7 @@ def test_nt_xent_of_two_replicas_compiles(remembered: int) -> None:
         np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_variables_keep_a_step_of_two_replicas_from_compiling() -> None:
+def test_a_step_of_two_replicas_does_not_compile() -> None:
     """Why `--jit_compile` is refused on several devices."""
     strategy = mirrored(2)
     with strategy.scope():

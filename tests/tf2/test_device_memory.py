@@ -1,4 +1,4 @@
-"""What the system says about memory, the limits of containers of both kinds, and of GPUs."""
+"""Memory of the host, limits of containers of both versions, and memory of GPUs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB = 2**20
         (None, {'memory.max': MIB}, None),
     ],
 )
-def test_a_host_has_what_the_tightest_group_allows(
+def test_a_host_has_the_memory_of_its_tightest_limit(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     groups: str | None,
@@ -48,14 +48,16 @@ def test_a_host_has_what_the_tightest_group_allows(
     ('said', 'expected'),
     [('81920\n', 81920 * MIB), ('8192\n16384\n', 16384 * MIB), ('[N/A]', None)],
 )
-def test_gpus_are_asked(monkeypatch: pytest.MonkeyPatch, said: str, expected: int | None) -> None:
+def test_the_memory_of_gpus_is_read(
+    monkeypatch: pytest.MonkeyPatch, said: str, expected: int | None
+) -> None:
     answer = subprocess.CompletedProcess([], 0, said, '')
     monkeypatch.setattr(subprocess, 'run', lambda *_, **__: answer)
     assert device_memory.gpu_memory() == expected
 
 
 @pytest.mark.parametrize('error', [FileNotFoundError('no tool'), subprocess.TimeoutExpired('a', 1)])
-def test_gpus_that_nobody_can_ask_tell_nothing(
+def test_unknown_gpus_have_unknown_memory(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:

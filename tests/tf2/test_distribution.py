@@ -18,7 +18,7 @@ from tf2.config import DeviceConfig
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """Kind -> names of the devices that seem to be there; logical CPUs stand for them."""
+    """Fakes devices: kind -> names; logical CPUs replace them."""
     there: dict[str, list[str]] = {'CPU': ['/cpu:0', '/cpu:1'], 'GPU': [], 'TPU': []}
 
     def names(kind: str) -> list[tf.config.LogicalDevice]:
@@ -31,7 +31,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What was asked of TensorFlow, in place of the strategies."""
+    """Records the strategies that were asked for, instead of making them."""
     asked: list[tuple] = []
 
     def note(name: str) -> Callable[..., str]:
@@ -98,8 +98,8 @@ def test_a_tpu_is_used_if_it_is_there_unless_told_otherwise(
         assert shown == f'Strategy tpu with 1 replica ({reason})'
 
 
-def test_what_contradicts_itself_is_refused() -> None:
-    with pytest.raises(UserError, match='--use_tpu goes with --strategy=auto; found --strategy=tp'):
+def test_contradictory_flags_are_refused() -> None:
+    with pytest.raises(UserError, match='--use_tpu needs --strategy=auto; found --strategy=tp'):
         DeviceConfig(use_tpu=True, strategy='tpu')
 
 
@@ -110,9 +110,7 @@ def test_several_gpus_are_not_split(devices: dict) -> None:
 
 
 @pytest.mark.parametrize('cluster', [None, '{', '[]', '{"cluster": {}}'])
-def test_workers_that_nobody_names_are_missed(
-    monkeypatch: pytest.MonkeyPatch, cluster: str | None
-) -> None:
+def test_unnamed_workers_are_an_error(monkeypatch: pytest.MonkeyPatch, cluster: str | None) -> None:
     for name in [name for name in os.environ if name.startswith(('TF_CONFIG', 'SLURM'))]:
         monkeypatch.delenv(name)
     if cluster is not None:
@@ -121,7 +119,7 @@ def test_workers_that_nobody_names_are_missed(
         distribution.build_strategy(DeviceConfig(strategy='multi_worker'))
 
 
-def test_a_tpu_that_is_not_there_is_missed(devices: dict) -> None:
+def test_a_missing_tpu_is_an_error(devices: dict) -> None:
     with pytest.raises(UserError, match='expects an attached TPU, --tpu_name or --master; found'):
         distribution.build_strategy(DeviceConfig(use_tpu=True))
 
@@ -200,17 +198,17 @@ def test_gradients_flow_through_the_gather_to_every_replica() -> None:
 
 
 @pytest.mark.parametrize('replicas', [1, 2])
-def test_accelerators_are_told_from_the_hosts_processor(replicas: int) -> None:
+def test_accelerators_are_recognized(replicas: int) -> None:
     assert not distribution.has_accelerators(mirrored(replicas))
     # A strategy may be made for a device that is not there.
     assert distribution.has_accelerators(tf.distribute.OneDeviceStrategy('/gpu:0'))
 
 
 @pytest.mark.parametrize('kept', [True, False])
-def test_a_worker_that_is_gone_is_told_in_one_line(
+def test_a_lost_worker_gives_one_line(
     kept: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By whatever runs when that is noticed; with one process the same error is another."""
+    """In any code that notices it. With a single process, the error stays as it is."""
     error = tf.errors.UnavailableError(None, None, 'Graph execution error:\nSocket\nclosed')
     if kept:
         (tmp_path / 'ckpt-4.index').touch()

@@ -27,7 +27,7 @@ def batches(replicas: int) -> list:
 
 
 @pytest.mark.parametrize('replicas', [1, 2])
-def test_rows_come_in_order_without_filling(replicas: int) -> None:
+def test_rows_come_in_order_without_padding(replicas: int) -> None:
     images = np.random.default_rng(0).random([8, 2, 2, 3], np.float32)
     with mirrored(replicas).scope():
         found = FeaturePass(model).collect(batches(replicas))

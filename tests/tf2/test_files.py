@@ -47,7 +47,7 @@ def test_leftovers_of_a_killed_write_go_and_nothing_else(tmp_path: pathlib.Path)
     'error',
     [OSError(28, 'No space left\non device'), tf.errors.PermissionDeniedError(None, None, 'no')],
 )
-def test_what_cannot_be_written_costs_one_line(error: Exception) -> None:
+def test_a_failed_write_gives_one_line(error: Exception) -> None:
     with (
         pytest.raises(UserError, match=r'^folder must be writable; found otherwise ') as refused,
         writing('folder'),
@@ -69,7 +69,7 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: pathlib.Path) -> 
     assert checkpoints_in(str(tmp_path / 'nowhere')) == []
 
 
-def test_a_worker_that_is_gone_is_no_fault_of_the_files() -> None:
+def test_a_lost_worker_is_not_blamed_on_files() -> None:
     lost = tf.errors.UnavailableError(None, None, 'Collective ops is aborted by: Socket closed')
     with pytest.raises(tf.errors.UnavailableError), writing('folder'):
         raise lost

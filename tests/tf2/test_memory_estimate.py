@@ -1,4 +1,4 @@
-"""The estimate of memory is arithmetic, held to built models and to the step's graph."""
+"""The estimate of memory, compared with built models and the step's graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tf2.optimizers import OPTIMIZERS, builder
 
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves few blocks in the groups, of which one has two, which is faster to build."""
+    """Leaves few blocks in the groups, two in one of them, which is faster to build."""
     for depth in RESNET_DEPTHS:
         monkeypatch.setitem(BLOCKS_PER_GROUP, depth, (2, 1, 1, 1))
 
@@ -109,8 +109,8 @@ def test_an_optimizer_has_as_many_slots(name: str) -> None:
     assert numbers(slots) == 35 * OPTIMIZERS[name].slots
 
 
-def test_what_the_objectives_hold_is_counted(shallow: None) -> None:
-    """A momentum encoder and its queue; what fine-tuning trains, from each block on."""
+def test_the_memory_of_each_method_is_counted(shallow: None) -> None:
+    """The memory's encoder and queue; fine-tuning from each block on."""
     config, network = resnet(18, 0.25), Network(resnet(18, 0.25), 32, 10)
     model = build_model(SimCLRModel(config, 32, 10))
     method = SimCLR(model, LearningConfig(memory_size=64))
@@ -136,7 +136,7 @@ def test_the_head_has_as_many_layers_as_the_method_says(monkeypatch: pytest.Monk
     assert network.whole() != dataclasses.replace(network, method='simclr').whole()
 
 
-def test_replicas_share_batches_and_what_is_theirs_adds_up() -> None:
+def test_replicas_share_batches_and_their_memory_adds_up() -> None:
     network, method = Network(resnet(18), 32, 10), LearningConfig()
     one = Run(network, method, 'lars', 64, 32)
     spread = Run(network, method, 'lars', 64, 32, replicas=4)

@@ -1,4 +1,4 @@
-"""What is shown while a model trains: lines in a log, a bar in a terminal."""
+"""The progress of a training: lines in a log, a bar in a terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         (float('inf'), 'over 100 years'),
     ],
 )
-def test_no_time_takes_more_room_than_the_line_has(seconds: float, words: str) -> None:
+def test_every_time_fits_the_line(seconds: float, words: str) -> None:
     assert progress.time_left(seconds) == words
 
 

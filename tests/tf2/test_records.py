@@ -1,4 +1,4 @@
-"""Files of our own with other content: every file and every way to break it costs one line."""
+"""Our own files with wrong content: each way to break one gives a one-line error."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ STRANGE = (None, True, 0.5, float('nan'), 10**400, 'word', 'line\nbreak', [], {}
 
 
 def refusal(reader: Callable[[str], Any], folder: pathlib.Path, file: str, content: bytes) -> str:
-    """The line a reader says to `content`."""
+    """The message of a reader for `content`."""
     path = folder / file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
@@ -73,7 +73,7 @@ def refusal(reader: Callable[[str], Any], folder: pathlib.Path, file: str, conte
 
 
 def fits(value: records.Value, found: Any) -> bool:
-    """Whether the kind is right; what of it is wrong is tested with the settings."""
+    """Checks the kind of value only; values are tested with the settings."""
     if found is None or isinstance(found, bool):
         return value.nullable if found is None else value.kind is bool
     if value.kind is float:
@@ -82,7 +82,7 @@ def fits(value: records.Value, found: Any) -> bool:
 
 
 def broken(value: records.Value, whole: dict) -> Iterator[tuple[str, Any]]:
-    """Key and content with a strange value there, for every key of `whole` that is known."""
+    """(Key, content with a strange value there) for every known key of `whole`."""
     for key in whole:
         inner = value.keys.get(key, value.items)
         if inner is None:
@@ -97,7 +97,7 @@ def broken(value: records.Value, whole: dict) -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize('file', FILES)
 def test_each_file_is_read_as_it_was_written(file: str, tmp_path: pathlib.Path) -> None:
-    """With what a newer release may have added, and without what an older one did not have."""
+    """Files of newer and older releases have more keys, or fewer."""
     content, _, readers = FILES[file]
     (tmp_path / file).parent.mkdir(exist_ok=True)
     newer = {**content, **({} if file == 'pipeline.json' else {'eval/news': 0.5})}
@@ -108,15 +108,15 @@ def test_each_file_is_read_as_it_was_written(file: str, tmp_path: pathlib.Path) 
 
 @pytest.mark.parametrize('name', NOT_OBJECTS)
 @pytest.mark.parametrize('file', FILES)
-def test_what_is_no_object_costs_one_line(file: str, name: str, tmp_path: pathlib.Path) -> None:
+def test_a_file_without_an_object_gives_one_line(
+    file: str, name: str, tmp_path: pathlib.Path
+) -> None:
     for reader in FILES[file][2]:
         refusal(reader, tmp_path, file, NOT_OBJECTS[name])
 
 
 @pytest.mark.parametrize('file', FILES)
-def test_every_key_with_a_value_of_every_wrong_type_costs_one_line(
-    file: str, tmp_path: pathlib.Path
-) -> None:
+def test_every_value_of_a_wrong_type_gives_one_line(file: str, tmp_path: pathlib.Path) -> None:
     content, value, readers = FILES[file]
     tried = 0
     for key, wrong in broken(value, content):
@@ -139,7 +139,7 @@ def test_every_key_with_a_value_of_every_wrong_type_costs_one_line(
         ('assets.extra/simclr.json', 'step'),
     ],
 )
-def test_a_key_that_lacks_costs_one_line(file: str, key: str, tmp_path: pathlib.Path) -> None:
+def test_a_missing_key_gives_one_line(file: str, key: str, tmp_path: pathlib.Path) -> None:
     content, _, readers = FILES[file]
     left = {name: value for name, value in content.items() if name != key}
     for reader in readers:
@@ -160,7 +160,7 @@ def test_a_key_that_lacks_costs_one_line(file: str, key: str, tmp_path: pathlib.
         ('assets.extra/simclr.json', {'model': {'sk_ratio': 0.1}}, 'resnet_depth'),
     ],
 )
-def test_a_wrong_value_of_the_right_type_costs_one_line(
+def test_a_wrong_value_of_the_right_type_gives_one_line(
     file: str, changes: dict, words: str, tmp_path: pathlib.Path
 ) -> None:
     content, _, readers = FILES[file]
@@ -183,13 +183,13 @@ def test_a_wrong_value_of_the_right_type_costs_one_line(
         b'all_model_checkpoint_paths: "ckpt-3"',
     ],
 )
-def test_a_checkpoint_file_of_other_content_costs_one_line(
+def test_a_checkpoint_file_of_other_content_gives_one_line(
     content: bytes, tmp_path: pathlib.Path
 ) -> None:
     refusal(locate, tmp_path, 'checkpoint', content)
 
 
-def test_a_checkpoint_file_names_what_the_newest_is(tmp_path: pathlib.Path) -> None:
+def test_a_checkpoint_file_names_the_newest(tmp_path: pathlib.Path) -> None:
     for name in ('ckpt-3', r'/was/h\"re/ckpt-3', 'caf\\303\\251-3'):
         (tmp_path / 'checkpoint').write_text(
             f'# ours\nmodel_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "ckpt-1"\n'
@@ -197,7 +197,7 @@ def test_a_checkpoint_file_names_what_the_newest_is(tmp_path: pathlib.Path) -> N
         assert records.newest_in(str(tmp_path), '').endswith('-3')
 
 
-def test_a_folder_in_the_place_of_a_file_costs_one_line(tmp_path: pathlib.Path) -> None:
+def test_a_folder_in_place_of_a_file_gives_one_line(tmp_path: pathlib.Path) -> None:
     for file, (_, _, readers) in FILES.items():
         (tmp_path / file).mkdir(parents=True)
         for reader in readers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,13 @@ from common.stages import STAGES
 from tests.support import assign_formula_weights, loss_of, mirrored, relative_error
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.base import Method, build
-from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.published_names import tf2_names
 from tf2.trainer import Penalty, Trainer
+
+# Shallow networks also keep rounding from switching a ReLU on one side only, which changes a
+# gradient by percents.
+pytestmark = pytest.mark.usefixtures('shallow')
 
 BATCH, CLASSES = 8, 5
 IMAGES = np.random.default_rng(0).random((2, BATCH, 8, 8, 3), np.float32)
@@ -53,7 +56,7 @@ class Notes(tf.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What two steps on the global batch give."""
+    """The results of two steps on the global batch."""
 
     names: list[str]
     metrics: np.ndarray
@@ -118,25 +121,13 @@ def check_same(found: Figures, expected: Figures) -> None:
         assert relative_error(moving, wanted) < 1e-4
 
 
-@pytest.fixture(scope='module', autouse=True)
-def shallow() -> Iterator[None]:
-    """Leaves one block in each group of ResNet-18: the same layers, and half the time to trace.
-
-    It also keeps rounding from switching a ReLU on one side only, which changes a gradient by
-    percents.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
-        yield
-
-
 @pytest.fixture(scope='module')
 def alone(shallow: None) -> dict[str, Figures]:
-    """Method -> figures of one replica."""
+    """Method -> results on one replica."""
     return {kind: steps(kind, 1) for kind in KINDS}
 
 
-def test_every_objective_is_tried() -> None:
+def test_every_method_is_tried() -> None:
     assert KINDS.keys() == STAGES.keys()
 
 
@@ -147,7 +138,7 @@ def test_replicas_give_what_one_gives(alone: dict[str, Figures], kind: str, repl
 
 
 class Shares:
-    """In place of a model: calls it with one replica's share of the input after the other.
+    """Replaces a model: calls it with one replica's share of the input after the other.
 
     Moving statistics end as the mean over replicas.
     """
@@ -187,7 +178,7 @@ def assign(variables: Sequence[tf.Variable], new: Sequence[np.ndarray]) -> None:
 def test_local_batch_normalization_is_that_of_each_share(
     alone: dict[str, Figures], kind: str
 ) -> None:
-    """It differs from the global one, and so results depend on the number of replicas."""
+    """It differs from the global one, so results depend on the number of replicas."""
     method = objective_of(kind, 1, global_bn=False)
     model, variables = method.model, method.trainable_variables
     batch = {'views': tuple(map(tf.constant, IMAGES)), 'label': tf.constant(LABELS)}

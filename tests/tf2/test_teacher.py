@@ -69,7 +69,7 @@ def opened(path: str) -> Teacher:
 
 
 @pytest.mark.parametrize('write', [run_folder, exported])
-def test_what_this_program_wrote_teaches_in_inference_mode(
+def test_models_of_this_program_teach_in_inference_mode(
     write: Callable, tmp_path: pathlib.Path
 ) -> None:
     model = student_of()
@@ -141,7 +141,7 @@ def test_modules_of_others_are_called_as_their_signature_says(
 
 
 @pytest.mark.parametrize('wrapped', [False, True])
-def test_a_signature_alone_will_do(wrapped: bool, tmp_path: pathlib.Path) -> None:
+def test_a_signature_alone_suffices(wrapped: bool, tmp_path: pathlib.Path) -> None:
     module = Module()
 
     @tf.function(input_signature=[SPEC])
@@ -187,7 +187,9 @@ def without_record(folder: pathlib.Path) -> str:
     ],
     ids=['nothing', 'no classifier', 'no record', 'no logits', 'no function'],
 )
-def test_what_cannot_teach_is_refused(write: Callable, words: str, tmp_path: pathlib.Path) -> None:
+def test_models_without_logits_are_refused(
+    write: Callable, words: str, tmp_path: pathlib.Path
+) -> None:
     with pytest.raises(UserError, match=words) as caught:
         opened(write(tmp_path / 'teacher'))
     assert '--checkpoint' not in str(caught.value)

@@ -62,7 +62,7 @@ class Slope(Method):
 
 
 class Recorded:
-    """Stands for the folder of checkpoints: notes the steps at which one is written."""
+    """Replaces `Checkpoints`: records the steps of checkpoints."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -92,7 +92,7 @@ def trainer_of(method: Method, rate: float = 0.0, **options: Any) -> Trainer:
 def fit(
     trainer: Trainer, total: int, checkpoint_steps: int = 10**6, start: int = 0
 ) -> tuple[Recorded, dict[int, dict[str, float]]]:
-    """Trains on `numbers`; returns when checkpoints were written, and what was by which step."""
+    """Trains on `numbers`; returns the steps of checkpoints, and what was written by step."""
     kept, written = Recorded(), {}
     trainer.fit(
         numbers(start + 1),
@@ -168,7 +168,7 @@ def test_a_batch_is_prepared_within_the_step(compiled: bool) -> None:
     assert method.weight.numpy() == pytest.approx(1 - 0.25 * 2 * (1 + 2 + 3))
 
 
-def test_the_penalty_is_a_term_of_the_loss_of_its_own() -> None:
+def test_the_penalty_is_a_separate_term_of_the_loss() -> None:
     method = Slope()
     penalty = Penalty(0.5, [method.weight])
     optimizer = tf.keras.optimizers.legacy.SGD(1.0)
@@ -193,10 +193,10 @@ def test_replicas_share_a_batch_and_report_the_mean() -> None:
     assert method.updates.numpy() == 1
 
 
-def test_all_processes_do_as_many_steps_in_a_call(
+def test_all_processes_do_the_same_number_of_steps_in_a_call(
     slope_trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a process would like is averaged over all; what it measured itself decides nothing."""
+    """It follows the mean of all preferences, not the process's own measurement."""
     trainer, asked = slope_trainer, []
     trainer._config = TrainConfig(train_batch_size=1, train_summary_steps=100)
     trainer._steps_per_call, trainer._preferred_steps = 1, 1.0
@@ -228,7 +228,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path: pathlib.Path, keep: int, left
 
 
 def blown_up_at(step: int) -> Slope:
-    """An method whose loss is infinite at one step and finite at the others."""
+    """A method whose loss is infinite at one step and finite at the others."""
     return Slope(lambda weight, number: weight * tf.where(number == step, np.inf, number))
 
 
@@ -289,7 +289,7 @@ def interrupted(trainer: Trainer, stop: Stop | None = None) -> tuple[list[int], 
 
 
 @pytest.mark.parametrize('per_call', [1, 4])
-def test_a_signal_ends_the_run_behind_its_step_with_a_checkpoint(per_call: int) -> None:
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(per_call: int) -> None:
     trainer = trainer_of(Slope(), steps_per_loop=per_call)
     kept, seen = interrupted(trainer, Signaled(trainer, 11))
     # It came during the call that ended with this step; one more step tells all processes.
@@ -347,8 +347,8 @@ def test_a_trained_variable_without_a_gradient_is_named(replicas: int) -> None:
         trainer._run_steps(batches, tf.constant(1))
 
 
-def test_metrics_are_no_part_of_what_must_fit(tmp_path: pathlib.Path) -> None:
-    """Another setting or a later release may have more of them, fewer, or others."""
+def test_metrics_need_not_fit(tmp_path: pathlib.Path) -> None:
+    """Other settings or a later release may have other metrics."""
     for names, until in ((('a',), 3), (('b', 'c'), 6), ((), 7)):
         method = Slope()
         method.metrics = ('slope_loss', *names)
@@ -369,7 +369,7 @@ def test_metrics_are_no_part_of_what_must_fit(tmp_path: pathlib.Path) -> None:
 
 
 def test_images_per_second_are_those_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither checkpoints nor evaluations nor writing count."""
+    """Time of checkpoints, evaluations and writing doesn't count."""
     now = [0.0]
     clock = types.SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(trainer_module, 'time', clock)
@@ -412,7 +412,7 @@ def test_metrics_do_not_depend_on_how_steps_are_grouped_into_calls() -> None:
 
 
 @pytest.mark.parametrize('line', ['a.jpg is gone.', None])
-def test_what_an_error_of_a_step_is_explained_by_costs_one_line(
+def test_an_explained_error_of_a_step_gives_one_line(
     line: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, kept = trainer_of(Slope(), steps_per_loop=2), Recorded()
@@ -447,7 +447,7 @@ LENGTH = TrainConfig(train_batch_size=8, train_steps=6, steps_per_loop=3)
 
 
 def real_run(model_dir: pathlib.Path, seed: int, until: int) -> list[np.ndarray]:
-    """Builds everything as a new process would, resumes, trains; returns model and optimizer."""
+    """Does what a new process does: builds, resumes, trains; returns model and optimizer."""
     tf.keras.utils.set_random_seed(seed)
     source = open_source(DATA)
     model = build_model(
@@ -480,7 +480,7 @@ def builder_variables(optimizer: builder.Optimizer) -> Sequence[tf.Variable]:
     return optimizer.variables() if callable(optimizer.variables) else optimizer.variables
 
 
-def test_a_resumed_run_ends_as_if_it_had_not_stopped(tmp_path: pathlib.Path) -> None:
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: pathlib.Path) -> None:
     whole = real_run(tmp_path / 'whole', seed=0, until=6)
     stopped = real_run(tmp_path / 'parts', seed=0, until=3)
     # Another seed of the weights: what is not restored would show.

@@ -68,7 +68,7 @@ def test_nothing_to_test() -> None:
 
 
 def _batches(features: np.ndarray, labels: np.ndarray, size: int) -> tf.data.Dataset:
-    """Batches with, among the rows, an unlabeled and a masked one in each that holds 4 or more."""
+    """Batches; those of 4 or more rows have an unlabeled and a masked row."""
     random = np.random.RandomState(1)
     labels = labels.astype(np.int32)
     mask = np.ones(len(labels), np.int32)
@@ -130,7 +130,7 @@ def test_evaluator_without_training_examples() -> None:
 def test_rare_classes_are_no_reason_for_a_warning(
     classes: int, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """scikit-learn takes labels of which most stand alone for the values of a regression."""
+    """If most labels are unique, scikit-learn suspects a regression."""
     features = np.random.default_rng(0).normal(size=[40, 4])
     labels = np.arange(40) % classes
     knn_accuracy(features, labels, features[:9], np.full([9], 99), 3)

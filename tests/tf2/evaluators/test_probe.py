@@ -45,7 +45,7 @@ def test_is_that_of_scikit_learn(seed: int) -> None:
     assert 0.4 < found < 1
 
 
-def test_one_class_or_nothing_to_test_is_told() -> None:
+def test_one_class_or_nothing_to_test_is_an_error() -> None:
     train, labels, test, test_labels = data(0, 20, 5)
     with pytest.raises(UserError, match='found 1 classes'):
         probe_accuracy(train, 0 * labels, test, test_labels)

@@ -101,7 +101,7 @@ def test_effective_rank_of_known_cases() -> None:
 
 
 def inputs(strategy: tf.distribute.Strategy, points: np.ndarray, others: np.ndarray) -> Inputs:
-    """'Images' are embeddings; the last four rows only fill the batch."""
+    """'Images' are embeddings; the last four rows are padding."""
     mask = np.arange(len(points)) < len(points) - 4
     labels = np.full([len(points)], -1, np.int32)  # none of these needs one
 
@@ -119,7 +119,7 @@ def inputs(strategy: tf.distribute.Strategy, points: np.ndarray, others: np.ndar
 
 
 @pytest.mark.parametrize('replicas', [1, 2])
-def test_evaluators_leave_out_what_fills_a_batch(replicas: int) -> None:
+def test_evaluators_leave_out_padding(replicas: int) -> None:
     points, others = rows(24, 6), rows(24, 6, seed=1)
     strategy = mirrored(replicas)
     given = inputs(strategy, points, others)
@@ -150,7 +150,7 @@ def test_some_rows_are_drawn_once_and_for_all() -> None:
     assert some_rows(points, 100) is points
 
 
-def test_too_few_images_are_told() -> None:
+def test_too_few_images_are_an_error() -> None:
     few = inputs(mirrored(1), rows(5, 3), rows(5, 3))
     with pytest.raises(UserError, match='needs two images to evaluate; found 1'):
         Uniformity(few).run()

@@ -13,7 +13,7 @@ ROWS = 8
 
 
 def counting(passes: dict[str, int], **changes: object) -> tuple[Inputs, tf.Variable]:
-    """Inputs that count passes by split, and what the embeddings are multiplied by."""
+    """Inputs that count passes by split, and the factor on the embeddings."""
     scale = tf.Variable(1.0)
     labels = tf.range(ROWS) % 2
     images = (

@@ -1,4 +1,4 @@
-"""Distillation: the loss against a slow reference, who gets a gradient, several replicas."""
+"""Distillation: the loss against a slow reference, who is trained, and several replicas."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def batch(labels: list[int]) -> dict:
 @pytest.mark.parametrize('labels', [SOME_LABELS, NO_LABELS], ids=['some labels', 'no label'])
 @pytest.mark.parametrize('alpha', [0.0, 0.5, 1.0])
 @pytest.mark.parametrize('temperature', [0.1, 1.0, 3.0])
-def test_objective_is_the_weighted_sum_of_both_terms(
+def test_the_loss_is_the_weighted_sum_of_both_terms(
     alpha: float, temperature: float, labels: list[int]
 ) -> None:
     teacher = Teaching()

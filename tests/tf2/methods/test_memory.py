@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,21 +15,14 @@ from tests.support import loss_of, mirrored, on_replicas, relative_error
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.memory import Memory, Queue
 from tf2.methods.simclr import SimCLR
-from tf2.models import resnet
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.trainer import Penalty, Trainer
+
+pytestmark = pytest.mark.usefixtures('shallow')
 
 CONFIG = ModelConfig(resnet_depth=18, width_multiplier=0.125, proj_out_dim=6)
 SIZE = 12
 BATCH = 8
-
-
-@pytest.fixture(scope='module', autouse=True)
-def shallow() -> Iterator[None]:
-    """Leaves one block in each group of ResNet-18: the same layers, and half the time to trace."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
-        yield
 
 
 def objective_of(replicas: int = 1, precision: str = 'float32', **options: object) -> SimCLR:
@@ -145,7 +137,7 @@ def test_its_weights_are_moving_averages(decay: float) -> None:
 
 
 @pytest.mark.parametrize('hidden_norm', [True, False])
-def test_a_step_remembers_the_projections_of_its_second_views(hidden_norm: bool) -> None:
+def test_a_step_enqueues_the_projections_of_its_second_views(hidden_norm: bool) -> None:
     method = objective_of(hidden_norm=hidden_norm)
     batch = first_batch()
     statistics = values(method.model.non_trainable_variables)
@@ -260,11 +252,11 @@ def check_same(found: dict, expected: dict, tolerance: float) -> None:
         assert np.abs(weight - wanted).max() < tolerance * (1 + np.abs(wanted).max())
 
 
-def test_replicas_remember_and_follow_as_one(alone: dict) -> None:
+def test_replicas_update_the_memory_as_one(alone: dict) -> None:
     check_same(trained(3, replicas=2), alone, 1e-3)
 
 
-def test_a_compiled_step_remembers_and_follows_too(alone: dict) -> None:
+def test_a_compiled_step_updates_the_memory_too(alone: dict) -> None:
     check_same(trained(3, jit_compile=True), alone, 1e-3)
 
 

@@ -320,7 +320,7 @@ def test_blocks_give_what_one_block_gives(replicas: int) -> None:
 
 
 @pytest.mark.parametrize('block', [LOGITS_AT_A_TIME, 200])
-def test_the_number_of_rows_may_be_unknown_beforehand(block: int) -> None:
+def test_the_number_of_rows_may_be_dynamic(block: int) -> None:
     # So it is where several workers share a batch.
     @tf.function(input_signature=2 * [tf.TensorSpec([None, 5])])
     def compute(view_a: tf.Tensor, view_b: tf.Tensor) -> dict:

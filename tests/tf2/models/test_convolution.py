@@ -1,4 +1,4 @@
-"""Convolution and its gradients: against sums over places; products against the plain ones."""
+"""Convolution and its gradients against slow sums; matrix products against convolutions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tf2.models.convolution import convolve, fixed_padding
 
 
 def by_hand(images: np.ndarray, kernel: np.ndarray, strides: int) -> np.ndarray:
-    """Place by place, in float64."""
+    """Position by position, in float64."""
     size, filters = kernel.shape[0], kernel.shape[-1]
     padded = np.pad(images.astype(np.float64), fixed_padding(size))
     batch, height, width, _ = images.shape
@@ -32,7 +32,7 @@ def by_hand(images: np.ndarray, kernel: np.ndarray, strides: int) -> np.ndarray:
 
 
 def gradients(images: np.ndarray, kernel: np.ndarray, strides: int, products: bool) -> list:
-    """Of a weighted sum of the result, by images and kernel; and the result."""
+    """Gradients of a weighted sum of the result for images and kernel, and the result."""
     inputs = [tf.constant(images), tf.constant(kernel)]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
@@ -96,7 +96,7 @@ for _ in range(30):
 """
 
 
-def test_gradients_of_few_channels_leave_the_memory_whole() -> None:
+def test_gradients_of_few_channels_do_not_corrupt_memory() -> None:
     # In a process of its own, which ends by a signal once its heap is damaged.
     command = [sys.executable, '-c', GRADIENTS]
     root = pathlib.Path(__file__).parents[3]
@@ -130,7 +130,7 @@ def test_only_small_maps_of_known_size_take_products(
 
 
 @pytest.mark.parametrize('strides', [1, 2])
-def test_bfloat16_products_are_as_near_as_the_convolution(strides: int) -> None:
+def test_bfloat16_products_are_as_accurate_as_the_convolution(strides: int) -> None:
     random = np.random.default_rng(0)
     images = random.normal(size=(16, 8, 8, 32)).astype(np.float32)
     kernel = random.normal(size=(3, 3, 32, 16)).astype(np.float32)

@@ -145,7 +145,7 @@ def test_projection_head_modes(mode: str, layers: int) -> None:
     assert not any('bias' in variable.name for variable in head.variables)
 
 
-def test_classifier_gradient_stops_only_where_it_is_told_to() -> None:
+def test_classifier_gradient_stops_only_if_detached() -> None:
     images = tf.random.stateless_uniform([2, 8, 8, 3], [5, 6])
     for detached in (True, False):
         config = ModelConfig(resnet_depth=18, width_multiplier=0.25, ft_proj_selector=1)

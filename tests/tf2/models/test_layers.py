@@ -91,7 +91,7 @@ def test_options_of_gamma_and_beta() -> None:
 @pytest.mark.parametrize('channels', [6, 16])
 @pytest.mark.parametrize('training', [True, False])
 def test_bfloat16_keeps_statistics_in_float32(channels: int, training: bool) -> None:
-    """By the one kernel and the other: `NORM_VECTOR`."""
+    """With both kernels, see `NORM_VECTOR`."""
     layer = BatchNorm(Norm(dtype='mixed_bfloat16'))
     images = np.resize(IMAGES, [8, 4, 5, channels])
     outputs = layer(tf.cast(images, tf.bfloat16), training=training)

@@ -1,4 +1,4 @@
-"""Published names against their spelling-out, for what no golden model has."""
+"""Published names, written out for layers that no golden model has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two replicas, in both ways TensorFlow lets replicas update a variable."""
+"""Two replicas, with both ways in which TensorFlow reduces."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def tf2_keys(names: Mapping[str, object]) -> dict[str, str]:
 
 
 def tf1_keys(names: Mapping[str, object]) -> dict[str, str]:
-    """Layers of the encoder are numbered in the order of their creation, shortcuts first."""
+    """Numbers the encoder's layers in order of creation, shortcuts first."""
     counts = {'conv2d': 0, 'batch_normalization': 0}
     numbered: dict[str, str] = {}
     created = sorted(names, key=_creation(names))

@@ -1,4 +1,4 @@
-"""Architectures inferred from shapes alone, in every spelling."""
+"""Architectures inferred from shapes alone, in every format."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_head_without_its_last_layer() -> None:
 
 
 @pytest.mark.parametrize('width', [0.05, 0.1, 1 / 3, 0.5, 0.77, 1.5, 4])
-def test_widths_are_told_up_to_rounding(width: float) -> None:
+def test_widths_are_inferred_up_to_rounding(width: float) -> None:
     shapes = published.shapes(18, width)
     found, _, _ = inferred(shapes, 'official TF2 checkpoint', published.tf2_keys)
     assert published.shapes(18, found['width_multiplier']) == shapes
@@ -134,14 +134,14 @@ def test_widths_are_told_up_to_rounding(width: float) -> None:
 
 @pytest.mark.parametrize('ratio', [0.01, 0.03, 0.07, 1 / 3, 0.9, 1])
 @pytest.mark.parametrize('width', [0.3, 1, 3])
-def test_ratios_are_told_up_to_rounding(width: float, ratio: float) -> None:
+def test_ratios_are_inferred_up_to_rounding(width: float, ratio: float) -> None:
     shapes = published.shapes(50, width, ratio, ratio)
     found, _, _ = inferred(shapes, 'official TF2 checkpoint', published.tf2_keys)
     same = published.shapes(50, width, found['sk_ratio'], found['se_ratio'])
     assert same == shapes
 
 
-def test_gates_are_known_by_their_biases_whatever_they_are_called() -> None:
+def test_gates_are_recognized_by_their_biases() -> None:
     shapes = published.shapes(18, 0.25, se=0.5)
     renamed = {
         name: name.replace('se_layer/se_reduce', 'gate/conv2d_1').replace(

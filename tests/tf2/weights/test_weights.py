@@ -107,7 +107,7 @@ def message(function: Callable, *args: object, **kwargs: object) -> str:
 
 
 def tf1_file(folder: pathlib.Path) -> str:
-    """With what else a training program leaves in TF1 checkpoints."""
+    """With the other values that training leaves in TF1 checkpoints."""
     shapes = published.golden_shapes('tf1_r18_1x_sk0_cifar')
     shapes.pop('global_step')
     kernel, gamma = 'base_model/conv2d/kernel', 'base_model/batch_normalization/gamma'
@@ -310,7 +310,7 @@ def sk(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 
 def write_shapes(prefix: pathlib.Path, shapes: published.Shapes) -> None:
-    """An index with the given shapes whose data are missing but for one value each."""
+    """A checkpoint with these shapes in its index, but only one value of each in its data."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         names = list(shapes)
         slices = [
@@ -479,7 +479,7 @@ def test_head_layers_beyond_the_models(weights: Weights) -> None:
         ({'size': 64}, 'for images of 32 pixels or less'),
     ],
 )
-def test_encoders_that_do_not_fit_wholly_are_refused(
+def test_encoders_that_do_not_fit_entirely_are_refused(
     flags: dict, words: str, weights: Weights
 ) -> None:
     model = blank(**flags)
@@ -487,7 +487,7 @@ def test_encoders_that_do_not_fit_wholly_are_refused(
     assert all(np.all(variable.numpy() == 7) for variable in model.variables)
 
 
-def test_a_deeper_files_leftover_is_refused(tmp_path: pathlib.Path) -> None:
+def test_extra_layers_in_the_file_are_refused(tmp_path: pathlib.Path) -> None:
     weights = open_weights(official(tmp_path, depth=34))
     assert 'nothing here' in message(weights.load_into, blank())
 
