@@ -42,6 +42,8 @@ SimCLR for TensorFlow 2: pretrain an image encoder without labels.
       the bundled images with --preset=demo; a few minutes on a laptop
   python run.py --mode=train_then_eval --data_dir=DIR --model_dir=RUN
       your own images, in folders of any layout
+  python run.py --mode=check --data_dir=DIR
+      before that, read every image once: damaged files, duplicates, classes and sizes, on a page
   python run.py --mode=train_then_eval --preset=cifar10 --data_dir=DIR --model_dir=RUN
       a TensorFlow Datasets name, settings of the paper
   python run.py --mode=train_then_eval --train_mode=finetune --preset=PRESET --checkpoint=RUN
@@ -189,11 +191,17 @@ def complete(given: dict[str, Any], environment: Mapping[str, str]) -> dict[str,
         UserError: if each of several workers would choose a folder of its own.
     """
     given = dict(given)
+    mode = given.get('mode', DEFAULTS['mode'])
+    does = MODES[mode]
+    distributes = does.follows_run or mode in OPTIONS['strategy']['modes']
     chosen = given.get('use_tpu') or given.get('strategy', 'auto') != 'auto'
-    if not chosen and ('TF_CONFIG' in environment or _tasks_of_step(environment) > 1):
+    if (
+        distributes
+        and not chosen
+        and ('TF_CONFIG' in environment or _tasks_of_step(environment) > 1)
+    ):
         given['strategy'] = 'multi_worker'
-    does = MODES[given.get('mode', DEFAULTS['mode'])]
-    if given.get('model_dir') is not None or not does.trains:
+    if given.get('model_dir') is not None or not does.new_folder:
         return given
     if given.get('strategy') == 'multi_worker':
         raise UserError(

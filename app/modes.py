@@ -11,7 +11,7 @@ class Mode:
 
     Attributes:
         action: 'module:function'; takes the `Config`, the flags that were given, and a `Stop`.
-        trains: whether it trains; then a folder is made if none is named.
+        trains: whether it trains.
         measures: whether it evaluates; if it doesn't train, with the settings that the run in the
             folder recorded.
         needs_data: whether it opens a data set.
@@ -19,6 +19,7 @@ class Mode:
         needs: settings that have to be given.
         output: name of the file that it writes; empty if it writes a folder.
         formats: extensions that a file of another name, `--output`, may have.
+        new_folder: whether a folder is made if none is named.
     """
 
     action: str
@@ -29,6 +30,7 @@ class Mode:
     needs: tuple[str, ...] = ()
     output: str = ''
     formats: tuple[str, ...] = ()
+    new_folder: bool = False
 
     @property
     def follows_run(self) -> bool:
@@ -37,9 +39,9 @@ class Mode:
 
 
 MODES = {
-    'train': Mode('app.train:run', trains=True),
+    'train': Mode('app.train:run', trains=True, new_folder=True),
     'eval': Mode('app.evaluate:follow', measures=True),
-    'train_then_eval': Mode('app.train:run', trains=True, measures=True),
+    'train_then_eval': Mode('app.train:run', trains=True, measures=True, new_folder=True),
     'export': Mode('app.export:export_checkpoint', needs_data=False),
     'embed': Mode(
         'app.inference.embed:run',
@@ -53,5 +55,8 @@ MODES = {
         output='predictions.csv',
         formats=('.csv',),
     ),
-    'pipeline': Mode('app.pipeline:run_pipeline', trains=True, measures=True, several=True),
+    'pipeline': Mode(
+        'app.pipeline:run_pipeline', trains=True, measures=True, several=True, new_folder=True
+    ),
+    'check': Mode('app.check.command:check', new_folder=True),
 }

@@ -451,11 +451,28 @@ def _open_views(
     config: DataConfig,
 ) -> tuple[tf.Tensor, ...]:
     """Decodes one example once and makes each of its `views`, with its seed."""
-    stored, name = example['image'], example.get('path', f'one of {source.name}')
+    name = example.get('path', f'one of {source.name}')
+    image = decode_stored(source, example['image'], config, name)
+    return tuple(_augment(image, seed, view, config) for seed, view in zip(seeds, views))
+
+
+def decode_stored(
+    source: Source, stored: tf.Tensor, config: DataConfig, name: str | tf.Tensor
+) -> tf.Tensor:
+    """Decodes an image of `source`.
+
+    Args:
+        source: where it comes from.
+        stored: the image as `source` holds it; the contents of a file, not its path.
+        config: `max_pixels` is read.
+        name: of the image, for messages.
+
+    Returns:
+        [h, w, 3], integers or float32 in [0, 1]; see `to_rgb`.
+    """
     if stored.dtype == tf.string:
         stored = check_size(stored, config.max_pixels, name)
-    image = to_rgb(source.decode(stored), source.image_range or '0..1', name)  # [h, w, 3]
-    return tuple(_augment(image, seed, view, config) for seed, view in zip(seeds, views))
+    return to_rgb(source.decode(stored), source.image_range or '0..1', name)
 
 
 def _augment(image: tf.Tensor, seed: tf.Tensor, view: View, config: DataConfig) -> tf.Tensor:

@@ -21,25 +21,30 @@ class DataConfig:
         'below --data_dir, however they are sorted, or a list of them), or any TensorFlow Datasets '
         "name. Unset: image_folder with --data_dir, else bundled, with the stage's preset for it, "
         'such as --preset=own_images and --preset=demo.',
-        modes=('eval', *INFERENCE),
+        modes=('eval', 'check', *INFERENCE),
     )
     data_dir: str | None = option(
         None,
         'Folder in which the data set is, or is to be prepared. Of your own images: a folder, '
         'several separated by commas, a list of files (text, CSV, JSON lines), or TFRecord files.',
-        modes=('eval', *INFERENCE),
+        modes=('eval', 'check', *INFERENCE),
         resume='free',
     )
-    train_split: str = option('train', 'Split to train on; TFDS slices such as train[:10%] work.')
+    train_split: str = option(
+        'train', 'Split to train on; TFDS slices such as train[:10%] work.', modes=('check',)
+    )
     eval_split: str = option(
-        'validation', 'Split to evaluate on.', modes=('eval', *INFERENCE), resume='continue'
+        'validation',
+        'Split to evaluate on.',
+        modes=('eval', 'check', *INFERENCE),
+        resume='continue',
     )
     holdout_fraction: float = option(
         0.1,
         'Own images: share of every class that is held out as the split "validation" where no '
         'folder is there to evaluate on, the same files in every run. 0: none.',
         at_least=0,
-        modes=INFERENCE,
+        modes=('check', *INFERENCE),
         below=1,
         requires={'dataset': OWN_IMAGES},
     )
@@ -47,14 +52,14 @@ class DataConfig:
         None,
         'TensorFlow Datasets and TFRecord files: the feature that is the image. Unset: the only '
         'one there is, or the one with a usual name.',
-        modes=('eval', *INFERENCE),
+        modes=('eval', 'check', *INFERENCE),
     )
     label_key: str | None = option(
         None,
         'TensorFlow Datasets: the feature that is the label, a class, an integer or a one-hot '
         'vector. Unset: the one the data set declares as its target, else "label", else the only '
         'one there is. TFRecord files: an integer or text.',
-        modes=('eval', *INFERENCE),
+        modes=('eval', 'check', *INFERENCE),
     )
     cache_dataset: bool = option(
         False,
@@ -81,7 +86,7 @@ class DataConfig:
         'Largest number of pixels in an image, checked in the file header before decoding, since '
         'a small file can decode to a huge image. 0: no limit.',
         at_least=0,
-        modes=('eval', 'export', *INFERENCE),
+        modes=('eval', 'export', 'check', *INFERENCE),
         resume='free',
     )
     image_size: int = option(

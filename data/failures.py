@@ -43,22 +43,22 @@ def explain(error: tf.errors.OpError | UnicodeDecodeError, source: Source) -> st
     line = line_within(error)
     if line is not None:
         return line
-    said = _said(error)
+    words = said(error)
     disguised = isinstance(error, UnicodeDecodeError)
-    if isinstance(error, _GONE) or (disguised and 'No such file' in said):
-        return f'The images should stay where they are, but one can no longer be read: {said}.'
-    reason = _NOT_AN_IMAGE.search(said)
-    if reason or (isinstance(error, tf.errors.InvalidArgumentError) and _UNDECODABLE.search(said)):
+    if isinstance(error, _GONE) or (disguised and 'No such file' in words):
+        return f'The images should stay where they are, but one can no longer be read: {words}.'
+    reason = _NOT_AN_IMAGE.search(words)
+    if reason or (isinstance(error, tf.errors.InvalidArgumentError) and _UNDECODABLE.search(words)):
         return (
             f'Images must be whole image files; one of {source.name} cannot be decoded '
-            f'({reason[1] if reason else said}). Restore it, or remove it from the data set.'
+            f'({reason[1] if reason else words}). Restore it, or remove it from the data set.'
         )
-    if _ELSEWHERE.search(said):
+    if _ELSEWHERE.search(words):
         return (
             'With --tf_data_service images must be PNG or JPEG files; found another format in '
             f'{source.name}, which only this process decodes. Convert it, or leave the flag out.'
         )
-    place = re.search(r'corrupted record at (\d+)', said)
+    place = re.search(r'corrupted record at (\d+)', words)
     if isinstance(error, tf.errors.DataLossError) and place:
         file = source.corrupt_file(int(place[1]))
         return (
@@ -68,8 +68,8 @@ def explain(error: tf.errors.OpError | UnicodeDecodeError, source: Source) -> st
     return None
 
 
-def _said(error: BaseException) -> str:
-    """The message without the graph locations that TensorFlow adds to it."""
+def said(error: BaseException) -> str:
+    """An error's message without the graph locations that TensorFlow adds to it."""
     places = r'\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*?\].*'
     message = re.sub(places, ' ', text_of(error), flags=re.DOTALL)
     return printable(' '.join(message.split()))[:300]

@@ -34,6 +34,31 @@ _NOT_IMAGES = (  # how a file begins → what it is
     (b'{', 'it is JSON or other text'),
 )
 
+_FORMATS = (  # how a file begins → its format
+    (b'\xff\xd8\xff', 'JPEG'),
+    (_PNG, 'PNG'),
+    (b'GIF8', 'GIF'),
+    (b'BM', 'BMP'),
+    (b'II*\0', 'TIFF'),
+    (b'MM\0*', 'TIFF'),
+    (b'P4', 'PBM'),
+    (b'P1', 'PBM'),
+    (b'P5', 'PGM'),
+    (b'P2', 'PGM'),
+    (b'P6', 'PPM'),
+    (b'P3', 'PPM'),
+)
+_EXTENSIONS = {
+    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
+    'PNG': ('.png',),
+    'GIF': ('.gif',),
+    'BMP': ('.bmp',),
+    'WebP': ('.webp',),
+    'TIFF': ('.tif', '.tiff'),
+    'AVIF': ('.avif',),
+    'HEIF': ('.heic', '.heif'),
+}
+
 # `max_pixels` is the limit here; a second one of Pillow's would speak of attacks.
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings('ignore', module='PIL')  # odd metadata, of which nothing is used
@@ -41,6 +66,20 @@ warnings.filterwarnings('ignore', module='PIL')  # odd metadata, of which nothin
 
 class NotAnImageError(Exception):
     """A file that can't be decoded; the message is the reason, part of a line."""
+
+
+def format_of(beginning: bytes) -> str:
+    """The format of an image file by its first 32 bytes, 'other' if it is a rarer one."""
+    if beginning[:4] == b'RIFF' and beginning[8:12] == b'WEBP':
+        return 'WebP'
+    if beginning[4:8] == b'ftyp':
+        return 'AVIF' if b'avif' in beginning[8:] else 'HEIF'
+    return next((name for begin, name in _FORMATS if beginning.startswith(begin)), 'other')
+
+
+def extensions_of(name: str) -> tuple[str, ...]:
+    """How names of files of a format end; nothing for a format whose files are called many ways."""
+    return _EXTENSIONS.get(name, ())
 
 
 def decode_file(content: tf.Tensor, max_pixels: int = 0) -> tf.Tensor:

@@ -189,6 +189,7 @@ def test_a_folder_is_chosen_where_none_is_given(folder: pathlib.Path) -> None:
     assert len(set(chosen)) == 3 and all(pathlib.Path(name).is_dir() for name in chosen)
     assert all(name.startswith('runs/') for name in chosen)
     assert 'model_dir' not in run.complete({'mode': 'export'}, {})
+    assert run.complete({'mode': 'check'}, {'TF_CONFIG': '{}'}).keys() == {'mode', 'model_dir'}
 
 
 @pytest.mark.parametrize('model_dir', ['file', 'file/below'])

@@ -343,7 +343,7 @@ class OutputConfig:
     model_dir: str | None = option(
         None,
         'Folder for checkpoints, results, exports and TensorBoard. Unset: a new one under runs/.',
-        modes=('eval', 'export', *INFERENCE),
+        modes=('eval', 'export', 'check', *INFERENCE),
         resume='free',
     )
     checkpoint_epochs: int = option(
@@ -491,7 +491,7 @@ class DeviceConfig:
         'Seconds to wait for a TPU, the other workers or a remote folder.',
         at_least=1,
         at_most=86_400,
-        modes=('eval', 'export', *INFERENCE),
+        modes=('eval', 'export', 'check', *INFERENCE),
         resume='free',
     )
 

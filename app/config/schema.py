@@ -34,9 +34,9 @@ class RunConfig:
         'What to do. "eval" follows new checkpoints until training is done; "export" turns '
         '--checkpoint, of any format, into a TF-Hub module below --model_dir; "pipeline" runs all '
         'stages, one after the other; "embed" writes the representation of every image, "predict" '
-        'its most likely classes.',
+        'its most likely classes; "check" reads every image once and reports what is in the data.',
         choices=MODES,
-        modes=('eval', 'export', *INFERENCE),
+        modes=('eval', 'export', 'check', *INFERENCE),
         resume='free',
     )
     preset: str | None = option(

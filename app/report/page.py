@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import os
-import pathlib
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -13,16 +11,13 @@ from matplotlib.figure import Figure
 
 from app.experiment import check_recorded_data
 from app.planned_run import PlannedRun
-from app.report import figures, measurements, predictions, runs
+from app.report import figures, markup, measurements, predictions, runs
 from app.report.figures import Curve
 from app.report.predictions import Neighborhood, Picture
 from app.report.runs import Run, percent
 from common.errors import UserError
 from data.sources import NO_LABEL, Source, open_source
 from tf2.files import write_text
-
-STYLE = pathlib.Path(__file__).with_name('style.css')
-_LOSSLESS = 64  # pixels; larger images are JPEG, which is far smaller and looks the same
 
 
 def write_report(path: str, plan: Sequence[PlannedRun]) -> None:
@@ -48,10 +43,9 @@ def write_report(path: str, plan: Sequence[PlannedRun]) -> None:
 
 
 def _page(read: Sequence[Run], source: Source) -> str:
-    title = f'SimCLR on {html.escape(source.name)}'
     pretrained = next((run for run in read if not run.stage.classifies), read[0])
     body = [
-        f'<h1>{title}</h1>',
+        f'<h1>SimCLR on {html.escape(source.name)}</h1>',
         _facts(read[-1], source),
         _table(read),
         *(_stage(run) for run in read),
@@ -59,13 +53,7 @@ def _page(read: Sequence[Run], source: Source) -> str:
         _neighbors(pretrained, predictions.neighborhoods(pretrained, source), source),
         _commands(read),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{title}</title>\n<style>\n{STYLE.read_text()}</style>\n</head>\n<body>\n<main>\n'
-        + '\n'.join(body)
-        + '\n</main>\n</body>\n</html>\n'
-    )
+    return markup.document(f'SimCLR on {source.name}', body)
 
 
 def _facts(run: Run, source: Source) -> str:
@@ -81,7 +69,6 @@ def _facts(run: Run, source: Source) -> str:
 
 def _table(read: Sequence[Run]) -> str:
     rows = runs.rows_of(read)
-    heading = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in runs.COLUMNS)
     lines = [_line(runs.cells(row)) for row in rows]
     notes = [f'{row.title}: {row.note}.' for row in rows if row.note]
     notes += [
@@ -92,9 +79,8 @@ def _table(read: Sequence[Run]) -> str:
     ]
     listed = ''.join(f'<li>{html.escape(note)}</li>' for note in notes)
     return (
-        '<h2>Results</h2>\n<div class="scroll" tabindex="0" role="region" aria-label="Results">\n'
-        f'<table>\n<thead><tr>{heading}</tr></thead>\n<tbody>\n{"".join(lines)}</tbody>\n</table>\n'
-        f'</div>\n<ul class="notes">{listed}</ul>'
+        f'<h2>Results</h2>\n{markup.table("Results", runs.COLUMNS, lines)}\n'
+        f'<ul class="notes">{listed}</ul>'
     )
 
 
@@ -153,19 +139,7 @@ def _curves(drawn: Sequence[Curve], stage: str, *, share: bool) -> str:
 
 
 def _figure_image(figure: Figure, alt: str) -> str:
-    return _image(figures.to_svg(figure).encode(), 'svg+xml', alt)
-
-
-def _image(content: bytes, kind: str, alt: str) -> str:
-    encoded = base64.b64encode(content).decode()
-    return f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(alt)}">'
-
-
-def _picture(pixels: tf.Tensor, alt: str) -> str:
-    """An <img> element of pixels [h, w, 3] uint8."""
-    if pixels.shape[0] <= _LOSSLESS:
-        return _image(tf.io.encode_png(pixels).numpy(), 'png', alt)
-    return _image(tf.io.encode_jpeg(pixels, quality=90).numpy(), 'jpeg', alt)
+    return markup.image(figures.to_svg(figure).encode(), 'svg+xml', alt)
 
 
 def _views(run: Run) -> str:
@@ -175,11 +149,11 @@ def _views(run: Run) -> str:
     for number, encoded in enumerate(run.events.views, 1):
         image = tf.image.convert_image_dtype(tf.io.decode_png(encoded, 3), tf.float32)
         height, width = image.shape[:2]
-        count, small = max(1, width // height), height <= _LOSSLESS
+        count, small = max(1, width // height), height <= markup.LOSSLESS
         # Each view, not the strip of all, becomes a thumbnail.
         views = tf.stack(tf.split(image, count, axis=1))
         strip = tf.concat(list(predictions.thumbnails(views.numpy())), axis=1)
-        pictures.append(_picture(strip, f'Training image {number} as the network sees it'))
+        pictures.append(markup.picture(strip, f'Training image {number} as the network sees it'))
     what = 'one random view of each image'
     if count > 1:
         what = f'{"two" if count == 2 else count} random views of each image, side by side'
@@ -223,7 +197,7 @@ def _neighbors(run: Run, found: Sequence[Neighborhood], source: Source) -> str:
     if not found:
         return f'{heading}<p>{html.escape(run.planned.title)} exported no network.</p>'
     names = predictions.class_names(source)
-    small = ' small' if found[0].query.pixels.shape[0] <= _LOSSLESS else ''
+    small = ' small' if found[0].query.pixels.shape[0] <= markup.LOSSLESS else ''
     searched = min(source.num_examples(run.config.data.train_split), predictions.SEARCHED)
     nearest = len(found[0].neighbors)
     caption = (
@@ -247,12 +221,14 @@ def _neighborhood(found: Neighborhood, names: Sequence[str]) -> str:
         return '' if picture.label == NO_LABEL else names[picture.label]
 
     query = name(found.query)
-    parts = [_cell('query', _picture(found.query.pixels, f'Evaluation image: {query}'), query)]
+    parts = [
+        _cell('query', markup.picture(found.query.pixels, f'Evaluation image: {query}'), query)
+    ]
     for picture, similarity in zip(found.neighbors, found.similarities):
         same = predictions.same_class(found.query, picture)
         kind, mark = {True: ('right', '✓ '), False: ('wrong', '✗ '), None: ('', '')}[same]
         alt = f'Training image: {name(picture)}, similarity {similarity:.2f}'
-        parts.append(_cell(kind, _picture(picture.pixels, alt), f'{mark}{name(picture)}'))
+        parts.append(_cell(kind, markup.picture(picture.pixels, alt), f'{mark}{name(picture)}'))
     return ''.join(parts)
 
 

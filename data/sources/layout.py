@@ -327,13 +327,16 @@ def describe_classes(classes: Sequence[str], counts: np.ndarray, unlabeled: int)
     return parts + ([f'{unlabeled:,} images without a class'] if unlabeled else [])
 
 
-def _differ_by_case(classes: Iterable[str]) -> list[str]:
-    """That names of classes are the same but for upper and lower case."""
+def alike_but_for_case(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that are the same but for upper and lower case."""
     alike: dict[str, list[str]] = {}
-    for name in classes:
+    for name in names:
         alike.setdefault(name.casefold(), []).append(name)
+    return [group for group in alike.values() if len(group) > 1]
+
+
+def _differ_by_case(classes: Iterable[str]) -> list[str]:
     return [
         f'classes {" and ".join(map(printable, names))} differ by upper and lower case only'
-        for names in alike.values()
-        if len(names) > 1
+        for names in alike_but_for_case(classes)
     ]

@@ -1,0 +1,181 @@
+"""`--mode=check`: reads every image once, tells what was found, and writes it down."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from app.check import page
+from app.check.findings import Checked, describe
+from app.config.schema import Config
+from app.preflight import check_writable
+from common.errors import UserError, command_line, printable
+from common.interruption import Stop
+from data.duplicates import find_duplicates
+from data.inspection import Inspection, holds_files, inspect, thumbnails
+from data.labels import read_labels
+from data.sources import open_source
+from data.sources.source import Source
+from tf2.files import write_text, writing
+
+_SECONDS_BETWEEN_LINES = 10.0
+_DAMAGED_SHOWN = 5
+
+
+def check(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+    """Reads all images of a data set; writes `check.html` and `check.json` to the model folder.
+
+    Args:
+        config: all settings; those of the data are read.
+        given: the flags that were given.
+        stop: raises `Interrupted` at a signal, at which nothing is left half written.
+
+    Raises:
+        UserError: if there is no image that can be used, or the results can't be written.
+    """
+    del stop
+    model_dir = os.path.expanduser(config.output.model_dir)
+    check_writable(model_dir, files=(page.PAGE, page.NUMBERS))
+    source = open_source(config.data)
+    if source.summary:
+        print(f'{source.summary}.')
+    checked = read_all(source, config)
+    described = describe(checked)
+    for line in summarize(described):
+        print(line)
+    commands = _commands(given)
+    pictures = _pictures(checked, source, config)
+    path = os.path.join(model_dir, page.PAGE)
+    with writing(model_dir):
+        tf.io.gfile.makedirs(model_dir)
+        numbers = json.dumps(described, indent=1)
+        write_text(os.path.join(model_dir, page.NUMBERS), f'{numbers}\n')
+        write_text(path, page.make_page(checked, described, pictures, commands))
+    print(f'The whole picture: {path} (as numbers: {page.NUMBERS})')
+    if not described['usable']:
+        raise UserError(
+            f'{printable(source.name)} must hold images that can be decoded; found none among '
+            f'{described["images"]:,} files. {path} says why.'
+        )
+    print(f'To train: {commands[0][1]}')
+
+
+def read_all(source: Source, config: Config) -> Checked:
+    """Reads all splits of `source`.
+
+    Raises:
+        UserError: if its images are no files, or what holds them can't be read.
+    """
+    data = config.data
+    splits = source.splits or tuple(dict.fromkeys((data.train_split, data.eval_split)))
+    if not holds_files(source, splits[0]):
+        raise UserError(
+            f'--mode=check reads image files; found {source.name}, which stores pixels. Check the '
+            'files that it was made from.'
+        )
+    labels = [read_labels(source, split) for split in splits]
+    total = sum(map(len, labels))
+    with _progress(total) as bar:
+        parts = [inspect(source, data, split, bar.update) for split in splits]
+    return _joined(source, parts, labels)
+
+
+def _progress(total: int) -> tqdm:
+    """A bar in a terminal, else a line now and then."""
+    terminal = sys.stderr.isatty()
+    layout = '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}]'
+    return tqdm(
+        total=total,
+        desc='reading',
+        unit=' images',
+        file=sys.stderr,
+        bar_format=layout if terminal else '{desc} {n_fmt}/{total_fmt}\n',
+        mininterval=0.1 if terminal else _SECONDS_BETWEEN_LINES,
+        dynamic_ncols=True,
+    )
+
+
+def _joined(source: Source, parts: list[Inspection], labels: list[np.ndarray]) -> Checked:
+    before = np.cumsum([0, *map(len, parts)])
+    split = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    label = np.concatenate(labels)
+    usable = np.concatenate([part.usable for part in parts])
+    reasons = {
+        int(start) + position: reason
+        for start, part in zip(before, parts)
+        for position, reason in sorted(part.reasons.items())
+    }
+    return Checked(
+        name=source.name,
+        summary=source.summary,
+        classes=source.class_names or tuple(map(str, range(source.num_classes or 0))),
+        splits=[part.split for part in parts],
+        split=split,
+        position=np.concatenate([np.arange(len(part)) for part in parts]),
+        label=label,
+        height=np.concatenate([part.heights for part in parts]),
+        width=np.concatenate([part.widths for part in parts]),
+        size=np.concatenate([part.sizes for part in parts]),
+        format=np.concatenate([part.formats for part in parts]),
+        reasons=reasons,
+        duplicates=find_duplicates(
+            np.concatenate([part.contents for part in parts])[usable],
+            np.concatenate([part.looks for part in parts])[usable],
+            split[usable],
+            label[usable],
+            len(parts),
+        ),
+        identify=source.identify or _by_position,
+    )
+
+
+def _by_position(split: str, positions: list[int]) -> list[str]:
+    return [f'{split}[{position}:{position + 1}]' for position in positions]
+
+
+def _pictures(checked: Checked, source: Source, config: Config) -> dict[int, np.ndarray]:
+    """Image → small picture."""
+    wanted = np.array(page.shown_images(checked), np.int64)
+    found = {}
+    for number, split in enumerate(checked.splits):
+        its = wanted[checked.split[wanted] == number]
+        images = dict(zip(checked.position[its].tolist(), its.tolist()))
+        for position, picture in thumbnails(
+            source, config.data, split, list(images), page.THUMBNAIL
+        ):
+            found[images[position]] = picture
+    return found
+
+
+def summarize(described: Mapping[str, Any]) -> list[str]:
+    """What was found, in a few lines."""
+    total, usable = described['images'], described['usable']
+    formats = ', '.join(f'{row["format"]} {row["images"]:,}' for row in described['formats'])
+    lines = [f'{usable:,} of {total:,} images can be used{f": {formats}" if formats else ""}.']
+    lines += [f'- {note["text"]}' for note in described['notes']]
+    damaged = described['damaged_files']
+    lines += [f'  {printable(row["file"])}: {row["reason"]}' for row in damaged[:_DAMAGED_SHOWN]]
+    if len(damaged) > _DAMAGED_SHOWN:
+        lines.append(f'  and {len(damaged) - _DAMAGED_SHOWN:,} more')
+    return lines if described['notes'] else [*lines, 'Nothing was found that should be mended.']
+
+
+def _commands(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Title and command line of what to do next."""
+    data = [f'--{name}={value}' for name, value in given.items() if name not in _OWN]
+    train = ['python', 'run.py', '--mode=train_then_eval', *data, '--model_dir=RUN']
+    again = ['python', 'run.py', '--mode=check', *data]
+    return [
+        ('Train', command_line(train)),
+        ('Check again, once files were removed or restored', command_line(again)),
+    ]
+
+
+_OWN = ('mode', 'model_dir')

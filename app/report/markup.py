@@ -1,0 +1,77 @@
+"""HTML of pages: one file each, without script, that needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from common.errors import printable
+
+STYLE = pathlib.Path(__file__).with_name('style.css')
+LOSSLESS = 64  # pixels; a larger image is shown as JPEG, which is far smaller and looks the same
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """The whole page.
+
+    Args:
+        title: as plain text.
+        body: parts of it, as HTML.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{text(title)}</title>\n<style>\n{STYLE.read_text()}</style>\n</head>\n<body>\n'
+        '<main>\n' + '\n'.join(body) + '\n</main>\n</body>\n</html>\n'
+    )
+
+
+def text(name: str) -> str:
+    """Any text, such as the name of a file, as HTML: nothing in it is markup."""
+    return html.escape(printable(name))
+
+
+def table(label: str, columns: Sequence[str], rows: Iterable[str]) -> str:
+    """A table that can be scrolled where it is too wide.
+
+    Args:
+        label: what it holds, for those who can't see it.
+        columns: their headings, as plain text.
+        rows: as HTML, see `row`.
+    """
+    heading = ''.join(f'<th scope="col">{text(name)}</th>' for name in columns)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(label)}">\n'
+        f'<table>\n<thead><tr>{heading}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody>\n</table>\n'
+        '</div>'
+    )
+
+
+def row(title: str, cells: Iterable[str]) -> str:
+    """A row of a table, of plain text."""
+    others = ''.join(f'<td>{text(cell)}</td>' for cell in cells)
+    return f'<tr><th scope="row">{text(title)}</th>{others}</tr>\n'
+
+
+def image(content: bytes, kind: str, alt: str) -> str:
+    """An image file as a part of the page.
+
+    Args:
+        content: of the file.
+        kind: its type, such as 'png'.
+        alt: what it shows, as plain text.
+    """
+    encoded = base64.b64encode(content).decode()
+    return f'<img src="data:image/{kind};base64,{encoded}" alt="{text(alt)}">'
+
+
+def picture(pixels: tf.Tensor | np.ndarray, alt: str) -> str:
+    """[h, w, 3] uint8 as an image on the page."""
+    if pixels.shape[0] <= LOSSLESS:
+        return image(tf.io.encode_png(pixels).numpy(), 'png', alt)
+    return image(tf.io.encode_jpeg(pixels, quality=90).numpy(), 'jpeg', alt)
