@@ -20,7 +20,7 @@ from data.batches import decode_stored
 from data.config import DataConfig
 from data.failures import as_user_errors, said
 from data.image_files import NotAnImageError, decode_by_pillow, format_of
-from data.sources.source import Source
+from data.sources.source import NO_LABEL, Source
 
 LOOK = 8  # height and width of the small images that are compared
 _ROWS_AT_ONCE = 32
@@ -38,6 +38,7 @@ class Inspection:
 
     Attributes:
         split: its name.
+        labels: [n] int32, as the source has them; NO_LABEL for none.
         heights: [n] int32, pixels, upright; 0 where the image can't be decoded.
         widths: [n] int32.
         sizes: [n] int64, bytes of the file.
@@ -48,6 +49,7 @@ class Inspection:
     """
 
     split: str
+    labels: np.ndarray
     heights: np.ndarray
     widths: np.ndarray
     sizes: np.ndarray
@@ -156,6 +158,7 @@ def thumbnails(
 def _empty(split: str, count: int) -> Inspection:
     return Inspection(
         split,
+        labels=np.full([count], NO_LABEL, np.int32),
         heights=np.full([count], _NO_SIZE, np.int32),
         widths=np.full([count], _NO_SIZE, np.int32),
         sizes=np.zeros([count], np.int64),
@@ -175,7 +178,8 @@ def _rows(source: Source, measure: Callable[..., Row], split: str) -> Iterator[R
     def attempt(position: tf.Tensor, example: Any) -> tf.data.Dataset:
         one = tf.data.Dataset.from_tensors((position, example)).map(measure).ignore_errors()
         blank = {key: tf.zeros(part.shape, part.dtype) for key, part in one.element_spec.items()}
-        none = tf.data.Dataset.from_tensors({**blank, 'index': position})
+        known = {'index': position, 'label': example['label']}
+        none = tf.data.Dataset.from_tensors({**blank, **known})
         return one.concatenate(none).take(1)
 
     cores = len(os.sched_getaffinity(0))
@@ -196,6 +200,7 @@ def _measure(source: Source, config: DataConfig, position: tf.Tensor, example: A
     look = _reduced(image, [LOOK, LOOK])
     return {
         'index': position,
+        'label': example['label'],
         'shape': tf.ensure_shape(tf.shape(image)[:2], [2]),
         'size': tf.strings.length(content),
         'beginning': tf.strings.substr(content, 0, _BEGINNING),
@@ -217,6 +222,7 @@ def _contents(source: Source, example: dict[str, tf.Tensor]) -> tf.Tensor:
 
 def _fill(found: Inspection, rows: Row) -> None:
     index = rows['index']
+    found.labels[index] = rows['label']
     found.heights[index], found.widths[index] = rows['shape'][:, 0], rows['shape'][:, 1]
     found.sizes[index], found.contents[index] = rows['size'], rows['content']
     found.formats[index] = [format_of(begin) if begin else '' for begin in rows['beginning']]

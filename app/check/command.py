@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from app.check import page
 from app.check.findings import Checked, describe
@@ -18,14 +17,14 @@ from app.config.schema import Config
 from app.preflight import check_writable
 from common.errors import UserError, command_line, printable
 from common.interruption import Stop
+from data.config import OWN_IMAGES
 from data.duplicates import find_duplicates
 from data.inspection import Inspection, holds_files, inspect, thumbnails
-from data.labels import read_labels
 from data.sources import open_source
-from data.sources.source import Source
+from data.sources.source import NO_LABEL, Source
 from tf2.files import write_text, writing
+from tf2.progress import Progress
 
-_SECONDS_BETWEEN_LINES = 10.0
 _DAMAGED_SHOWN = 5
 
 
@@ -46,7 +45,7 @@ def check(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     source = open_source(config.data)
     if source.summary:
         print(f'{source.summary}.')
-    checked = read_all(source, config)
+    checked = read_all(source, config, given)
     described = describe(checked)
     for line in summarize(described):
         print(line)
@@ -58,7 +57,7 @@ def check(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         numbers = json.dumps(described, indent=1)
         write_text(os.path.join(model_dir, page.NUMBERS), f'{numbers}\n')
         write_text(path, page.make_page(checked, described, pictures, commands))
-    print(f'The whole picture: {path} (as numbers: {page.NUMBERS})')
+    print(f'Report: {path} (the same as data: {page.NUMBERS})')
     if not described['usable']:
         raise UserError(
             f'{printable(source.name)} must hold images that can be decoded; found none among '
@@ -67,45 +66,51 @@ def check(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     print(f'To train: {commands[0][1]}')
 
 
-def read_all(source: Source, config: Config) -> Checked:
-    """Reads all splits of `source`.
+def read_all(source: Source, config: Config, given: Mapping[str, Any]) -> Checked:
+    """Reads the splits of `source` that were asked for, or all.
 
     Raises:
         UserError: if its images are no files, or what holds them can't be read.
     """
     data = config.data
-    splits = source.splits or tuple(dict.fromkeys((data.train_split, data.eval_split)))
-    if not holds_files(source, splits[0]):
+    chosen = [getattr(data, name) for name in _SPLITS if name in given]
+    splits = dict.fromkeys(chosen or source.splits or (data.train_split, data.eval_split))
+    if not holds_files(source, next(iter(splits))):
         raise UserError(
             f'--mode=check reads image files; found {source.name}, which stores pixels. Check the '
             'files that it was made from.'
         )
-    labels = [read_labels(source, split) for split in splits]
-    total = sum(map(len, labels))
-    with _progress(total) as bar:
-        parts = [inspect(source, data, split, bar.update) for split in splits]
-    return _joined(source, parts, labels)
+    with _progress(sum(map(source.num_examples, splits))) as advance:
+        parts = [inspect(source, data, split, advance) for split in splits]
+    return _joined(_name(source, config), source, parts)
 
 
-def _progress(total: int) -> tqdm:
-    """A bar in a terminal, else a line now and then."""
-    terminal = sys.stderr.isatty()
-    layout = '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}]'
-    return tqdm(
-        total=total,
-        desc='reading',
-        unit=' images',
-        file=sys.stderr,
-        bar_format=layout if terminal else '{desc} {n_fmt}/{total_fmt}\n',
-        mininterval=0.1 if terminal else _SECONDS_BETWEEN_LINES,
-        dynamic_ncols=True,
-    )
+def _name(source: Source, config: Config) -> str:
+    """What a person calls the data set."""
+    own = config.data.dataset in (None, *OWN_IMAGES)
+    return (config.data.data_dir if own else None) or source.name
 
 
-def _joined(source: Source, parts: list[Inspection], labels: list[np.ndarray]) -> Checked:
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many of `total` images were read; yields what is told how many more there are."""
+    read = 0
+
+    def advance(more: int) -> None:
+        nonlocal read
+        read += more
+        progress.update(read, {})
+
+    with contextlib.closing(Progress(0, total, 1, (), noun='image')) as progress:
+        yield advance
+
+
+def _joined(name: str, source: Source, parts: list[Inspection]) -> Checked:
     before = np.cumsum([0, *map(len, parts)])
     split = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    label = np.concatenate(labels)
+    label = np.concatenate([part.labels for part in parts])
+    wrong = (label < NO_LABEL) | (label >= (source.num_classes or 0))
+    label[wrong] = NO_LABEL
     usable = np.concatenate([part.usable for part in parts])
     reasons = {
         int(start) + position: reason
@@ -113,13 +118,14 @@ def _joined(source: Source, parts: list[Inspection], labels: list[np.ndarray]) -
         for position, reason in sorted(part.reasons.items())
     }
     return Checked(
-        name=source.name,
+        name=name,
         summary=source.summary,
         classes=source.class_names or tuple(map(str, range(source.num_classes or 0))),
         splits=[part.split for part in parts],
         split=split,
         position=np.concatenate([np.arange(len(part)) for part in parts]),
         label=label,
+        wrong_labels=int(wrong.sum()),
         height=np.concatenate([part.heights for part in parts]),
         width=np.concatenate([part.widths for part in parts]),
         size=np.concatenate([part.sizes for part in parts]),
@@ -159,12 +165,18 @@ def summarize(described: Mapping[str, Any]) -> list[str]:
     total, usable = described['images'], described['usable']
     formats = ', '.join(f'{row["format"]} {row["images"]:,}' for row in described['formats'])
     lines = [f'{usable:,} of {total:,} images can be used{f": {formats}" if formats else ""}.']
-    lines += [f'- {note["text"]}' for note in described['notes']]
-    damaged = described['damaged_files']
-    lines += [f'  {printable(row["file"])}: {row["reason"]}' for row in damaged[:_DAMAGED_SHOWN]]
-    if len(damaged) > _DAMAGED_SHOWN:
-        lines.append(f'  and {len(damaged) - _DAMAGED_SHOWN:,} more')
-    return lines if described['notes'] else [*lines, 'Nothing was found that should be mended.']
+    for note in described['notes']:
+        lines.append(f'- {note["text"]}')
+        if note['part'] == 'damaged':
+            lines += _damaged_lines(described['damaged_files'])
+    return lines if described['notes'] else [*lines, 'No problems were found.']
+
+
+def _damaged_lines(damaged: Sequence[Mapping[str, str]]) -> list[str]:
+    shown = damaged[:_DAMAGED_SHOWN]
+    lines = [f'  {printable(row["file"])}: {row["reason"]}' for row in shown]
+    more = len(damaged) - len(shown)
+    return [*lines, f'  and {more:,} more'] if more else lines
 
 
 def _commands(given: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -179,3 +191,4 @@ def _commands(given: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 _OWN = ('mode', 'model_dir')
+_SPLITS = ('train_split', 'eval_split')

@@ -15,9 +15,11 @@ from data.image_files import extensions_of
 from data.sources.layout import alike_but_for_case
 
 FEW = 10  # a class with fewer images in a split hardly teaches anything
+UNEVEN = 10  # the largest class is worth a note if it has so many times the smallest's images
 LONG = 8  # so many times as long as wide, or more, a random crop sees a sliver
 TINY = 16  # pixels; of a smaller side little can be seen
-LISTED = 1000  # groups of duplicates, and images of odd shapes
+_NAMES_AT_ONCE = 65_536
+LISTED = 1000  # groups of duplicates, and odd images
 _MEMBERS = 100  # of a group
 _SIDES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # pixels, where classes of size begin
 _RATIOS = (0.0, 0.5, 0.95, 1.05, 2.0)  # width by height
@@ -43,6 +45,7 @@ class Checked:
         split: [n], which of `splits` each image is in.
         position: [n], its place in that split.
         label: [n], its class, negative for none.
+        wrong_labels: number of images whose label is none of the classes; they count as without.
         height: [n], pixels, 0 where it can't be decoded.
         width: [n].
         size: [n], bytes of the file.
@@ -59,6 +62,7 @@ class Checked:
     split: np.ndarray
     position: np.ndarray
     label: np.ndarray
+    wrong_labels: int
     height: np.ndarray
     width: np.ndarray
     size: np.ndarray
@@ -108,14 +112,14 @@ class Note:
 def describe(checked: Checked) -> dict[str, Any]:
     """The contents of `check.json`."""
     groups = groups_of(checked)
-    odd = odd_shapes(checked)
+    odd, plain, misnamed = odd_shapes(checked), plain_images(checked), misnamed_files(checked)
     return {
         'data': checked.name,
         'summary': checked.summary,
         'images': len(checked.height),
         'usable': len(checked.usable),
         'damaged': len(checked.reasons),
-        'notes': [dataclasses.asdict(note) for note in notes(checked)],
+        'notes': [dataclasses.asdict(note) for note in notes(checked, misnamed)],
         'splits': _by_split(checked),
         'classes': _by_class(checked),
         'formats': _by_format(checked),
@@ -123,9 +127,11 @@ def describe(checked: Checked) -> dict[str, Any]:
         'damaged_files': _damaged(checked),
         'odd_shapes': _listed(checked, odd[:LISTED]),
         'odd_shapes_in_all': len(odd),
-        'single_color': _listed(checked, plain_images(checked)[:LISTED]),
-        'single_color_in_all': len(plain_images(checked)),
-        'copies': copies_between(checked),
+        'single_color': _listed(checked, plain[:LISTED]),
+        'single_color_in_all': len(plain),
+        'misnamed': _listed(checked, misnamed[:LISTED]),
+        'misnamed_in_all': len(misnamed),
+        'duplicates': duplicates_by_split(checked),
         'duplicate_groups': [_group(checked, group) for group in groups[:LISTED]],
         'duplicate_groups_in_all': len(groups),
         'compared_by': {
@@ -205,6 +211,7 @@ def _listed(checked: Checked, images: Sequence[int]) -> list[dict[str, Any]]:
             'class': checked.class_of(image),
             'width': int(checked.width[image]),
             'height': int(checked.height[image]),
+            'format': str(checked.format[image]),
         }
         for image, name in zip(images, checked.names(images))
     ]
@@ -237,10 +244,10 @@ def plain_images(checked: Checked) -> list[int]:
     return checked.usable[checked.duplicates.plain].tolist()
 
 
-def copies_between(checked: Checked) -> list[dict[str, Any]]:
-    """For each split, how many of its images are in a split too, itself included.
+def duplicates_by_split(checked: Checked) -> list[dict[str, Any]]:
+    """For each split, how many of its images have duplicates in each split, itself included.
 
-    An image that is in the other split as the same file is not counted as looking the same.
+    An image that has an exact duplicate there is not counted among those with near ones.
     """
     found, split = checked.duplicates, checked.split[checked.usable]
     rows = []
@@ -249,16 +256,17 @@ def copies_between(checked: Checked) -> list[dict[str, Any]]:
         for other, other_name in enumerate(checked.splits):
             same = found.copied[its, other]
             alike = found.similar[its, other] & ~same
-            counts = {'same_file': int(same.sum()), 'looks_the_same': int(alike.sum())}
+            counts = {'exact': int(same.sum()), 'near': int(alike.sum())}
             if any(counts.values()):
                 rows.append({'split': name, 'also_in': other_name, **counts})
     return rows
 
 
 def groups_of(checked: Checked) -> list[list[int]]:
-    """Images that are linked by being the same or looking the same, in groups of two or more.
+    """Images that are linked by being duplicates, exact or near, in groups of two or more.
 
-    Those that cross splits come first, then those that cross classes, then the largest ones.
+    Groups that cross splits come first, then those that cross classes, then the largest ones. In a
+    group, one image of each split and class comes first.
     """
     group = checked.duplicates.group
     order = np.argsort(group, kind='stable')
@@ -270,118 +278,142 @@ def groups_of(checked: Checked) -> list[list[int]]:
         labels = {label for label in checked.label[images].tolist() if label >= 0}
         return len(set(checked.split[images].tolist())) < 2, len(labels) < 2, -len(places)
 
-    return [checked.usable[places].tolist() for places in sorted(members, key=rank)]
+    ranked = sorted(members, key=rank)
+    return [_different_first(checked, checked.usable[places]) for places in ranked]
+
+
+def _different_first(checked: Checked, images: np.ndarray) -> list[int]:
+    kinds = np.stack([checked.split[images], checked.label[images]], axis=1)
+    _, first = np.unique(kinds, axis=0, return_index=True)
+    return [*images[first].tolist(), *np.delete(images, first).tolist()]
 
 
 def _group(checked: Checked, images: Sequence[int]) -> dict[str, Any]:
-    content = checked.duplicates.content[np.searchsorted(checked.usable, images)]
     return {
         'images': len(images),
-        'different_files': len(set(content.tolist())),
+        'different_files': different_files(checked, images),
         'listed': _listed(checked, images[:_MEMBERS]),
     }
+
+
+def different_files(checked: Checked, images: Sequence[int]) -> int:
+    """How many files differ in their contents."""
+    content = checked.duplicates.content[np.searchsorted(checked.usable, images)]
+    return len(np.unique(content))
 
 
 # --- advice
 
 
-def notes(checked: Checked) -> list[Note]:
+def notes(checked: Checked, misnamed: Sequence[int]) -> list[Note]:
     """What there is to look at, the worst first."""
     found = [
-        *_notes_on_files(checked),
+        *_notes_on_files(checked, misnamed),
         *_notes_on_leaks(checked),
         *_notes_on_contradictions(checked),
         *_notes_on_classes(checked),
-        *_notes_on_copies(checked),
+        *_notes_on_duplicates(checked),
         *_notes_on_shapes(checked),
     ]
     return sorted(found, key=lambda note: note.kind != PROBLEM)
 
 
-def _ways(same: int, alike: int) -> str:
-    """How images are there again, in words."""
-    ways = [(same, 'the same file'), (alike, 'look the same')]
-    return ' and '.join(f'{count:,} {words}' for count, words in ways if count)
+def _kinds(exact: int, near: int) -> str:
+    """How many duplicates there are of each kind, in words."""
+    kinds = [(exact, 'exact'), (near, 'near')]
+    words = ', '.join(f'{count:,} {kind}' for count, kind in kinds if count)
+    return f'{words} duplicate{"s" if exact + near > 1 else ""}'
 
 
 def _images(count: int) -> str:
     return '1 image' if count == 1 else f'{count:,} images'
 
 
-def _notes_on_files(checked: Checked) -> Iterator[Note]:
+def _are(count: int) -> str:
+    """'1 image is', '2 images are'."""
+    return f'{_images(count)} {"is" if count == 1 else "are"}'
+
+
+def _notes_on_files(checked: Checked, misnamed: Sequence[int]) -> Iterator[Note]:
     bad, total = len(checked.reasons), len(checked.height)
     if bad:
-        which = 'file cannot' if bad == 1 else 'files cannot'
+        them = 'it' if bad == 1 else 'them'
         yield Note(
             PROBLEM,
-            f'{bad:,} {which} be decoded, {100 * bad / total:.2g}% of {total:,}. Restore or remove '
-            f'{"it" if bad == 1 else "them"}.',
+            f'{bad:,} of {total:,} files cannot be decoded ({100 * bad / total:.2g}%). Restore or '
+            f'remove {them}.',
             'damaged',
         )
-    misnamed = _misnamed(checked)
     if misnamed:
         names = ', '.join(map(printable, checked.names(misnamed[:3])))
         yield Note(
             ADVICE,
-            f'{_images(len(misnamed))} of another format than the name says, such as {names}. Here '
-            'contents decide; other programs may go by the name.',
-            'formats',
+            f'{_are(len(misnamed))} of another format than the extension says, such as {names}. '
+            'The content decides here; other programs may go by the name.',
+            'odd',
         )
 
 
-def _misnamed(checked: Checked) -> list[int]:
+def misnamed_files(checked: Checked) -> list[int]:
+    """Images of another format than the extension of their file says."""
     found = []
     usable = checked.usable
-    for image, name in zip(usable.tolist(), checked.names(usable)):
-        ending, known = os.path.splitext(name)[1].lower(), extensions_of(checked.format[image])
-        if ending and known and ending not in known:
-            found.append(image)
+    for start in range(0, len(usable), _NAMES_AT_ONCE):
+        images = usable[start : start + _NAMES_AT_ONCE]
+        for image, name in zip(images.tolist(), checked.names(images)):
+            ending, known = os.path.splitext(name)[1].lower(), extensions_of(checked.format[image])
+            if ending and known and ending not in known:
+                found.append(image)
     return found
 
 
 def _notes_on_leaks(checked: Checked) -> Iterator[Note]:
-    rows = {(row['split'], row['also_in']): row for row in copies_between(checked)}
     sizes = {row['name']: row['images'] for row in _by_split(checked)}
-    for (split, other), row in rows.items():
+    for row in duplicates_by_split(checked):
+        split, other, exact, near = row['split'], row['also_in'], row['exact'], row['near']
         if (sizes[split], split) < (sizes[other], other):  # told of the smaller one
-            same, alike = row['same_file'], row['looks_the_same']
-            is_are = 'is' if same + alike == 1 else 'are'
             yield Note(
-                PROBLEM,
-                f'{_images(same + alike)} of {printable(split)} {is_are} in {printable(other)} too '
-                f'({_ways(same, alike)}). Accuracy on them says nothing about new images. Remove '
-                'them from one of the two.',
-                'copies',
+                PROBLEM if exact else ADVICE,
+                f'{_are(exact + near)} in {printable(split)} and in {printable(other)} '
+                f'({_kinds(exact, near)}). Accuracy on such images says nothing about new ones. '
+                'Keep only one copy of each.',
+                'duplicates',
             )
 
 
 def _notes_on_contradictions(checked: Checked) -> Iterator[Note]:
     found = checked.duplicates
-    same, alike = int(found.copied_elsewhere.sum()), int(found.similar_elsewhere.sum())
-    if same or alike:
-        is_are = 'is' if same + alike == 1 else 'are'
+    exact, near = int(found.copied_elsewhere.sum()), int(found.similar_elsewhere.sum())
+    if exact or near:
         yield Note(
-            PROBLEM if same else ADVICE,
-            f'{_images(same + alike)} {is_are} in another class too ({_ways(same, alike)}). Such '
-            'labels contradict each other.',
-            'copies',
+            PROBLEM if exact else ADVICE,
+            f'{_are(exact + near)} in several classes ({_kinds(exact, near)}). Such labels '
+            'contradict each other.',
+            'duplicates',
         )
 
 
-def _notes_on_copies(checked: Checked) -> Iterator[Note]:
-    for row in copies_between(checked):
+def _notes_on_duplicates(checked: Checked) -> Iterator[Note]:
+    for row in duplicates_by_split(checked):
         if row['split'] == row['also_in']:
-            same, alike = row['same_file'], row['looks_the_same']
+            exact, near = row['exact'], row['near']
             yield Note(
                 ADVICE,
-                f'{_images(same + alike)} of {printable(row["split"])} are there more than once '
-                f'({_ways(same, alike)}). Each counts as often in training.',
-                'copies',
+                f'{_are(exact + near)} in {printable(row["split"])} more than once '
+                f'({_kinds(exact, near)}). Each copy counts like another image.',
+                'duplicates',
             )
 
 
 def _notes_on_classes(checked: Checked) -> Iterator[Note]:
     counts = class_counts(checked)[:-1]
+    if checked.wrong_labels:
+        yield Note(
+            PROBLEM,
+            f'{_images(checked.wrong_labels)} with a label that is none of the '
+            f'{_classes(len(checked.classes))}. Fix them, or choose another --label_key.',
+            'classes',
+        )
     for names in alike_but_for_case(checked.classes):
         yield Note(
             PROBLEM,
@@ -409,11 +441,25 @@ def _notes_on_classes(checked: Checked) -> Iterator[Note]:
         yield Note(
             PROBLEM, f'{_classes(len(none))} without usable images: {_first(none)}.', 'classes'
         )
-    few = [f'{printable(checked.classes[c])} {totals[c]:,}' for c in np.flatnonzero(totals < FEW)]
-    few = [text for text in few if not text.endswith(' 0')]
+    yield from _notes_on_sizes(checked, totals)
+
+
+def _notes_on_sizes(checked: Checked, totals: np.ndarray) -> Iterator[Note]:
+    """What there is to say of the number of images in each class, [c]."""
+    there = np.flatnonzero(totals)
+    names = {c: f'{printable(checked.classes[c])} {totals[c]:,}' for c in there.tolist()}
+    few = [names[c] for c in there.tolist() if totals[c] < FEW]
     if few:
         yield Note(
             ADVICE, f'{_classes(len(few))} with fewer than {FEW} images: {_first(few)}.', 'classes'
+        )
+    if len(there) and totals.max() >= UNEVEN * totals[there].min():
+        most, least = int(totals.argmax()), int(there[totals[there].argmin()])
+        yield Note(
+            ADVICE,
+            f'Classes differ much in size, from {names[least]} to {names[most]}. Accuracy says '
+            'little about the small ones.',
+            'classes',
         )
 
 
@@ -430,13 +476,11 @@ def _notes_on_shapes(checked: Checked) -> Iterator[Note]:
     if odd:
         yield Note(
             ADVICE,
-            f'{_images(odd)} at least {LONG} times as long as wide, or smaller than {TINY} pixels. '
-            'Crops of them show little.',
-            'shapes',
+            f'{_are(odd)} at least {LONG} times as long as wide, or smaller than {TINY} pixels. '
+            'Random crops of such images show little.',
+            'odd',
         )
     if plain:
         yield Note(
-            ADVICE,
-            f'{_images(plain)} of a single color, where transparent parts are white.',
-            'shapes',
+            ADVICE, f'{_are(plain)} of a single color, once transparent parts are white.', 'odd'
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from app.check.findings import FEW, LONG, PROBLEM, TINY, Checked, groups_of
+from app.check.findings import LONG, PROBLEM, TINY, Checked, different_files, groups_of
 from app.report import markup
 from app.report.markup import text
 from data.duplicates import FARTHEST, OF_CONTRAST
@@ -18,7 +18,14 @@ THUMBNAIL = 120  # largest height and width of a picture, in pixels
 _GROUPS, _OF_A_GROUP = 24, 6  # of duplicates
 _CLASSES, _OF_A_CLASS, _WITHOUT_CLASS = 40, 6, 24  # samples
 _ROWS = 200  # of a table
-_KINDS = {PROBLEM: 'Mend:', 'advice': 'Look at:'}
+_UNFOLDED_GROUPS, _UNFOLDED_CLASSES, _UNFOLDED_ROWS = 6, 10, 20  # what follows is folded away
+_KINDS = {PROBLEM: 'Fix:', 'advice': 'Note:'}
+_PARTS = {
+    'damaged': 'Damaged files',
+    'duplicates': 'Duplicates',
+    'classes': 'Classes',
+    'odd': 'Odd images',
+}
 
 
 def shown_images(checked: Checked) -> list[int]:
@@ -61,12 +68,12 @@ def make_page(
         f'<p class="quiet">{text(described["summary"])}.</p>' if described['summary'] else '',
         _tiles(described),
         _findings(described['notes']),
-        _damaged(described),
-        _copies(checked, described, draw),
         _classes(described),
         _formats(described),
-        _shapes(described),
         _samples(checked, draw),
+        _damaged(described),
+        _duplicates(checked, described, draw),
+        _odd(described),
         _commands(commands),
     ]
     return markup.document(f'What is in {described["data"]}', filter(None, body))
@@ -108,16 +115,16 @@ def _tiles(described: Mapping[str, Any]) -> str:
 def _findings(notes: Sequence[Mapping[str, str]]) -> str:
     if not notes:
         lines = (
-            '<li><b>Good:</b>Every file can be decoded, no image is there twice, and no class '
+            '<li><b>Good:</b>Every file can be decoded, there are no duplicates, and no class '
             'stands out.</li>'
         )
     else:
         lines = ''.join(
             f'<li class="{note["kind"]}"><b>{_KINDS[note["kind"]]}</b>{text(note["text"])} '
-            f'<a href="#{note["part"]}">Show</a></li>\n'
+            f'<a href="#{note["part"]}">{_PARTS[note["part"]]}</a></li>\n'
             for note in notes
         )
-    return f'<h2>What to look at</h2>\n<ul class="findings">{lines}</ul>'
+    return f'<h2>Findings</h2>\n<ul class="findings">{lines}</ul>'
 
 
 def _damaged(described: Mapping[str, Any]) -> str:
@@ -129,10 +136,22 @@ def _damaged(described: Mapping[str, Any]) -> str:
     ]
     columns = ['File', 'Why it cannot be used', *_place_columns(described)]
     return (
-        '<h2 id="damaged">Files that cannot be decoded</h2>\n'
-        f'<div class="left">{markup.table("Damaged files", columns, lines)}</div>'
+        f'<h2 id="damaged">{_PARTS["damaged"]}</h2>\n'
+        f'<div class="left">{_long_table("Damaged files", columns, lines)}</div>'
         f'{_more(len(rows) - _ROWS)}'
     )
+
+
+def _long_table(label: str, columns: Sequence[str], lines: Sequence[str]) -> str:
+    """A table, its first rows unfolded."""
+    first, rest = lines[:_UNFOLDED_ROWS], lines[_UNFOLDED_ROWS:]
+    more = markup.table(f'More of: {label}', columns, rest) if rest else ''
+    return markup.table(label, columns, first) + _folded(f'{len(rest):,} more rows', more)
+
+
+def _folded(title: str, content: str) -> str:
+    """What opens at a click on `title`; nothing if there is no content."""
+    return f'\n<details><summary>{text(title)}</summary>\n{content}</details>' if content else ''
 
 
 def _place_columns(described: Mapping[str, Any]) -> list[str]:
@@ -151,51 +170,65 @@ def _more(count: int) -> str:
     return f'<p class="quiet">{count:,} more are in {NUMBERS}.</p>' if count > 0 else ''
 
 
-def _copies(checked: Checked, described: Mapping[str, Any], draw: _Drawing) -> str:
-    rows = described['copies']
+def _duplicates(checked: Checked, described: Mapping[str, Any], draw: _Drawing) -> str:
+    rows = described['duplicates']
     if not rows:
         return ''
     lines = [
         markup.row(
-            f'{row["split"]} in {row["also_in"]}'
+            f'{row["split"]} and {row["also_in"]}'
             if row['split'] != row['also_in']
             else f'{row["split"]}, more than once',
-            [f'{row["same_file"]:,}', f'{row["looks_the_same"]:,}'],
+            [f'{row["exact"]:,}', f'{row["near"]:,}'],
         )
         for row in rows
     ]
-    columns = ('Images of a split', 'As the same file', 'As one that looks the same')
-    groups = groups_of(checked)[:_GROUPS]
-    shown = ''.join(_group(checked, group, draw) for group in groups)
+    columns = ('Images of … that are in … too', 'Exact', 'Near')
+    found = groups_of(checked)[:_GROUPS]
+    shown = [_group(checked, group, draw) for group in found]
+    rest = shown[_UNFOLDED_GROUPS:]
     total = described['duplicate_groups_in_all']
     return (
-        '<h2 id="copies">Images that are there more than once</h2>\n'
-        f'{markup.table("Copies by split", columns, lines)}\n'
-        f'<p class="quiet">Images look the same if they differ by no more than {FARTHEST:g} of 255 '
-        f'and {100 * OF_CONTRAST:g}% of their contrast once they are reduced to {LOOK} × {LOOK} '
-        'pixels (root mean square). So copies in another size, format or quality are found, but '
-        'neither crops nor mirror images, and a picture may look the same by chance.</p>\n'
-        f'<h3>{len(groups):,} of {total:,} groups</h3>\n'
-        '<p class="quiet">First those that are in several splits, then those in several classes, '
-        f'then the largest.</p>\n{shown}{_more(total - len(groups))}'
+        f'<h2 id="duplicates">{_PARTS["duplicates"]}</h2>\n'
+        '<p>Exact duplicates are the same file again. Near duplicates look the same, but may '
+        'differ in size, format or quality.</p>\n'
+        f'{markup.table("Duplicates by split", columns, lines)}\n'
+        f'<p class="quiet">Images look the same if, reduced to {LOOK} × {LOOK} pixels, they differ '
+        f'by at most {FARTHEST:g} of 255 and {100 * OF_CONTRAST:g}% of their contrast (root mean '
+        'square). Crops and mirror images are not found; different pictures with little in them '
+        'may look the same by chance.</p>\n'
+        f'<h3>{total:,} {"group" if total == 1 else "groups"} of duplicates</h3>\n'
+        '<p class="quiet">First those across splits, then those across classes, then the largest.'
+        f'</p>\n{"".join(shown[:_UNFOLDED_GROUPS])}'
+        f'{_folded(f"{len(rest):,} more groups", "".join(rest))}{_more(total - len(found))}'
     )
 
 
 def _group(checked: Checked, group: Sequence[int], draw: _Drawing) -> str:
-    images = group[:_OF_A_GROUP]
-    content = checked.duplicates.content[np.searchsorted(checked.usable, group)]
-    same = len(set(content.tolist())) == 1
-    what = 'the same file' if same else 'they look the same'
+    images, members = group[:_OF_A_GROUP], np.asarray(group)
+    kind = 'exact' if different_files(checked, group) == 1 else 'near'
+    splits = [text(checked.splits[split]) for split in np.unique(checked.split[members])]
+    several = len({checked.class_of(image) for image in group} - {None}) > 1
+    where = f'in {" and ".join(splits)}{", in several classes" if several else ""}'
+    more = f'; {len(images)} of them:' if len(group) > len(images) else ':'
     captions = [
-        f'<b>{text(checked.splits[checked.split[image]])}</b> {text(name)}'
+        f'<b>{text(_described_place(checked, image, several))}</b> {text(name)}'
         for image, name in zip(images, checked.names(images))
     ]
-    more = f', {len(images)} of them shown' if len(group) > len(images) else ''
-    return f'<p>{len(group):,} images, {what}{more}:</p>\n{draw.gallery(images, captions)}\n'
+    return (
+        f'<p>{len(group):,} {kind} duplicates {where}{more}</p>\n{draw.gallery(images, captions)}\n'
+    )
+
+
+def _described_place(checked: Checked, image: int, with_class: bool) -> str:
+    split, name = checked.splits[checked.split[image]], checked.class_of(image)
+    return f'{split}, {name}' if with_class and name is not None else split
 
 
 def _classes(described: Mapping[str, Any]) -> str:
     rows = described['classes']
+    if not _has_classes(described):
+        return _bars_of_splits(described)
     splits = [row['name'] for row in described['splits']]
     totals = [sum(row['images'].values()) for row in rows]
     most = max([*totals, 1])
@@ -205,13 +238,21 @@ def _classes(described: Mapping[str, Any]) -> str:
         counts = [f'{row["images"][split]:,}' for split in splits]
         cells = ''.join(f'<td>{cell}</td>' for cell in (f'{total:,}', *counts))
         lines.append(f'<tr><th scope="row">{text(name)}</th>{_bar(total, most)}{cells}</tr>\n')
-    title = 'Classes and splits' if _has_classes(described) else 'Splits'
+    title = 'Classes and splits'
     columns = ['Class', '', 'Usable', *(f'in {split}' for split in splits)]
-    few = f'<p class="quiet">A class needs {FEW} images at the very least.</p>'
     return (
         f'<h2 id="classes">{title}</h2>\n'
-        f'<div class="classes">{markup.table(title, columns, lines)}</div>'
-        f'{_more(len(rows) - _ROWS)}{few if _has_classes(described) else ""}'
+        f'<div class="classes">{_long_table(title, columns, lines)}</div>'
+        f'{_more(len(rows) - _ROWS)}<p class="quiet">Damaged files are not counted.</p>'
+    )
+
+
+def _bars_of_splits(described: Mapping[str, Any]) -> str:
+    counts = {row['name']: row['images'] - row['damaged'] for row in described['splits']}
+    return (
+        '<h2 id="classes">Splits</h2>\n<p>The images have no classes. That suits pretraining; '
+        'evaluation and fine-tuning need some.</p>\n'
+        f'<div class="pair">{_bars("Usable images", counts)}</div>'
     )
 
 
@@ -240,10 +281,9 @@ def _formats(described: Mapping[str, Any]) -> str:
     often = {f'{row["width"]} × {row["height"]}': row['images'] for row in sizes['often']}
     median, small, large = (sizes[key] for key in ('median', 'smallest', 'largest'))
     words = (
-        f'Half of the images are wider than {median["width"]:,} and higher than '
-        f'{median["height"]:,} pixels. The smallest one, {small["file"]}, has {small["width"]:,} × '
-        f'{small["height"]:,}, the largest one, {large["file"]}, {large["width"]:,} × '
-        f'{large["height"]:,}.'
+        f'The median width is {median["width"]:,} pixels, the median height {median["height"]:,}. '
+        f'The smallest image is {small["file"]} ({small["width"]:,} × {small["height"]:,}), the '
+        f'largest {large["file"]} ({large["width"]:,} × {large["height"]:,}).'
     )
     parts = [
         _bars('Format, by contents', formats),
@@ -252,7 +292,7 @@ def _formats(described: Mapping[str, Any]) -> str:
         _bars('Most frequent sizes, width × height', often),
     ]
     return (
-        f'<h2 id="formats">Formats and sizes</h2>\n<p>{text(words)}</p>\n'
+        f'<h2>Formats and sizes</h2>\n<p>{text(words)}</p>\n'
         f'<div class="pair">{"".join(parts)}</div>'
     )
 
@@ -262,25 +302,25 @@ def _without_empty_ends(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(list(counts.items())[there[0] : there[-1] + 1])
 
 
-def _shapes(described: Mapping[str, Any]) -> str:
+def _odd(described: Mapping[str, Any]) -> str:
     parts = []
     for key, title in (
         ('odd_shapes', f'{LONG} times as long as wide, or smaller than {TINY} pixels'),
         ('single_color', 'Of a single color'),
+        ('misnamed', 'Of another format than the extension says'),
     ):
         rows, total = described[key], described[f'{key}_in_all']
         if rows:
-            columns = ['File', 'Width × height', *_place_columns(described)]
-            lines = [
-                markup.row(
-                    row['file'],
-                    [f'{row["width"]:,} × {row["height"]:,}', *_place(row, described)],
-                )
-                for row in rows[:_ROWS]
-            ]
-            table = markup.table(title, columns, lines)
+            columns = ['File', 'Format', 'Width × height', *_place_columns(described)]
+            lines = [_odd_row(row, described) for row in rows[:_ROWS]]
+            table = _long_table(title, columns, lines)
             parts.append(f'<h3>{title}</h3>\n<div class="left">{table}</div>{_more(total - _ROWS)}')
-    return '<h2 id="shapes">Odd images</h2>\n' + '\n'.join(parts) if parts else ''
+    return f'<h2 id="odd">{_PARTS["odd"]}</h2>\n' + '\n'.join(parts) if parts else ''
+
+
+def _odd_row(row: Mapping[str, Any], described: Mapping[str, Any]) -> str:
+    size = f'{row["width"]:,} × {row["height"]:,}'
+    return markup.row(row['file'], [row['format'], size, *_place(row, described)])
 
 
 def _samples(checked: Checked, draw: _Drawing) -> str:
@@ -294,10 +334,12 @@ def _samples(checked: Checked, draw: _Drawing) -> str:
     what = 'Some images of some of the classes.' if some else 'Some images of each class.'
     if not checked.classes:
         what = 'Some of the images.'
+    rest = shown[_UNFOLDED_CLASSES:]
     return (
-        f'<h2 id="samples">Samples</h2>\n<p class="quiet">{what} They are turned upright, and '
-        f'transparent parts are white, as in training.</p>\n<div class="samples">{"".join(shown)}'
-        '</div>'
+        f'<h2>Samples</h2>\n<p class="quiet">{what} As in training, they are upright, and '
+        'transparent parts are white.</p>\n'
+        f'<div class="samples">{"".join(shown[:_UNFOLDED_CLASSES])}'
+        f'{_folded(f"{len(rest):,} more classes", "".join(rest))}</div>'
     )
 
 

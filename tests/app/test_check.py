@@ -90,9 +90,9 @@ def test_a_sound_folder(tmp_path: pathlib.Path) -> None:
     assert found['sizes']['often'] == [{'width': 48, 'height': 40, 'images': 44}]
     assert found['sizes']['shorter_side']['32 to 63 pixels'] == 44
     assert shown.startswith(f'{data}: split folders; 44 images; 2 classes (cat 22, dog 22)')
-    assert '44 of 44 images can be used: PNG 24, JPEG 20.\nNothing was found' in shown
+    assert '44 of 44 images can be used: PNG 24, JPEG 20.\nNo problems were found.' in shown
     assert f'--mode=train_then_eval --data_dir={data} --model_dir=RUN' in shown
-    assert 'no image is there twice' in Parsed(text).words
+    assert 'there are no duplicates' in Parsed(text).words
 
 
 def test_damaged_files_are_listed_with_reasons(tmp_path: pathlib.Path) -> None:
@@ -105,7 +105,7 @@ def test_damaged_files_are_listed_with_reasons(tmp_path: pathlib.Path) -> None:
     reasons = {row['file']: row['reason'] for row in found['damaged_files']}
     assert reasons.keys() == {'a/page.png', 'b/half.jpg'} and found['usable'] == 24
     assert reasons['a/page.png'] == 'it is a web page or other markup'
-    assert '2 files cannot be decoded, 7.7% of 26. Restore or remove them.' in notes(found)
+    assert '2 of 26 files cannot be decoded (7.7%). Restore or remove them.' in notes(found)
     words = Parsed(text).words
     for file, reason in reasons.items():
         assert f'  {file}: {reason}\n' in shown and file in words and reason in words
@@ -122,15 +122,15 @@ def test_copies_across_splits_and_classes(tmp_path: pathlib.Path) -> None:
     image(1004, (192, 160)).save(data / 'test/y/larger.jpg', quality=60)  # of train/y/4.png
     image(5, (50, 42)).save(data / 'train/x/other.webp')  # of train/x/5.png
     found, text, _ = check(data)
-    assert found['copies'] == [
-        {'split': 'train', 'also_in': 'train', 'same_file': 2, 'looks_the_same': 2},
-        {'split': 'train', 'also_in': 'test', 'same_file': 2, 'looks_the_same': 1},
-        {'split': 'test', 'also_in': 'train', 'same_file': 1, 'looks_the_same': 1},
+    assert found['duplicates'] == [
+        {'split': 'train', 'also_in': 'train', 'exact': 2, 'near': 2},
+        {'split': 'train', 'also_in': 'test', 'exact': 2, 'near': 1},
+        {'split': 'test', 'also_in': 'train', 'exact': 1, 'near': 1},
     ]
     told = ' '.join(notes(found))
-    assert '2 images of test are in train too (1 the same file and 1 look the same).' in told
-    assert '3 images are in another class too (3 the same file).' in told
-    assert '4 images of train are there more than once (2 the same file and 2 look the' in told
+    assert '2 images are in test and in train (1 exact, 1 near duplicates).' in told
+    assert '3 images are in several classes (3 exact duplicates).' in told
+    assert '4 images are in train more than once (2 exact, 2 near duplicates).' in told
     groups = [{row['file'] for row in each['listed']} for each in found['duplicate_groups']]
     assert groups == [
         {'train/x/3.png', 'test/x/leak.png', 'train/y/contradicts.png'},
@@ -138,7 +138,7 @@ def test_copies_across_splits_and_classes(tmp_path: pathlib.Path) -> None:
         {'train/x/5.png', 'train/x/other.webp'},
     ]
     assert [each['different_files'] for each in found['duplicate_groups']] == [1, 2, 2]
-    assert '3 images, the same file:' in Parsed(text).words
+    assert '3 exact duplicates in train and test, in several classes:' in Parsed(text).words
 
 
 def test_what_is_wrong_with_classes(tmp_path: pathlib.Path) -> None:
@@ -163,7 +163,7 @@ def test_odd_images_are_told(tmp_path: pathlib.Path) -> None:
     assert [row['file'] for row in found['single_color']] == ['blank.png']
     assert found['classes'] == [{'name': None, 'images': {'train': 12, 'validation': 1}}]
     told = ' '.join(notes(found))
-    assert '1 image of another format than the name says, such as webp.png.' in told
+    assert '1 image is of another format than the extension says, such as webp.png.' in told
     assert 'Odd images' in Parsed(text).words
 
 
@@ -287,7 +287,76 @@ def test_many_classes_and_groups_are_cut(
     found, text, _ = check(data, '--holdout_fraction=0')
     words = Parsed(text).words
     assert found['duplicate_groups_in_all'] == len(found['duplicate_groups']) == 3
-    assert '2 of 3 groups' in words and '1 more are in check.json' in words
+    assert '3 groups of duplicates' in words and '1 more are in check.json' in words
     assert 'Some images of some of the classes.' in words
+    assert '2 duplicates' not in words and words.count('2 exact duplicates in train:') == 2
     samples = re.findall(r'<h3>(\w)</h3>', text)
     assert samples == ['a', 'd', 'g']
+
+
+def test_what_is_long_is_folded(tmp_path: pathlib.Path) -> None:
+    data = tmp_path / 'data'
+    write(data, *(f'{c:02}/{i}.png' for c in range(25) for i in range(2)))
+    for c in range(21):
+        (data / f'{c:02}' / 'again.png').write_bytes((data / f'{c:02}' / '0.png').read_bytes())
+        (data / f'{c:02}' / 'empty.png').write_bytes(b'')
+    found, text, _ = check(data, '--holdout_fraction=0')
+    assert (found['damaged'], found['duplicate_groups_in_all']) == (21, 21)
+    folded = re.findall(r'<summary>(.*?)</summary>', text)
+    assert folded == ['5 more rows', '15 more classes', '1 more rows', '15 more groups']
+    assert text.count('<details>') == text.count('</details>') == len(folded)
+
+
+def test_chosen_splits_only_are_read(tmp_path: pathlib.Path) -> None:
+    data = tmp_path / 'data'
+    for number, split in enumerate(('train', 'test', 'extra')):
+        write(data / split, *(f'a/{i}.png' for i in range(6)), seed=number)
+    every = check(data)[0]['splits']
+    assert {row['name']: row['images'] for row in every} == {'train': 6, 'test': 6, 'extra': 6}
+    (only,) = check(data, '--train_split=train[:4]')[0]['splits']
+    assert (only['name'], only['images']) == ('train[:4]', 4)
+
+
+def test_labels_that_are_none_of_the_classes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = [tf.io.encode_png(np.asarray(image(seed))).numpy() for seed in range(4)]
+    stored = {'image': [*encoded[:3], b''], 'label': tf.constant([0, 1, 5, 1])}
+    source = Source(
+        name='some',
+        num_classes=2,
+        class_names=('cat', 'dog'),
+        num_examples=lambda split: 4,
+        examples=lambda split: tf.data.Dataset.from_tensor_slices(stored),
+        decode=lambda content: tf.io.decode_png(content, 3),
+        splits=('train',),
+    )
+    monkeypatch.setattr(command, 'open_source', lambda config: source)
+    assert main(f'--model_dir={tmp_path}/out')[0] == 0
+    found = json.loads((tmp_path / 'out/check.json').read_text())
+    counts = {row['name']: row['images']['train'] for row in found['classes']}
+    assert counts == {'cat': 1, 'dog': 1, None: 1}
+    assert found['damaged_files'][0]['class'] == 'dog'
+    assert '1 image with a label that is none of the 2 classes.' in ' '.join(notes(found))
+
+
+def test_classes_of_very_different_sizes_are_told(tmp_path: pathlib.Path) -> None:
+    data = tmp_path / 'data'
+    write(data, *(f'many/{i}.png' for i in range(100)), seed=1)
+    write(data, *(f'few/{i}.png' for i in range(10)), seed=2)
+    (told,) = notes(check(data)[0])
+    assert told.startswith('Classes differ much in size, from few 10 to many 100.')
+    (data / 'few' / '10.png').write_bytes((data / 'few' / '0.png').read_bytes())
+    assert not [note for note in notes(check(data)[0]) if 'in size' in note]
+
+
+def test_a_group_shows_one_image_of_each_split_first(tmp_path: pathlib.Path) -> None:
+    data = tmp_path / 'data'
+    write(data / 'train', 'a/0.png')
+    write(data / 'test', *(f'a/{i}.png' for i in range(2)), seed=1)
+    original = (data / 'train/a/0.png').read_bytes()
+    for i in range(9):
+        (data / f'train/a/again{i}.png').write_bytes(original)
+    (data / 'test/a/leak.png').write_bytes(original)
+    (group,) = check(data)[0]['duplicate_groups']
+    assert [row['split'] for row in group['listed'][:3]] == ['train', 'test', 'train']
