@@ -57,7 +57,7 @@ def check(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         numbers = json.dumps(described, indent=1)
         write_text(os.path.join(model_dir, page.NUMBERS), f'{numbers}\n')
         write_text(path, page.make_page(checked, described, pictures, commands))
-    print(f'Report: {path} (the same as data: {page.NUMBERS})')
+    print(f'Report: {path}, and as JSON {page.NUMBERS} beside it.')
     if not described['usable']:
         raise UserError(
             f'{printable(source.name)} must hold images that can be decoded; found none among '

@@ -176,14 +176,14 @@ def _duplicates(checked: Checked, described: Mapping[str, Any], draw: _Drawing) 
         return ''
     lines = [
         markup.row(
-            f'{row["split"]} and {row["also_in"]}'
+            f'{row["split"]}, also in {row["also_in"]}'
             if row['split'] != row['also_in']
             else f'{row["split"]}, more than once',
             [f'{row["exact"]:,}', f'{row["near"]:,}'],
         )
         for row in rows
     ]
-    columns = ('Images of … that are in … too', 'Exact', 'Near')
+    columns = ('Images', 'Exact', 'Near')
     found = groups_of(checked)[:_GROUPS]
     shown = [_group(checked, group, draw) for group in found]
     rest = shown[_UNFOLDED_GROUPS:]
@@ -258,7 +258,8 @@ def _bars_of_splits(described: Mapping[str, Any]) -> str:
 
 def _bar(count: int, most: int) -> str:
     """A cell with a bar; the number beside it says the same."""
-    return f'<td class="fill"><i style="width:{100 * count / most:.1f}%"></i></td>'
+    bar = f'<i style="width:{100 * count / most:.1f}%"></i>' if count else ''
+    return f'<td class="fill">{bar}</td>'
 
 
 def _bars(label: str, counts: Mapping[str, int]) -> str:
@@ -327,9 +328,9 @@ def _samples(checked: Checked, draw: _Drawing) -> str:
     chosen = samples(checked)
     shown = []
     for name, images in chosen:
-        title = 'Without a class' if name is None else name
+        title = f'<h3>{text("Without a class" if name is None else name)}</h3>\n'
         captions = (f'{checked.width[image]:,} × {checked.height[image]:,}' for image in images)
-        shown.append(f'<h3>{text(title)}</h3>\n{draw.gallery(images, captions)}')
+        shown.append(f'{title if checked.classes else ""}{draw.gallery(images, captions)}')
     some = len([name for name, _ in chosen if name is not None]) < len(checked.classes)
     what = 'Some images of some of the classes.' if some else 'Some images of each class.'
     if not checked.classes:
