@@ -69,7 +69,7 @@ def find_duplicates(
 
     files = _counts(content, splits, len(first), count)  # [contents, s]
     copied = files[content] - np.eye(count, dtype=np.int64)[splits] > 0
-    lowest, highest = _label_range(content, labels, len(first))
+    lowest, highest = range_by_kind(content, labels, len(first))
     copied_elsewhere = _is_elsewhere(labels, lowest[content], highest[content])
 
     contents_of_look = np.zeros([kinds, count], np.int64)
@@ -79,7 +79,7 @@ def find_duplicates(
     for one, other in (edges.T, edges.T[::-1]):
         np.logical_or.at(beside, one, contents_of_look[other] > 0)
     others = contents_of_look[look] - (files[content] > 0) > 0
-    low, high = _with_neighbors(*_label_range(look, labels, kinds), edges)
+    low, high = _with_neighbors(*range_by_kind(look, labels, kinds), edges)
     return Duplicates(
         content=content,
         group=_components(kinds, edges)[look],
@@ -113,13 +113,24 @@ def _counts(content: np.ndarray, splits: np.ndarray, contents: int, count: int) 
     return found.reshape(contents, count)
 
 
-def _label_range(kind: np.ndarray, labels: np.ndarray, kinds: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest label of each kind; of those without one, lowest > highest."""
+def range_by_kind(
+    kind: np.ndarray, values: np.ndarray, kinds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest value of each kind; of those without one, lowest > highest.
+
+    Args:
+        kind: [n] integers from 0 on.
+        values: [n] integers; negative ones do not count.
+        kinds: their number k.
+
+    Returns:
+        Two arrays, [k] int64.
+    """
     low = np.full([kinds], np.iinfo(np.int64).max)
     high = np.full([kinds], -1, np.int64)
-    known = labels >= 0
-    np.minimum.at(low, kind[known], labels[known])
-    np.maximum.at(high, kind[known], labels[known])
+    known = values >= 0
+    np.minimum.at(low, kind[known], values[known])
+    np.maximum.at(high, kind[known], values[known])
     return low, high
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import printable
-from data.duplicates import FARTHEST, OF_CONTRAST, Duplicates
+from data.duplicates import FARTHEST, OF_CONTRAST, Duplicates, range_by_kind
 from data.image_files import extensions_of
 from data.sources.layout import alike_but_for_case
 
@@ -111,7 +111,7 @@ class Note:
 
 def describe(checked: Checked) -> dict[str, Any]:
     """The contents of `check.json`."""
-    groups = groups_of(checked)
+    groups, groups_in_all = groups_of(checked, LISTED)
     odd, plain, misnamed = odd_shapes(checked), plain_images(checked), misnamed_files(checked)
     return {
         'data': checked.name,
@@ -132,8 +132,8 @@ def describe(checked: Checked) -> dict[str, Any]:
         'misnamed': _listed(checked, misnamed[:LISTED]),
         'misnamed_in_all': len(misnamed),
         'duplicates': duplicates_by_split(checked),
-        'duplicate_groups': [_group(checked, group) for group in groups[:LISTED]],
-        'duplicate_groups_in_all': len(groups),
+        'duplicate_groups': [_group(checked, group) for group in groups],
+        'duplicate_groups_in_all': groups_in_all,
         'compared_by': {
             'largest_difference': FARTHEST,
             'largest_share_of_contrast': OF_CONTRAST,
@@ -262,24 +262,30 @@ def duplicates_by_split(checked: Checked) -> list[dict[str, Any]]:
     return rows
 
 
-def groups_of(checked: Checked) -> list[list[int]]:
+def groups_of(checked: Checked, most: int) -> tuple[list[list[int]], int]:
     """Images that are linked by being duplicates, exact or near, in groups of two or more.
 
-    Groups that cross splits come first, then those that cross classes, then the largest ones. In a
-    group, one image of each split and class comes first.
+    Args:
+        checked: what was found.
+        most: number of groups at most.
+
+    Returns:
+        The groups, those across splits first, then those across classes, then the largest; in a
+        group, one image of each split and class comes first. And the number of all groups.
     """
-    group = checked.duplicates.group
-    order = np.argsort(group, kind='stable')
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    members = [part for part in np.split(order, starts[1:]) if len(part) > 1]
-
-    def rank(places: np.ndarray) -> tuple[bool, bool, int]:
-        images = checked.usable[places]
-        labels = {label for label in checked.label[images].tolist() if label >= 0}
-        return len(set(checked.split[images].tolist())) < 2, len(labels) < 2, -len(places)
-
-    ranked = sorted(members, key=rank)
-    return [_different_first(checked, checked.usable[places]) for places in ranked]
+    group, usable = checked.duplicates.group, checked.usable
+    sizes = np.bincount(group)
+    several = [
+        np.less(*range_by_kind(group, values[usable], len(sizes)))
+        for values in (checked.split, checked.label)
+    ]
+    ranked = np.lexsort((-sizes, ~several[1], ~several[0], sizes < 2))
+    total = int((sizes > 1).sum())
+    by_group = np.argsort(group, kind='stable')
+    starts = np.cumsum(sizes) - sizes
+    chosen = ranked[: min(most, total)]
+    members = (by_group[starts[each] : starts[each] + sizes[each]] for each in chosen)
+    return [_different_first(checked, usable[places]) for places in members], total
 
 
 def _different_first(checked: Checked, images: np.ndarray) -> list[int]:

@@ -30,7 +30,7 @@ _PARTS = {
 
 def shown_images(checked: Checked) -> list[int]:
     """The images of which the page has pictures."""
-    groups = groups_of(checked)[:_GROUPS]
+    groups, _ = groups_of(checked, _GROUPS)
     chosen = [image for group in groups for image in group[:_OF_A_GROUP]]
     chosen += [image for _, images in samples(checked) for image in images]
     return sorted(set(chosen))
@@ -184,10 +184,9 @@ def _duplicates(checked: Checked, described: Mapping[str, Any], draw: _Drawing) 
         for row in rows
     ]
     columns = ('Images', 'Exact', 'Near')
-    found = groups_of(checked)[:_GROUPS]
+    found, total = groups_of(checked, _GROUPS)
     shown = [_group(checked, group, draw) for group in found]
     rest = shown[_UNFOLDED_GROUPS:]
-    total = described['duplicate_groups_in_all']
     return (
         f'<h2 id="duplicates">{_PARTS["duplicates"]}</h2>\n'
         '<p>Exact duplicates are the same file again. Near duplicates look the same, but may '
