@@ -271,7 +271,7 @@ def groups_of(checked: Checked, most: int) -> tuple[list[list[int]], int]:
 
     Returns:
         The groups, those across splits first, then those across classes, then the largest; in a
-        group, one image of each split and class comes first. And the number of all groups.
+        group, images of different splits and classes come first. And the number of all groups.
     """
     group, usable = checked.duplicates.group, checked.usable
     sizes = np.bincount(group)
@@ -289,9 +289,12 @@ def groups_of(checked: Checked, most: int) -> tuple[list[list[int]], int]:
 
 
 def _different_first(checked: Checked, images: np.ndarray) -> list[int]:
-    kinds = np.stack([checked.split[images], checked.label[images]], axis=1)
-    _, first = np.unique(kinds, axis=0, return_index=True)
-    return [*images[first].tolist(), *np.delete(images, first).tolist()]
+    """`images`, one of each split first, then one of each class, then the others."""
+    chosen: dict[int, None] = {}
+    for values in (checked.split, checked.label):
+        _, first = np.unique(values[images], return_index=True)
+        chosen |= dict.fromkeys(images[first].tolist())
+    return list(chosen | dict.fromkeys(images.tolist()))
 
 
 def _group(checked: Checked, images: Sequence[int]) -> dict[str, Any]:

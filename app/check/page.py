@@ -185,6 +185,7 @@ def _duplicates(checked: Checked, described: Mapping[str, Any], draw: _Drawing) 
     ]
     columns = ('Images', 'Exact', 'Near')
     found, total = groups_of(checked, _GROUPS)
+    listed = len(described['duplicate_groups'])
     shown = [_group(checked, group, draw) for group in found]
     rest = shown[_UNFOLDED_GROUPS:]
     return (
@@ -199,7 +200,7 @@ def _duplicates(checked: Checked, described: Mapping[str, Any], draw: _Drawing) 
         f'<h3>{total:,} {"group" if total == 1 else "groups"} of duplicates</h3>\n'
         '<p class="quiet">First those across splits, then those across classes, then the largest.'
         f'</p>\n{"".join(shown[:_UNFOLDED_GROUPS])}'
-        f'{_folded(f"{len(rest):,} more groups", "".join(rest))}{_more(total - len(found))}'
+        f'{_folded(f"{len(rest):,} more groups", "".join(rest))}{_more(listed - len(found))}'
     )
 
 
@@ -309,12 +310,14 @@ def _odd(described: Mapping[str, Any]) -> str:
         ('single_color', 'Of a single color'),
         ('misnamed', 'Of another format than the extension says'),
     ):
-        rows, total = described[key], described[f'{key}_in_all']
+        rows = described[key]
         if rows:
             columns = ['File', 'Format', 'Width × height', *_place_columns(described)]
             lines = [_odd_row(row, described) for row in rows[:_ROWS]]
             table = _long_table(title, columns, lines)
-            parts.append(f'<h3>{title}</h3>\n<div class="left">{table}</div>{_more(total - _ROWS)}')
+            parts.append(
+                f'<h3>{title}</h3>\n<div class="left">{table}</div>{_more(len(rows) - _ROWS)}'
+            )
     return f'<h2 id="odd">{_PARTS["odd"]}</h2>\n' + '\n'.join(parts) if parts else ''
 
 

@@ -406,5 +406,6 @@ def test_groups_are_ranked_at_once() -> None:
     assert total == len(several)
     assert [sorted(images) for images in found] == [members[n] for n in several[:30]]
     for images in found:
-        kinds = [(split[image], label[image]) for image in images]
-        assert len(set(kinds[: len(set(kinds))])) == len(set(kinds))
+        splits, labels = set(split[images]), set(label[images])
+        assert set(split[images[: len(splits)]]) == splits
+        assert set(label[images[: len(splits) + len(labels)]]) == labels
