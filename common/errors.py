@@ -34,6 +34,15 @@ def line_within(error: BaseException) -> str | None:
     )
 
 
+def line_for_graph(line: str) -> str:
+    """A message of an exception, in which `line_within` finds `line`.
+
+    For what a graph calls: TensorFlow makes an error of its own of the exception.
+    """
+    escaped = codecs.escape_encode(os.fsencode(line))[0].decode('ascii')
+    return f'[{LINE_BEGINS}] [{escaped}] [{LINE_ENDS}]'
+
+
 def text_of(error: BaseException) -> str:
     """An error's message.
 

@@ -8,6 +8,7 @@ FLAGS_FILE = 'flags.json'
 RESULT_FILE = 'result.json'  # the newest evaluation; result_N.json is the one of step N
 DETAILS_FILE = 'details.json'  # results of the newest evaluation that are not single numbers
 LABELS_FILE = 'labelled_examples.txt'  # where only some labels are used
+SKIPPED_FILE = 'skipped_files.txt'  # image files that can't be decoded
 PIPELINE_FILE = 'pipeline.json'  # in a folder of several runs, instead of FLAGS_FILE
 REPORT_FILE = 'report.html'
 # Folders of exported modules, one a step: of the model, of its momentum encoder.

@@ -31,6 +31,7 @@ from data.images import check_size, to_rgb
 from data.randomness import epoch_key, view_seed
 from data.service import check_answers
 from data.sources.source import HELD_BYTES, NO_LABEL, Source
+from data.tolerant_map import tolerant_map
 from data.worker import Worker
 
 Example = dict[str, tf.Tensor | tuple[tf.Tensor, ...]]
@@ -45,6 +46,10 @@ _BUFFER_PATHS = 262_144  # if files are read after the shuffle; about 100 MB
 # fewer large ones, to limit memory. A batch that is a single group is not copied again.
 _GROUP_SMALL_IMAGES = 256
 _GROUP_LARGE_IMAGES = 64
+# Images that are read and decoded in one call.
+_READ_SMALL_IMAGES = 64
+_READ_LARGE_IMAGES = 16
+_PLACE = 'place'  # temporary key of examples
 _SMALLEST_GROUP = 8  # groups have at least an eighth of the images they may have
 _PREFETCHED_BATCHES = 2
 
@@ -98,7 +103,7 @@ def train_batches(
     dataset = _training_examples(
         source, config, split, batch_size, seed=seed, start=start, worker=worker
     )
-    dataset = _map(dataset, _first_steps(source, views, config))
+    dataset = _map_files(dataset, source, config, split, _first_steps(source, views, config))
     if finished:
         dataset = _finish_in_groups(dataset, views, config, len(rows))
     else:
@@ -152,13 +157,12 @@ def _training_examples(
         examples, count = share, len(worker.part(_count(source, split)))
         skip = start // worker.count
     if config.cache_dataset:
-        examples = source.with_contents(examples).cache()
+        examples = _cached(examples, source, config, split)
     buffer = min(count, _most_buffered(source, config, split))
     is_own = None
     if share is None and worker.count > 1:
         is_own = _is_row_of(worker, batch_size, start)
-    examples = _epochs(examples, count, buffer, seed, skip=skip, is_own=is_own)
-    return examples if config.cache_dataset else source.with_contents(examples)
+    return _epochs(examples, count, buffer, seed, skip=skip, is_own=is_own)
 
 
 def _most_buffered(source: Source, config: DataConfig, split: str) -> int:
@@ -269,7 +273,9 @@ def eval_batches(
     if worker.count > 1:
         is_own = _is_row_of(worker, batch_size)
         dataset = dataset.filter(lambda index, _: is_own(index))
-    dataset = _map(source.with_contents(dataset), _all_steps(source, views, config, seed))
+    dataset = _map_files(
+        dataset, source, config, split, _all_steps(source, views, config, seed), masks=True
+    )
     last_start = (count - 1) // batch_size * batch_size
     missing = sum(last_start + row >= count for row in rows)
     if missing:
@@ -327,12 +333,14 @@ def sample_views(
     """
     key = epoch_key(seed, 0)
 
-    def make(index: tf.Tensor, example: Example) -> tuple[tf.Tensor, ...]:
+    def make(index: tf.Tensor, example: Example) -> Example:
         seeds = tuple(view_seed(key, index, view.draw) for view in views)
-        return _open_views(source, example, seeds, views, config)
+        views_of_one = _open_views(source, example, seeds, views, config)
+        return {'label': example['label'], 'views': views_of_one}
 
-    first = source.with_contents(source.examples(split).take(count).enumerate())
-    return _map(first, make).batch(count).get_single_element()
+    first = source.examples(split).take(count).enumerate()
+    made = _map_files(first, source, config, split, make)
+    return made.batch(count).get_single_element()['views']
 
 
 def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
@@ -529,6 +537,38 @@ def _blank(spec: Example) -> tf.data.Dataset:
     blank = tf.nest.map_structure(lambda part: tf.zeros(part.shape, part.dtype), spec)
     unknown = {'label': tf.constant(NO_LABEL), 'index': tf.constant(-1, tf.int64)}
     return tf.data.Dataset.from_tensors({**blank, **unknown})
+
+
+def _map_files(
+    dataset: tf.data.Dataset,
+    source: Source,
+    config: DataConfig,
+    split: str,
+    function: Callable[..., Example],
+    *,
+    masks: bool = False,
+) -> tf.data.Dataset:
+    """Maps `function` over (..., example), with files read, and damaged ones replaced or masked."""
+    # The workers of a tf.data service have no Python to find replacements.
+    if source.skipped is None or config.tf_data_service:
+        return _map(source.with_contents(dataset), function)
+    replace = functools.partial(source.skipped.blank if masks else source.skipped.replace, split)
+    group = _READ_SMALL_IMAGES if _is_small(config) else _READ_LARGE_IMAGES
+    return tolerant_map(dataset, function, source.read_into, replace, group=group)
+
+
+def _cached(
+    dataset: tf.data.Dataset, source: Source, config: DataConfig, split: str
+) -> tf.data.Dataset:
+    """(index, example), with files read and kept in memory."""
+
+    def joined(index: tf.Tensor, example: Example) -> Example:
+        return {**example, _PLACE: index}
+
+    def parted(example: Example) -> tuple[tf.Tensor, Example]:
+        return example[_PLACE], {key: example[key] for key in example if key != _PLACE}
+
+    return _map_files(dataset, source, config, split, joined).map(parted).cache()
 
 
 def _map(dataset: tf.data.Dataset, function: Callable[..., Any]) -> tf.data.Dataset:

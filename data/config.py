@@ -89,6 +89,16 @@ class DataConfig:
         modes=('eval', 'export', 'check', *INFERENCE),
         resume='free',
     )
+    max_bad_fraction: float = option(
+        0.01,
+        'Own images: largest share of the files of a split that may be unreadable or damaged; one '
+        'always may be, unless this is 0. They are skipped and listed in skipped_files.txt.',
+        at_least=0,
+        at_most=1,
+        modes=('eval',),
+        resume='free',
+        requires={'dataset': ('image_folder', 'image_list')},
+    )
     image_size: int = option(
         224,
         'Height and width of the images the encoder sees, in pixels.',

@@ -53,7 +53,7 @@ def open_file_list(config: DataConfig) -> Source:
             '--data_dir must be one list of files, or folders; found '
             f'{printable(config.data_dir or "nothing")}. Join the lists.'
         )
-    return source_of_images('image_list', read_list(places[0], asked_by(config)), config.max_pixels)
+    return source_of_images('image_list', read_list(places[0], asked_by(config)), config)
 
 
 def read_list(path: str, asked: Asked) -> Images:

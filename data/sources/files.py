@@ -67,6 +67,21 @@ class Files:
         """The path of each file."""
         return self._joined(self.places)
 
+    def find(self, path: bytes) -> int:
+        """The position of a file among them.
+
+        Raises:
+            ValueError: if it is none of them.
+        """
+        folder, name = os.path.split(path)
+        places = [i for i, place in enumerate(self.places) if place.rstrip(b'/') == folder.rstrip(b'/')]
+        alike = np.isin(self.folders, places) & (self.sizes == len(name))
+        for position in np.flatnonzero(alike):
+            start = self.starts[position]
+            if self.names[start : start + len(name)] == name:
+                return int(position)
+        raise ValueError(f'{path!r} is none of the {len(self)} files.')
+
     def relative(self) -> list[bytes]:
         """The path of each file below what was opened."""
         return self._joined(self.shown)

@@ -18,6 +18,7 @@ from common.errors import UserError, one_line, printable
 from data.config import DataConfig
 from data.image_files import decode_file
 from data.image_range import check_integers
+from data.images import check_size
 from data.names import folders_of
 from data.sources.files import Files, concatenate
 from data.sources.layout import LAYOUT, Asked, Images, understand
@@ -31,6 +32,7 @@ from data.sources.listing import (
     scan_local,
 )
 from data.sources.listing_cache import list_with_cache
+from data.sources.skipped_files import SkippedFiles
 from data.sources.source import Source
 from data.sources.splits import distinct, parts_of, split_names
 from data.worker import Worker
@@ -60,7 +62,7 @@ def open_image_folder(config: DataConfig) -> Source:
             )
     seen: set[tuple[int, int]] = set()  # a folder may lie in another one that is named
     images = understand([_list(root, seen) for root in roots], asked_by(config))
-    return source_of_images('image_folder', images, config.max_pixels)
+    return source_of_images('image_folder', images, config)
 
 
 def check_no_keys(config: DataConfig, dataset: str, labels: str) -> None:
@@ -84,13 +86,15 @@ def asked_by(config: DataConfig) -> Asked:
     )
 
 
-def source_of_images(name: str, images: Images, max_pixels: int, *, mixed: bool = True) -> Source:
+def source_of_images(
+    name: str, images: Images, config: DataConfig, *, mixed: bool = True
+) -> Source:
     """A source of image files.
 
     Args:
         name: of the data set, for messages.
         images: what was found.
-        max_pixels: of an image; 0 for no limit.
+        config: `max_pixels` and `max_bad_fraction` are read.
         mixed: whether files are in the mixed order of `images`; if not, they are as listed.
     """
     classes, splits = images.classes, images.splits
@@ -99,19 +103,30 @@ def source_of_images(name: str, images: Images, max_pixels: int, *, mixed: bool 
         files = splits[split] if split in splits else _select(name, splits, split)
         return files if mixed else files.in_listing_order()
 
+    def check_and_decode(content: tf.Tensor) -> tf.Tensor:
+        return decode(check_size(content, config.max_pixels, 'it'))
+
+    decode = functools.partial(decode_file, max_pixels=config.max_pixels)
     return Source(
         name=name,
         num_classes=len(classes) or None,
         class_names=tuple(map(printable, classes)) or None,
         num_examples=lambda split: len(select(split)),
         examples=lambda split: _examples(select(split)),
-        decode=functools.partial(decode_file, max_pixels=max_pixels),
+        decode=decode,
         share=lambda split, worker: _share(select(split), worker),
         labels=lambda split: iter([select(split).labels]),
         identify=lambda split, positions: _names(images, select(split), positions),
         read=tf.io.read_file,
         splits=distinct(splits),
-        in_listing_order=lambda: source_of_images(name, images, max_pixels, mixed=False),
+        in_listing_order=lambda: source_of_images(name, images, config, mixed=False),
+        skipped=SkippedFiles(
+            name,
+            select,
+            check_and_decode,
+            max_pixels=config.max_pixels,
+            max_fraction=config.max_bad_fraction,
+        ),
         summary=images.summary,
     )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from data.worker import Worker
+
+if TYPE_CHECKING:
+    from data.sources.skipped_files import SkippedFiles
 
 NO_LABEL = -1
 # Of a larger split, labels or files are read up to about this size only, which takes seconds.
@@ -62,6 +65,8 @@ class Source:
         splits: names of all splits, each once; empty if nothing tells.
         in_listing_order: makes the same data set, with each split in the order in which its files
             are listed, not a mixed one; None if there is no other order.
+        skipped: the files that could not be decoded so far. None for a source that isn't made of
+            files.
         summary: what was understood of the user's own files, a line without a full stop; may be
             empty.
     """
@@ -83,7 +88,18 @@ class Source:
     bytes_per_example: Callable[[str], float | None] = unknown_size
     splits: Sequence[str] = ()
     in_listing_order: Callable[[], Source] | None = None
+    skipped: SkippedFiles | None = None
     summary: str = ''
+
+    def read_into(self, example: dict[str, Any]) -> dict[str, Any]:
+        """`example` with its file's contents as 'image', and the path as 'path' for messages.
+
+        Without `read`, and if it has been read before, it is returned as it is.
+        """
+        if self.read is None or 'path' in example:
+            return example
+        path = example['image']
+        return {**example, 'image': self.read(path), 'path': path}
 
     def with_contents(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """`dataset`, of (..., example) or of examples, with paths replaced by contents."""
@@ -92,9 +108,7 @@ class Source:
 
         def read(*parts: Any) -> Any:
             *others, example = parts
-            path = example['image']
-            read_in = {**example, 'image': self.read(path), 'path': path}  # for messages
-            return (*others, read_in) if others else read_in
+            return (*others, self.read_into(example)) if others else self.read_into(example)
 
         plain = tf.autograph.experimental.do_not_convert(read)
         return dataset.map(plain, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -1,0 +1,177 @@
+"""Files that can't be read or decoded: listed with their reasons, and replaced.
+
+A batch keeps its rows: in training, such a file is replaced by the next one of its class in the
+listing that can be decoded. This depends on nothing but the files, so it is the same after a
+restart and on any number of workers. In evaluation its row is masked.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from common.errors import UserError, line_within, one_line, printable
+from data.image_files import NotAnImageError, decode_by_pillow
+from data.sources.files import NO_CLASS, Files
+
+# A grey pixel as a PGM file: what a masked row holds.
+BLANK = b'P5 1 1 255\n\x80'
+_LISTED = 3  # files, in a message
+
+
+class SkippedFiles:
+    """Finds out which files can't be decoded, and what stands in for them.
+
+    Its methods may be called from several threads.
+
+    Args:
+        name: of the data set, for messages.
+        select: split → its files.
+        decode: contents of a file, scalar string → image. Fails if the file can't be decoded.
+        max_pixels: of an image; 0 for no limit.
+        max_fraction: largest share of a split's files that may be skipped; above 0, one may be.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        select: Callable[[str], Files],
+        decode: Callable[[tf.Tensor], tf.Tensor],
+        *,
+        max_pixels: int,
+        max_fraction: float,
+    ) -> None:
+        self._name = name
+        self._select = select
+        self._decode = decode
+        self._max_pixels = max_pixels
+        self._max_fraction = max_fraction
+        self._lock = threading.RLock()
+        self._found: dict[str, dict[bytes, str]] = {}
+        self._shown: dict[str, str] = {}
+        self._changed: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+    def listing(self) -> str:
+        """A line for each file: its path as far as it can be printed, a tab, the reason."""
+        with self._lock:
+            return ''.join(f'{path}\t{self._shown[path]}\n' for path in sorted(self._shown))
+
+    def resume(self, listing: str) -> None:
+        """Adds the files of an earlier `listing`."""
+        for line in listing.splitlines():
+            path, _, reason = line.partition('\t')
+            self._shown.setdefault(path, reason)
+
+    def on_change(self, action: Callable[[], None]) -> None:
+        """Has `action` called, in any thread, after a file was added."""
+        self._changed = action
+
+    def replace(self, split: str, paths: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Contents for rows whose files could not be decoded.
+
+        Args:
+            split: split that is read.
+            paths: of the files.
+
+        Returns:
+            Contents [n], bytes, of the next file of the same class that can be decoded, or of any
+            class where there is none, and whether its class is the same, [n] bool.
+
+        Raises:
+            UserError: if too many files can't be decoded.
+        """
+        with self._lock:
+            rows = [self._replacement(split, path) for path in paths]
+        contents, same = zip(*rows)
+        return np.array(contents, object), np.array(same)
+
+    def blank(self, split: str, paths: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """As `replace`, for rows to be masked: a grey pixel where a file can't be decoded."""
+        with self._lock:
+            contents = [self._read(split, path) for path in paths]
+        found = [BLANK if content is None else content for content in contents]
+        return np.array(found, object), np.array([content is not None for content in contents])
+
+    def _replacement(self, split: str, path: bytes) -> tuple[bytes, bool]:
+        content = self._read(split, path)
+        if content is not None:
+            return content, True
+        for other, is_same in _after(self._select(split), path):
+            content = self._read(split, other)
+            if content is not None:
+                return content, is_same
+        raise UserError(
+            f'Images must be whole image files; none of {self._name} can be decoded. '
+            f'{self._examples(split)}'
+        )
+
+    def _read(self, split: str, path: bytes) -> bytes | None:
+        """The contents of a file; None if it can't be decoded, which is noted."""
+        found = self._found.setdefault(split, {})
+        if path in found:
+            return None
+        content = b''
+        try:
+            content = tf.io.read_file(path).numpy()
+            self._decode(tf.constant(content))
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
+            if isinstance(error, tf.errors.ResourceExhaustedError):
+                raise
+            found[path] = self._reason(content, error)
+            self._note(split, path)
+            return None
+        return content
+
+    def _reason(self, content: bytes, error: Exception) -> str:
+        line = line_within(error)
+        if line is not None:
+            return line
+        if not content and not isinstance(error, tf.errors.InvalidArgumentError):
+            return f'it cannot be read ({one_line(error, 100)})'
+        try:
+            decode_by_pillow(content, self._max_pixels)
+        except NotAnImageError as reason:
+            return str(reason)
+        return f'it is damaged ({one_line(error, 100)})'
+
+    def _note(self, split: str, path: bytes) -> None:
+        found = self._found[split]
+        self._shown[printable(os.fsdecode(path))] = found[path]
+        self._changed()
+        count = len(self._select(split))
+        allowed = max(1, int(self._max_fraction * count)) if self._max_fraction else 0
+        if len(found) > allowed:
+            raise UserError(
+                f'At most {allowed} of the {count} images of split {split!r} may be unreadable '
+                f'(--max_bad_fraction={self._max_fraction:g}); found {len(found)}. '
+                f'{self._examples(split)} Restore or remove them (--mode=check lists all), or '
+                'raise the limit.'
+            )
+
+    def _examples(self, split: str) -> str:
+        found = list(self._found[split].items())[:_LISTED]
+        files = [f'{printable(os.fsdecode(path))} ({reason})' for path, reason in found]
+        return f'Among them: {", ".join(files)}.'
+
+
+def _after(files: Files, path: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The other files: those of the same class first, each time from `path` on and round again.
+
+    Yields:
+        Path, and whether the class is the same.
+    """
+    position = files.find(path)
+    label = files.labels[position]
+    order = np.roll(np.arange(len(files)), -position - 1)[:-1]
+    is_same = files.labels[order] == label
+    for same in (True, False):
+        for other in order[is_same == same]:
+            # Without classes all files are of one.
+            yield files.take(slice(other, other + 1)).paths()[0], same or label == NO_CLASS
