@@ -23,6 +23,7 @@ from app.experiment import (
     within_memory,
 )
 from app.run_folder import read_flags, read_result
+from app.skipped import listing_skipped_files
 from app.splits import GivenUpError, Splits
 from common.errors import UserError
 from common.file_names import FLAGS_FILE, PIPELINE_FILE
@@ -68,7 +69,11 @@ def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
             'on the command line.',
             flush=True,
         )
-    with distribution.together(experiment.strategy, model_dir), experiment.strategy.scope():
+    with (
+        distribution.together(experiment.strategy, model_dir),
+        listing_skipped_files(experiment.source, model_dir, experiment.strategy),
+        experiment.strategy.scope(),
+    ):
         model = _network(experiment)
         show_data(experiment)
         tracker = Tracker(experiment, model)

@@ -21,6 +21,7 @@ from app.evaluate import Tracker
 from app.experiment import Experiment, prepare, show_data, show_report, within_memory
 from app.export import export_model
 from app.run_folder import RESTORE, write_flags
+from app.skipped import listing_skipped_files
 from common.file_names import LABELS_FILE, MODULES, MOMENTUM_MODULES
 from common.interruption import Stop
 from data.batches import Batch, finisher, sample_views, train_batches
@@ -66,6 +67,7 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
         lock.held(model_dir) if distribution.is_chief(strategy) else contextlib.nullcontext(),
         distribution.together(strategy, model_dir),
         within_memory('training', experiment.config, strategy),
+        listing_skipped_files(experiment.source, model_dir, strategy),
     ):
         _train(experiment, evaluate=evaluate, stop=stop)
 

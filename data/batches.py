@@ -47,8 +47,8 @@ _BUFFER_PATHS = 262_144  # if files are read after the shuffle; about 100 MB
 _GROUP_SMALL_IMAGES = 256
 _GROUP_LARGE_IMAGES = 64
 # Images that are read and decoded in one call.
-_READ_SMALL_IMAGES = 64
-_READ_LARGE_IMAGES = 16
+_READ_SMALL_IMAGES = 256
+_READ_LARGE_IMAGES = 32
 _PLACE = 'place'  # temporary key of examples
 _SMALLEST_GROUP = 8  # groups have at least an eighth of the images they may have
 _PREFETCHED_BATCHES = 2

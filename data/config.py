@@ -8,7 +8,8 @@ from common.connections import split_address
 from common.errors import UserError
 from common.settings import INFERENCE, check_options, option
 
-OWN_IMAGES = ('image_folder', 'image_list', 'tfrecords')  # data sets that are the user's own files
+FILES = ('image_folder', 'image_list')  # data sets in which every image is a file
+OWN_IMAGES = (*FILES, 'tfrecords')  # data sets that are the user's own files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,9 @@ class DataConfig:
         'always may be, unless this is 0. They are skipped and listed in skipped_files.txt.',
         at_least=0,
         at_most=1,
-        modes=('eval',),
+        modes=('eval', *INFERENCE),
         resume='free',
-        requires={'dataset': ('image_folder', 'image_list')},
+        requires={'dataset': FILES},
     )
     image_size: int = option(
         224,

@@ -121,10 +121,9 @@ def _decode(content: tf.Tensor, others: Callable[[], tf.Tensor]) -> tf.Tensor:
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def _decode_for_graph(content: bytes | np.ndarray, max_pixels: int) -> np.ndarray:
+def _decode_for_graph(content: bytes, max_pixels: int) -> np.ndarray:
     try:
-        # Where TensorFlow runs eagerly, an empty string comes as an array.
-        return decode_by_pillow(np.asarray(content, object).item(), max_pixels)
+        return decode_by_pillow(content, max_pixels)
     except NotAnImageError as error:
         raise ValueError(f'{NOT_AN_IMAGE}{error}.') from error
 

@@ -195,6 +195,12 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     )
 
 
+def worker_name(strategy: tf.distribute.Strategy) -> str | None:
+    """A name of this process among several, such as 'worker1'; None for the one that writes."""
+    resolver = strategy.cluster_resolver
+    return None if is_chief(strategy) else f'{resolver.task_type}{resolver.task_id}'
+
+
 def spans_workers(strategy: tf.distribute.Strategy) -> bool:
     """Whether `strategy` runs in several processes, each of which runs this program."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

@@ -27,6 +27,8 @@ from tf2.methods import METHODS, entry_of
 from tf2.models import BACKBONES
 
 # In presets and the published program, this value trains the classifier alone in any encoder.
+# Settings of where a run was trained that its evaluation keeps.
+_KEPT = ('data_dir', 'eval_name', 'max_pixels', 'max_bad_fraction')
 _CLASSIFIER_ONLY = 4
 # Pretraining doesn't read these, but presets may set them.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')
@@ -197,7 +199,7 @@ def for_evaluation(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Con
     kept = {
         name: value
         for name, value in trained.items()
-        if OPTIONS[name]['resume'] != 'free' or name in ('data_dir', 'eval_name', 'max_pixels')
+        if OPTIONS[name]['resume'] != 'free' or name in _KEPT
     }
     config = from_values({**kept, **given})
     check_read(given, to_values(config))

@@ -20,6 +20,7 @@ from app.config.schema import Config, with_values
 from app.experiment import check_devices, with_weights, within_memory
 from app.inference.parts import Parts
 from app.preflight import with_model_dir
+from app.skipped import listing_skipped_files
 from common.errors import UserError
 from common.interruption import Interrupted, Stop
 from data.batches import eval_batches
@@ -258,6 +259,7 @@ def in_folder(app: Application) -> Iterator[None]:
         lock.held(model_dir) if app.writes else contextlib.nullcontext(),
         distribution.together(app.strategy, model_dir),
         within_memory('evaluation', app.config, app.strategy),
+        listing_skipped_files(app.source, model_dir, app.strategy),
     ):
         if app.writes:
             with writing(model_dir):

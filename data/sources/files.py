@@ -74,7 +74,9 @@ class Files:
             ValueError: if it is none of them.
         """
         folder, name = os.path.split(path)
-        places = [i for i, place in enumerate(self.places) if place.rstrip(b'/') == folder.rstrip(b'/')]
+        places = [
+            i for i, place in enumerate(self.places) if place.rstrip(b'/') == folder.rstrip(b'/')
+        ]
         alike = np.isin(self.folders, places) & (self.sizes == len(name))
         for position in np.flatnonzero(alike):
             start = self.starts[position]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from common.errors import UserError, line_within, one_line, printable
+from common.errors import UserError, one_line, printable
 from data.image_files import NotAnImageError, decode_by_pillow
 from data.sources.files import NO_CLASS, Files
 
@@ -47,27 +47,30 @@ class SkippedFiles:
     ) -> None:
         self._name = name
         self._select = select
-        self._decode = decode
+        # As a graph, so that all failures are TensorFlow's.
+        signature = [tf.TensorSpec([], tf.string)]
+        self._decode = tf.function(decode, input_signature=signature, autograph=False)
         self._max_pixels = max_pixels
         self._max_fraction = max_fraction
         self._lock = threading.RLock()
         self._found: dict[str, dict[bytes, str]] = {}
-        self._shown: dict[str, str] = {}
+        self._listed: dict[str, str] = {}
         self._changed: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
-        return len(self._shown)
+        return len(self._listed)
 
     def listing(self) -> str:
         """A line for each file: its path as far as it can be printed, a tab, the reason."""
         with self._lock:
-            return ''.join(f'{path}\t{self._shown[path]}\n' for path in sorted(self._shown))
+            return ''.join(f'{path}\t{self._listed[path]}\n' for path in sorted(self._listed))
 
-    def resume(self, listing: str) -> None:
-        """Adds the files of an earlier `listing`."""
-        for line in listing.splitlines():
-            path, _, reason = line.partition('\t')
-            self._shown.setdefault(path, reason)
+    def add_listed(self, listing: str) -> None:
+        """Adds the files of another `listing`, of which only names are known."""
+        with self._lock:
+            for line in listing.splitlines():
+                path, _, reason = line.partition('\t')
+                self._listed.setdefault(path, reason)
 
     def on_change(self, action: Callable[[], None]) -> None:
         """Has `action` called, in any thread, after a file was added."""
@@ -130,9 +133,6 @@ class SkippedFiles:
         return content
 
     def _reason(self, content: bytes, error: Exception) -> str:
-        line = line_within(error)
-        if line is not None:
-            return line
         if not content and not isinstance(error, tf.errors.InvalidArgumentError):
             return f'it cannot be read ({one_line(error, 100)})'
         try:
@@ -143,7 +143,7 @@ class SkippedFiles:
 
     def _note(self, split: str, path: bytes) -> None:
         found = self._found[split]
-        self._shown[printable(os.fsdecode(path))] = found[path]
+        self._listed[printable(os.fsdecode(path))] = found[path]
         self._changed()
         count = len(self._select(split))
         allowed = max(1, int(self._max_fraction * count)) if self._max_fraction else 0
