@@ -71,9 +71,8 @@ def test_a_run_is_evaluated_to_the_same_result(
     expected = json.loads((FOLDER / 'result.json').read_text())
     # After 8 steps images are nearly equally similar: another processor's rounding may give one of
     # the 40 another neighbor.
-    assert result['eval/knn_accuracy'] == pytest.approx(
-        expected.pop('eval/knn_accuracy'), abs=0.026
-    )
+    accuracy = expected.pop('eval/knn_accuracy')
+    assert result['eval/knn_accuracy'] == pytest.approx(accuracy, abs=0.026)
     assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     capsys.readouterr()
 

@@ -26,9 +26,9 @@ from tf2.config import LearningConfig
 from tf2.methods import METHODS, entry_of
 from tf2.models import BACKBONES
 
-# In presets and the published program, this value trains the classifier alone in any encoder.
 # Settings of where a run was trained that its evaluation keeps.
 _KEPT = ('data_dir', 'eval_name', 'max_pixels', 'max_bad_fraction')
+# In presets and the published program, this value trains the classifier alone in any encoder.
 _CLASSIFIER_ONLY = 4
 # Pretraining doesn't read these, but presets may set them.
 _TUNING = (*LABELS, 'fine_tune_after_block', 'zero_init_logits_layer')

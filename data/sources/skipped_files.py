@@ -116,9 +116,15 @@ class SkippedFiles:
         )
 
     def _read(self, split: str, path: bytes) -> bytes | None:
-        """The contents of a file; None if it can't be decoded, which is noted."""
+        """The contents of a file; None if it can't be decoded, which is noted.
+
+        Raises:
+            UserError: if too many files can't be decoded; at each of them, as the group of images
+                that was read first need not be the first one of the data set.
+        """
         found = self._found.setdefault(split, {})
         if path in found:
+            self._check_count(split)
             return None
         content = b''
         try:
@@ -128,7 +134,9 @@ class SkippedFiles:
             if isinstance(error, tf.errors.ResourceExhaustedError):
                 raise
             found[path] = self._reason(content, error)
-            self._note(split, path)
+            self._listed[printable(os.fsdecode(path))] = found[path]
+            self._changed()
+            self._check_count(split)
             return None
         return content
 
@@ -141,11 +149,8 @@ class SkippedFiles:
             return str(reason)
         return f'it is damaged ({one_line(error, 100)})'
 
-    def _note(self, split: str, path: bytes) -> None:
-        found = self._found[split]
-        self._listed[printable(os.fsdecode(path))] = found[path]
-        self._changed()
-        count = len(self._select(split))
+    def _check_count(self, split: str) -> None:
+        found, count = self._found[split], len(self._select(split))
         allowed = max(1, int(self._max_fraction * count)) if self._max_fraction else 0
         if len(found) > allowed:
             raise UserError(

@@ -130,12 +130,13 @@ def test_skipped_examples_are_not_decoded(memory_source, monkeypatch):
     assert set(batch['label']) <= set(decoded[:32])
 
 
-def test_files_are_read_after_the_shuffle(tmp_path):
+def test_files_are_read_after_the_shuffle(tmp_path, monkeypatch):
     """What needs no contents reads none: filling the buffer, going on, choosing labels."""
-    for number in range(60):
+    monkeypatch.setattr(input_batches, '_READ_SMALL_IMAGES', 8)
+    for number in range(400):
         path = tmp_path / 'train' / f'class {number % 2}' / f'{number}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(tf.io.encode_png(np.full([8, 8, 3], number, np.uint8)).numpy())
+        path.write_bytes(tf.io.encode_png(np.full([8, 8, 3], number % 256, np.uint8)).numpy())
     source = open_source(DataConfig(dataset='image_folder', data_dir=str(tmp_path)))
     opened = []
 
@@ -150,10 +151,10 @@ def test_files_are_read_after_the_shuffle(tmp_path):
     subset = choose_labels(source, DataConfig(labels_per_class=3), split='train', seed=0)
     assert not opened
     train(source, 1, config=DataConfig(image_size=33))
-    assert len(opened) < 40  # a batch of 4, and those that are made ahead
+    assert len(opened) < 200  # a few groups, of 400 images in the buffer
     del opened[:]
     train(source, 1, config=DataConfig(image_size=33), start_step=1009)
-    assert len(opened) < 40
+    assert len(opened) < 200
     del opened[:]
     train(restrict(source, 'train', subset), 3)
     assert len(set(opened)) == 6
