@@ -1,6 +1,6 @@
-"""Whether anything answers at an address, within a time; needs no TensorFlow.
+"""Checks whether an address answers within a time limit; needs no TensorFlow.
 
-TensorFlow itself asks again and again, for minutes or for ever, and says nothing.
+TensorFlow itself retries silently, for minutes or forever.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from common.errors import UserError
 
 Result = TypeVar('Result')
 
-# HTTP/2, which gRPC speaks: both sides begin with a frame of settings, here empty (RFC 9113,
-# sections 3.4 and 6.5). So every gRPC server can be told from what merely accepts connections.
+# gRPC uses HTTP/2, in which both sides begin with a settings frame, here an empty one (RFC 9113,
+# sections 3.4 and 6.5). This distinguishes a gRPC server from anything that accepts connections.
 SETTINGS_FRAME = b'\0\0\0\4\0\0\0\0\0'
 _PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + SETTINGS_FRAME
 _SETTINGS_TYPE = SETTINGS_FRAME[3]
 
-SECONDS_TO_ANSWER = 5.0  # of a server that is there
+SECONDS_TO_ANSWER = 5.0  # time limit of one attempt
 _SECONDS_BETWEEN_TRIES = 0.2
 
 
 def ask(host: str, port: int, seconds: float = SECONDS_TO_ANSWER) -> str:
-    """Asks a gRPC server for a sign of life.
+    """Checks that a gRPC server answers.
 
     Returns:
-        This machine's address as it is seen from there.
+        The address of this machine on the connection.
 
     Raises:
-        OSError: if nothing answers within `seconds`, or something else than a gRPC server does.
+        OSError: if nothing answers within `seconds`, or something other than a gRPC server does.
     """
     with socket.create_connection((host, port), seconds) as connection:
         connection.sendall(_PREFACE)
@@ -57,10 +57,10 @@ def wait_for(
 
     Args:
         addresses: (host, port) pairs.
-        seconds: to wait, altogether.
+        seconds: time limit for all of them together.
 
     Returns:
-        Those that never answered, and why.
+        Those that did not answer, with the reason.
     """
     end = time.monotonic() + seconds
     missing: dict[tuple[str, int], OSError] = dict.fromkeys(addresses, TimeoutError('timed out'))
@@ -79,7 +79,7 @@ def wait_for(
 
 @contextlib.contextmanager
 def answering(port: int) -> Iterator[None]:
-    """Answers as a gRPC server does, at `port`, until the real one takes its place.
+    """Answers at `port` as a gRPC server would, within the context.
 
     Raises:
         OSError: if the port is taken.
@@ -87,17 +87,17 @@ def answering(port: int) -> Iterator[None]:
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     server = socket.create_server(('', port), family=family, dualstack_ipv6=both)
-    # `close` would not wake a thread that waits for a connection.
+    # With a timeout, because `close` would not wake a thread that waits for a connection.
     server.settimeout(_SECONDS_BETWEEN_TRIES)
     closing = threading.Event()
 
     def answer() -> None:
         while not closing.is_set():
-            with contextlib.suppress(OSError):  # none came, or it went away again
+            with contextlib.suppress(OSError):  # no connection, or it was closed
                 connection, _ = server.accept()
                 with connection:
                     connection.settimeout(SECONDS_TO_ANSWER)
-                    connection.recv(len(_PREFACE))  # what is not read would break the answer off
+                    connection.recv(len(_PREFACE))  # unread bytes would cut off the answer
                     connection.sendall(SETTINGS_FRAME)
 
     thread = threading.Thread(target=answer, daemon=True)
@@ -111,10 +111,10 @@ def answering(port: int) -> Iterator[None]:
 
 
 def bounded(function: Callable[[], Result], seconds: float) -> Result:
-    """What `function` returns, if it does within `seconds`.
+    """The result of `function`, if it returns within `seconds`.
 
-    It runs in a thread of its own, which continues if it takes longer: TensorFlow's calls can't be
-    interrupted.
+    It runs in a thread of its own, which continues if it takes longer, because TensorFlow's calls
+    can't be interrupted.
 
     Raises:
         TimeoutError: if it takes longer.
@@ -131,7 +131,7 @@ def bounded(function: Callable[[], Result], seconds: float) -> Result:
     try:
         return future.result(timeout=seconds)
     except concurrent.futures.TimeoutError:
-        if future.done():  # the function's own
+        if future.done():  # the function itself raised it
             raise
         raise TimeoutError(f'no answer within {seconds:g} s') from None
 
@@ -140,16 +140,16 @@ def split_address(address: str, flag: str) -> tuple[str, int]:
     """Host and port of 'grpc://host:port'.
 
     Args:
-        address: what was given.
-        flag: where, for the message.
+        address: the address.
+        flag: for the message.
 
     Raises:
-        UserError: if it is not written like that.
+        UserError: if the address has another form.
     """
     try:
         parts = urllib.parse.urlsplit(address)
         host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is no number or too large, or half a pair of brackets
+    except ValueError:  # a port that is not a number or too large, or an unmatched bracket
         host, port = None, None
     if not host or not port or address != f'grpc://{parts.netloc}' or '@' in address:
         raise UserError(f'{flag} must be an address like grpc://host:5050; found {address!r}.')

@@ -16,14 +16,14 @@ class UserError(Exception):
     """
 
 
-# A TensorFlow graph can't raise a UserError. It fails with an error that holds the line in pieces
-# between these marks; `line_within` puts them together.
+# A TensorFlow graph can't raise a UserError. It fails with an error that contains the pieces of the
+# line between these marks; `line_within` joins them.
 LINE_BEGINS, LINE_ENDS = 'The user can fix this:', 'End of what the user can fix.'
 
 
 def line_within(error: BaseException) -> str | None:
-    """The line for the user in what a graph raised; None if it holds none."""
-    # As TensorFlow prints the operands of an assertion: [text] [text] [3 4], escaped.
+    """The line for the user in an error that a graph raised; None if there is none."""
+    # TensorFlow prints the operands of an assertion as [text] [text] [3 4], escaped.
     pieces = rf'\[{LINE_BEGINS}\] \[(.*?)\] \[{LINE_ENDS}\]'
     match = re.search(pieces, text_of(error), re.DOTALL)
     if match is None:
@@ -46,17 +46,17 @@ def line_for_graph(line: str) -> str:
 def text_of(error: BaseException) -> str:
     """An error's message.
 
-    Where it names a file whose name is not UTF-8, TensorFlow raises a UnicodeDecodeError instead of
-    its own error; that holds the message.
+    If the message names a file whose name is not UTF-8, TensorFlow raises a UnicodeDecodeError that
+    contains the message instead of its own error.
     """
-    is_disguised = isinstance(error, UnicodeDecodeError) and isinstance(error.object, bytes)
-    return os.fsdecode(error.object) if is_disguised else str(error)
+    contains = isinstance(error, UnicodeDecodeError) and isinstance(error.object, bytes)
+    return os.fsdecode(error.object) if contains else str(error)
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """An error's message as part of a line: without line breaks and full stop, cut to `limit`.
+    """An error's message as part of a line: without line breaks or final period, cut to `limit`.
 
-    The places in graph and code that TensorFlow lists before its message are left out.
+    The locations in graph and code that TensorFlow lists before its message are left out.
     """
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if not line.startswith(('Graph exec', 'Detected', 'File'))]
@@ -65,26 +65,26 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
 
 
 def printable(name: str) -> str:
-    """A name of a file, folder or class as it can be printed within a line, whatever its bytes are.
+    """The name of a file, folder or class, fit to be printed within a line.
 
     Args:
-        name: as `os` gives it, with surrogates for bytes that are not UTF-8.
+        name: as `os` returns it, with surrogates for bytes that are not UTF-8.
 
     Returns:
-        The name, with those bytes and characters that can't be printed escaped.
+        The name, with such bytes and unprintable characters escaped.
     """
     return ''.join(char if char.isprintable() else _escaped(char) for char in name)
 
 
 def _escaped(char: str) -> str:
     code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python writes a byte that is not UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte that is not UTF-8
         return f'\\x{code - 0xDC00:02x}'
     return char.encode('unicode_escape').decode() if code < 0x80 else f'\\u{code:04x}'
 
 
 def command_line(arguments: Iterable[str]) -> str:
-    """`arguments` as a shell reads them, on one line, whatever their bytes are."""
+    """`arguments` quoted for a shell, on one line."""
     return ' '.join(map(_quoted, arguments))
 
 

@@ -1,7 +1,7 @@
-"""Signals that stop a run: a step in progress is finished and saved; a second one stops at once.
+"""Signals that stop a run: the step in progress is finished and saved; a second one stops at once.
 
-SIGHUP, of a terminal that is closed, and SIGUSR1, SLURM's warning before the time limit, may come
-more than once for one cause. They count as a first signal only.
+SIGHUP, sent when a terminal closes, and SIGUSR1, SLURM's warning before the time limit, may be sent
+more than once for one cause, so they never count as a second signal.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
 
 
 class Interrupted(BaseException):
-    """The program was told to stop.
+    """A signal told the program to stop.
 
-    No `Exception`, so that nothing that handles errors takes it for one.
+    Not an `Exception`, so that no error handling catches it.
 
     Args:
         number: of the signal; the exit status is 128 more.
@@ -34,11 +34,10 @@ class Interrupted(BaseException):
 class Stop:
     """Whether a signal has come.
 
-    It is raised as `Interrupted` where the program happens to be, or, while that is deferred, when
-    the deferral ends.
+    A signal raises `Interrupted` at once or, while that is deferred, at the end of the deferral.
 
     Attributes:
-        number: of the signal that came, None before.
+        number: of the signal that came; None before.
     """
 
     def __init__(self) -> None:
@@ -48,9 +47,11 @@ class Stop:
 
     @contextlib.contextmanager
     def handling(self) -> Iterator[Stop]:
-        """Within it signals are handled; to be entered in the main thread."""
+        """Handles signals within the context; to be entered in the main thread."""
         before = [signal.getsignal(number) for number in SIGNALS]
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: to outlive its terminal
+        if (
+            signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        ):  # nohup: the program is to outlive its terminal
             self._numbers = tuple(number for number in SIGNALS if number != signal.SIGHUP)
         self.listen()
         try:
@@ -60,7 +61,7 @@ class Stop:
                 signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Takes the signals, again where TensorFlow took SIGTERM when it connected workers."""
+        """Installs the handlers; to be repeated after TensorFlow has connected workers."""
         for number in self._numbers:
             signal.signal(number, self._handle)
 
@@ -70,20 +71,20 @@ class Stop:
         self.number = number
         if not self._deferred:
             raise Interrupted(number)
-        # Not through print, which may be what the signal interrupted.
+        # Not with print, because the signal may have interrupted a print.
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, TOLD)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it a signal is only noted in `number`, and raised at the end."""
+        """Defers signals to the end of the context; until then they only set `number`."""
         with self._switched(True):
             yield
         self.check()
 
     @contextlib.contextmanager
     def allowed(self) -> Iterator[None]:
-        """Within it, inside of `deferred`, a signal is raised at once."""
+        """Lets signals raise at once again, for a context within `deferred`."""
         with self._switched(False):
             self.check()
             yield

@@ -7,8 +7,8 @@ import os
 
 
 def choose_keras_2() -> None:
-    """Makes tf.keras Keras 2, where TensorFlow brings Keras 3; before TensorFlow is imported."""
+    """Makes tf.keras Keras 2 if TensorFlow has Keras 3; call it before importing TensorFlow."""
     major, minor = importlib.metadata.version('tensorflow').split('.')[:2]
-    # Older TensorFlow has Keras 2 of its own, and AutoGraph knows to leave that one alone.
+    # Older versions of TensorFlow contain Keras 2, which AutoGraph knows not to convert.
     if (int(major), int(minor)) >= (2, 16):
         os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')

@@ -1,5 +1,5 @@
-"""Limits that several rooms keep to."""
+"""Limits that several packages share."""
 
 from __future__ import annotations
 
-SMALL_IMAGE = 32  # pixels; up to here the stem keeps the resolution and evaluation sees all
+SMALL_IMAGE = 32  # pixels; up to this size, the stem keeps the resolution and nothing is cropped

@@ -1,4 +1,4 @@
-"""What is known about a method before TensorFlow is imported."""
+"""Entries of methods, readable without importing TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from common.views import View
 
 @dataclasses.dataclass(frozen=True)
 class MethodEntry:
-    """One way to learn.
+    """One method.
 
     Attributes:
         implementation: the subclass of `tf2.methods.base.Method`, as 'module:Class'.
-        views: what it sees of each image.
+        views: its views of each image.
         summary: a line for `--help`, with its source.
-        reads: the settings that not every method reads and this one does.
-        defaults: setting -> value, where this method has a default of its own.
-        head_layers: number of layers of its projection head, as 'module:function' of a
-            `tf2.config.ModelConfig`, where no TensorFlow is imported; None where the head is the
-            one of `Method.projection_head`.
+        reads: the settings that it reads, of those that not every method reads.
+        defaults: setting -> value, for settings of which this method has its own default.
+        head_layers: a function of a `tf2.config.ModelConfig` that returns the number of layers of
+            its projection head without importing TensorFlow, as 'module:function'; None if the
+            head is the one of `Method.projection_head`.
     """
 
     implementation: str

@@ -1,4 +1,4 @@
-"""Classes that are named now and imported when they are used."""
+"""Imports what registries name, when it is used."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 
 
 def load(path: str) -> Any:
-    """What `path` names, such as 'tf2.methods.simclr:SimCLR'.
-
-    So a registry can be read without importing TensorFlow.
+    """Imports and returns the object that `path` names, such as 'tf2.methods.simclr:SimCLR'.
 
     Args:
-        path: module, a colon, and the name of something in it.
+        path: module, a colon, and the object's name.
     """
     module, _, name = path.partition(':')
     return getattr(importlib.import_module(module), name)

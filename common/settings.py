@@ -1,7 +1,7 @@
 """Settings that become flags.
 
-A setting stands once, as a field of a frozen dataclass made with `option`. `run.py` derives
-the command line from these fields, so default, help text and permitted values never drift apart.
+A setting is defined once, as a field of a frozen dataclass made with `option`. `run.py` derives
+the command line from these fields, so defaults, help and permitted values never drift apart.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ def option(
     """Declares one setting of a frozen dataclass.
 
     Args:
-        default: value when nothing is given; None means "decided when the program runs".
+        default: value if nothing is given; None means "decided when the program runs".
         help: one sentence for `--help`.
-        choices: the only permitted values, in the order `--help` lists them. The keys of a
-            registry may still become more.
+        choices: the only permitted values, in the order of `--help`. They may be a registry, to
+            which entries are added later.
         at_least: smallest permitted number.
         at_most: largest permitted number. Every number has one: `LARGEST_INTEGER` or
             `LARGEST_FLOAT` by default.
         above: exclusive lower bound.
         below: exclusive upper bound.
-        modes: which of the modes that train nothing read it. They refuse other flags, eval only
-            where they differ from what the run has recorded.
+        modes: those modes without training that read it. They refuse other flags, eval only if they
+            differ from what the run has recorded.
         runs: whether the modes that train read it.
-        requires: setting -> values, without which this one is not read; no values stand for all
-            that are neither None, 0 nor False.
-        resume: what happens where a resumed run has another value.
-            'free': nothing; the setting says where a run executes, what it shows or keeps.
-            'continue': it is taken, said and recorded.
-            'refuse': it would change the result, so --allow_changes has to name it; then it is
-            said and recorded.
-            'fixed': it is refused, for checkpoints hold nothing else.
+        requires: setting -> values, one of which it must have for this one to be read; an empty
+            collection stands for all values except None, 0 and False.
+        resume: what happens if a resumed run has another value.
+            'free': nothing; the setting says where a run executes, what it prints or keeps.
+            'continue': the new value is used, printed and recorded.
+            'refuse': it would change the result, so --allow_changes must name it; then the new
+            value is used, printed and recorded.
+            'fixed': it is refused, because checkpoints fit one value only.
 
     Returns:
         A dataclass field whose metadata `check_options`, `app.config` and `run.py` read.
@@ -89,7 +89,7 @@ def option_type(config: type, name: str) -> type:
 
 
 def check_options(config: Any) -> None:
-    """Raises UserError if a value in dataclass instance `config` is out of bounds or choices."""
+    """Raises UserError if a value in dataclass instance `config` is not permitted."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata:
@@ -97,7 +97,7 @@ def check_options(config: Any) -> None:
 
 
 def check_option(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    """Raises UserError if setting `name`, declared with `metadata`, does not take `value`."""
+    """Raises UserError if `value` is not permitted for setting `name`, declared with `metadata`."""
     if value is None:
         return
     choices = metadata['choices']

@@ -1,4 +1,4 @@
-"""Stages of training: what `--train_mode` chooses among. How pretraining learns is its method."""
+"""The stages of training, which are the choices of `--train_mode`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ class Stage:
     """One stage.
 
     Attributes:
-        title: for people.
-        doing: verb that stands before the network.
-        classifies: whether the result is a classifier. Then the encoder learns from what the
-            classifier does, every checkpoint is evaluated, and the best one is named. Where it is
-            not, a classifier only measures the encoder.
-        needs_labels: whether it can't do without labels.
-        has_teacher: whether it learns from a teacher, and from labels only as far as that leaves
-            them weight.
+        title: for users.
+        doing: verb before the name of the network in messages.
+        classifies: whether the result is a classifier. Then the gradient of the classifier trains
+            the encoder too, every checkpoint is evaluated, and the best one is named. Otherwise a
+            classifier only measures the encoder.
+        needs_labels: whether it needs labels.
+        has_teacher: whether it learns from a teacher; then it also learns from labels, unless all
+            weight is on the teacher.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Stage:
         """Whether labels change what is trained.
 
         Args:
-            teacher_weight: share of the teacher in the loss, `--distill_alpha`.
+            teacher_weight: weight of the teacher in the loss, `--distill_alpha`.
         """
         return self.needs_labels or (self.has_teacher and teacher_weight < 1)
 

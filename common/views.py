@@ -1,4 +1,4 @@
-"""How views of an image are made: chains of operations that carry their own arguments."""
+"""Views of an image: chains of operations with their own arguments."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ class Op:
 
     Attributes:
         name: a key of `data.augmentations.AUGMENTATIONS`.
-        arguments: those it has of its own, as (name, value). The others come from the settings of
-            the command line.
+        arguments: its own arguments, as (name, value). The others come from the settings.
     """
 
     name: str
@@ -21,7 +20,7 @@ class Op:
 
 
 def op(name: str, **arguments: Any) -> Op:
-    """`Op`, such as op('crop', area=(0.05, 0.14)) or op('blur', probability=0.1)."""
+    """An `Op`, such as op('crop', area=(0.05, 0.14)) or op('blur', probability=0.1)."""
     return Op(name, tuple(sorted(arguments.items())))
 
 
@@ -30,12 +29,12 @@ class View:
     """How one view of an example is made.
 
     Attributes:
-        ops: in order. The first brings every image to one size; those that take single images only
-            stand before those that take batches.
-        size: height and width in pixels; None takes the setting `image_size`. Views of one batch
-            may differ in it.
-        draw: number of the draws. Two views with one number have the same box and flip, at
-            whatever size.
+        ops: in order. The first resizes every image to one size; those that take only single images
+            come before those that take batches.
+        size: height and width in pixels; None for the setting `image_size`. Views of one batch may
+            have different sizes.
+        draw: number of its random draws. Views with the same number have the same box and flip, at
+            any size.
     """
 
     ops: tuple[Op, ...]
@@ -54,10 +53,11 @@ EVALUATION = (View((op('eval_crop'),)),)
 
 
 def teacher_view(kind: str, size: int) -> View:
-    """The view of a teacher that does not simply see its student's.
+    """The view of a teacher that doesn't get a view of its student.
 
     Args:
-        kind: 'student', the student's view drawn at another size, or 'eval', the evaluation view.
+        kind: 'student' for the student's box and flip at another size, or 'eval' for the evaluation
+            view.
         size: pixels the teacher was trained at.
     """
     return View(EVALUATION[0].ops if kind == 'eval' else _WEAK, size)

@@ -1,4 +1,4 @@
-"""Encoder -> SavedModel for TensorFlow Hub -> checked by loading it -> published by a rename."""
+"""Exports an encoder as a TensorFlow Hub module, checks it by loading it, and renames it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Loads an exported module as its users do, and compares what it computes with what it should.
+"""Loads an exported module as its users do, and compares its outputs with those of the model.
 
-Runs in its own process, without anything that the exporting process holds:
+Runs in a process of its own, so that nothing of the exporting process can help it:
 `echo '["MODULE", "REFERENCE"]' | python hub_export/check.py`, where REFERENCE is written by
-`save_reference`. It imports nothing of the project, and may be started before the module is there.
+`save_reference`. It imports nothing of the project, and may be started before the module exists.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 
 if __name__ == '__main__':
-    # Searching for garbage would take a third of the time TensorFlow's import does.
+    # Garbage collection would add a third to the time of TensorFlow's import.
     gc.disable()
 
 import json
@@ -23,11 +23,11 @@ import tensorflow as tf
 
 Endpoints: TypeAlias = Mapping[str, tf.Tensor]
 
-TOLERANCE = 1e-3  # of the largest magnitude: other fusions, threads and kernels stay far below
+TOLERANCE = 1e-3  # of the largest magnitude; other fusions, threads and kernels differ far less
 
 
 def save_reference(file: str, pixels: np.ndarray, **expected: Endpoints) -> None:
-    """Writes what `check` compares with.
+    """Writes what `check` compares to.
 
     Args:
         file: local path ending in '.npz'.
@@ -43,14 +43,14 @@ def save_reference(file: str, pixels: np.ndarray, **expected: Endpoints) -> None
 
 
 def check(path: str, reference: str) -> None:
-    """Loads the module at `path` and calls it in every way, in inference mode.
+    """Loads the module at `path` and calls it in every way that runs inference.
 
     Args:
         path: SavedModel folder.
         reference: file written by `save_reference`.
 
     Raises:
-        ValueError: says what differs, expected and found.
+        ValueError: if an output differs; says what was expected and found.
     """
     arrays = np.load(reference)
     images, encoded = inputs(arrays['pixels'])
@@ -97,4 +97,4 @@ if __name__ == '__main__':
     except ValueError as failure:
         sys.exit(str(failure))
     finally:
-        gc.freeze()  # no search at the end either: what is left goes with the process
+        gc.freeze()  # no garbage collection at exit either

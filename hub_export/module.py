@@ -1,4 +1,4 @@
-"""The object that becomes a SavedModel: a plain copy of a model that takes images or files."""
+"""Builds the object that is saved: a copy of a model that takes images or encoded files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BYTES = tf.TensorSpec([None], tf.string, 'bytes')
 
 
 def plain_copy(model: SimCLRModel, image_size: int) -> SimCLRModel:
-    """A copy of `model` on one CPU, in float32, whose classifier trains the encoder too.
+    """A copy of `model` on one CPU, in float32, whose classifier passes gradients to the encoder.
 
     Args:
         model: built; under a distribution strategy or not.
-        image_size: pixels it was built for.
+        image_size: height and width in pixels that it was built for.
 
     Returns:
         A built model with the same weights. Nothing in it is frozen.
@@ -33,7 +33,7 @@ def plain_copy(model: SimCLRModel, image_size: int) -> SimCLRModel:
     """
     if tf.distribute.has_strategy():
         raise ValueError('A model is exported outside of strategy.scope(); found a scope.')
-    # No control flow of the models depends on tensors; AutoGraph would only take its time.
+    # No control flow of the models depends on tensors, so AutoGraph would only cost time.
     build = tf.autograph.experimental.do_not_convert(build_model)
     with tf.device('/cpu:0'):
         copy = build(
@@ -44,9 +44,9 @@ def plain_copy(model: SimCLRModel, image_size: int) -> SimCLRModel:
 
 
 def _copy_weights(source: SimCLRModel, target: SimCLRModel) -> None:
-    """Assigns variable by variable, matched by their place in the model.
+    """Copies each variable to the one at the same path in the model.
 
-    `variables` would not do: frozen layers stand elsewhere in that list.
+    The order of `variables` can't be used, because it depends on what is frozen.
     """
     sources, targets = _variables_by_path(source), _variables_by_path(target)
     if sources.keys() != targets.keys():
@@ -94,8 +94,8 @@ def build_module(
         image = tf.TensorSpec([image_size, image_size, 3], tf.float32)
         return infer(tf.map_fn(decode, encoded, fn_output_signature=image))  # [b, h, w, 3] in
 
-    # A Checkpoint, so that the saved variables are also a checkpoint of the model: the counter is
-    # what restoring it looks for besides.
+    # A Checkpoint, so that the saved variables are also a checkpoint of the model. Restoring that
+    # expects the counter too.
     root = tf.train.Checkpoint(model=_skeleton(model, {}))
     root.save_counter.assign(0)
     root.variables = list(model.variables)
@@ -110,8 +110,8 @@ def build_module(
 
 
 def _forward(model: SimCLRModel, *, training: bool) -> tf.types.experimental.ConcreteFunction:
-    # As in `plain_copy`: with AutoGraph, tracing takes three times as long. A concrete function,
-    # because saving traces the others a second time.
+    # With AutoGraph, tracing would take three times as long. A concrete function, because saving
+    # would trace any other function again.
     forward = tf.function(lambda images: model(images, training=training), autograph=False)
     return forward.get_concrete_function(IMAGES)
 
@@ -119,9 +119,9 @@ def _forward(model: SimCLRModel, *, training: bool) -> tf.types.experimental.Con
 def _callable(
     infer: tf.types.experimental.ConcreteFunction, train: tf.types.experimental.ConcreteFunction
 ) -> tf.types.experimental.GenericFunction:
-    """One function for both spellings of the mode, traced for each combination.
+    """One function that takes `training` or `trainable`, traced for each combination.
 
-    The traces only call `infer` or `train`: the network is stored once for each mode.
+    The traces only call `infer` or `train`, so the network is stored once for each mode.
     """
 
     @tf.function(autograph=False)
@@ -137,7 +137,7 @@ def _callable(
 def _regularization_losses(
     model: SimCLRModel, weight_decay: float
 ) -> list[tf.types.experimental.GenericFunction]:
-    """At most one function without arguments: weight_decay * sum over kernels of |w|^2 / 2."""
+    """A function that returns weight_decay * sum over kernels of |w|^2 / 2; none without decay."""
     kernels = [kernel_of(layer) for layer in kernel_layers(model)]
 
     @tf.function(input_signature=[], autograph=False)
@@ -148,10 +148,10 @@ def _regularization_losses(
 
 
 def _skeleton(node: tf.Module, done: dict[int, tf.Module]) -> tf.Module:
-    """The tree of `node`'s variables under the same names, without Keras.
+    """The variables of `node` in modules with the same names, without Keras.
 
-    Keras layers would add several traces of each of them to a SavedModel, many times the size
-    of the network. Restoring a checkpoint looks at the names only.
+    A SavedModel of Keras layers contains several traces of each, many times the size of the
+    network. Restoring a checkpoint needs only the names.
     """
     if isinstance(node, tf.Variable):
         return node

@@ -1,4 +1,4 @@
-"""Writes an exported module under another name, checks it, and renames it."""
+"""Writes a module under a temporary name, checks it, and renames it."""
 
 from __future__ import annotations
 
@@ -46,29 +46,29 @@ def export_module(
 ) -> str:
     """Exports `model` to the folder `<root>/<step>`.
 
-    The module appears there whole and checked, or not at all. One process at a time may export to
-    a root, since leftovers of crashed exports are removed. On object stores, renaming a folder is
-    copying and deleting its files: there a reader may see a part of it for a moment.
+    The module appears there complete and checked, or not at all. Only one process at a time may
+    export to a root, because leftovers of crashed exports are removed. Object stores rename a
+    folder by copying and deleting its files, so readers may see a part of it for a moment.
 
     Args:
-        model: built; under a distribution strategy or not. It is left as it is.
-        root: folder of the modules, on any file system TensorFlow knows; made if it isn't there.
-        step: number of updates the weights have had.
-        image_size: pixels the model was built for.
+        model: built; under a distribution strategy or not. It isn't changed.
+        root: folder of the modules, on any file system of TensorFlow; made if it doesn't exist.
+        step: number of updates of the weights.
+        image_size: height and width in pixels that the model was built for.
         decode: maps encoded bytes, a string scalar, to an image [image_size, image_size, 3]
             float32 in [0, 1]. It becomes a part of the module.
-        weight_decay: factor of the module's L2 term; 0 leaves it without one.
+        weight_decay: factor of the module's L2 term; with 0 there is none.
         keep: number of modules to keep, this one and the newest others; 0 keeps all.
-        class_names: of the classes of its classifier; None where nothing tells.
-        method: of its pretraining, whose projection head it has.
+        class_names: names of the classifier's classes, by label; None if unknown.
+        method: the method of pretraining, which determines the projection head.
 
     Returns:
-        The path of the module. An older one of the same step is replaced.
+        The path of the module. An older module of the same step is replaced.
 
     Raises:
-        ExportError: if the module, loaded by another process, doesn't compute what it should. No
-            trace of it remains, and what was published before still is.
-        UserError: if something that is no module of this program is in its place.
+        ExportError: if the module, loaded by another process, has other outputs than the model. It
+            is removed, and the module that was there before stays.
+        UserError: if something other than a module of this program is in its place.
     """
     root = root.rstrip('/')
     check_place(root, step)
@@ -90,9 +90,7 @@ def export_module(
 
 
 def check_place(root: str, step: int) -> None:
-    """Raises UserError if the module of `step` would replace something that this program didn't
-    write: a link, or a folder without its record.
-    """
+    """Raises UserError if a link, or a folder without our record, is in the place of a module."""
     path = f'{root.rstrip("/")}/{step}'
     if (os.path.lexists(path) or tf.io.gfile.exists(path)) and not has_record(path):
         raise UserError(
@@ -113,14 +111,14 @@ def _save(
     weight_decay: float,
     reference: str,
 ) -> None:
-    """Writes the SavedModel to `path`, and what it should compute to the file `reference`."""
-    write_record(path, record)  # first: by it a later start knows whose this is
+    """Writes the SavedModel to `path`, and its expected outputs to the file `reference`."""
+    write_record(path, record)  # first: it marks the folder as ours, should this be interrupted
     module, signatures = build_module(model, record.image_size, decode, weight_decay)
     with _quiet():
         tf.saved_model.save(module, path, signatures=signatures)
     shape = [2, record.image_size, record.image_size, 3]
     pixels = np.random.RandomState(0).randint(256, size=shape).astype(np.uint8)
-    with tf.device('/cpu:0'):  # as the check does: an accelerator may round otherwise
+    with tf.device('/cpu:0'):  # where the check runs too; accelerators round differently
         images, encoded = check.inputs(pixels)
         expected = {
             'serving_default': signatures['serving_default'](images),
@@ -131,7 +129,7 @@ def _save(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the log line with the path it saved to, which is a temporary one."""
+    """Silences a log line with the path, which is a temporary one."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -143,11 +141,11 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _checker() -> Iterator[Callable[[str, str], None]]:
-    """A process that checks a module, given its path and the reference file.
+    """Starts a process that checks a module, given its path and the reference file.
 
-    It starts before the export, so as to import TensorFlow meanwhile.
+    It imports TensorFlow while the module is exported.
     """
-    # On the CPU: this process may hold all memory of the accelerators.
+    # On the CPU, because the exporting process may hold all memory of the accelerators.
     environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
     process = subprocess.Popen(
         [sys.executable, str(pathlib.Path(check.__file__).resolve())],
@@ -168,7 +166,7 @@ def _checker() -> Iterator[Callable[[str, str], None]]:
         try:
             yield check_module
         finally:
-            process.kill()  # where it still waits, since the export failed
+            process.kill()  # it still waits if the export failed
 
 
 def _publish(partial: str, path: str) -> None:
@@ -192,7 +190,7 @@ def _aside(root: str, step: int, kind: str) -> str:
 
 
 def _clear_leftovers(root: str) -> None:
-    """Tidies up after an export that was killed: unfinished modules go, a replaced one returns."""
+    """Removes what a killed export left; restores a module that it was replacing."""
     for name in names_in(root):
         match, path = LEFTOVER.fullmatch(name), f'{root}/{name}'
         if match is None or not has_record(path):
@@ -205,7 +203,7 @@ def _clear_leftovers(root: str) -> None:
 
 
 def _prune(root: str, step: int, keep: int) -> None:
-    """Keeps our module of `step` and the newest `keep` - 1 others; names what it may not remove."""
+    """Keeps the module of `step` and the newest `keep` - 1 others; names those that aren't ours."""
     if not keep:
         return
     numbers = sorted((n for n in names_in(root) if n.isdecimal() and int(n) != step), key=int)

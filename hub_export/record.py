@@ -1,4 +1,4 @@
-"""The record in an exported module: enough to rebuild its model."""
+"""The record in an exported module, from which its model is rebuilt."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from common.errors import UserError
 from tf2 import records
 from tf2.config import LearningConfig, ModelConfig
 
-FOLDER = 'assets.extra'  # the folder of a SavedModel that TensorFlow leaves to its users
+FOLDER = 'assets.extra'  # TensorFlow reserves this folder of a SavedModel for users
 FILE = 'simclr.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class ModuleRecord:
-    """Architecture and age of an exported model.
+    """Describes an exported model.
 
     Attributes:
         model: encoder and heads.
-        image_size: pixels the model was trained at; the encoder's stem depends on it.
-        num_classes: of its linear classifier; None where it has none.
-        step: number of updates its weights have had.
-        class_names: of the classes of its classifier; None where nothing tells.
-        method: of its pretraining, whose projection head it has.
+        image_size: height and width in pixels for which it was built; its stem depends on them.
+        num_classes: of its linear classifier; None without one.
+        step: number of updates of its weights.
+        class_names: names of the classifier's classes, by label; None if unknown.
+        method: the method of pretraining, which determines the projection head.
     """
 
     model: ModelConfig
@@ -47,18 +47,17 @@ def write_record(path: str, record: ModuleRecord) -> None:
 
 
 def has_record(path: str) -> bool:
-    """Whether `path` is a folder, and no link to one, that a module of this program is in."""
+    """Whether `path` is the folder of a module of this program, and not a link to one."""
     return not os.path.islink(path) and tf.io.gfile.exists(f'{path}/{FOLDER}/{FILE}')
 
 
 def read_record(path: str) -> ModuleRecord:
     """The record of the exported module in folder `path`.
 
-    The weights are then read by `tf.train.Checkpoint(model=...).restore`, from the prefix
-    `path + '/variables/variables'`.
+    `tf.train.Checkpoint(model=...).restore(path + '/variables/variables')` reads the weights.
 
     Raises:
-        UserError: if `path` holds no module that `export_module` wrote, or one of another version.
+        UserError: if `path` holds no module of this program, or one of an incompatible version.
     """
     file = f'{path}/{FOLDER}/{FILE}'
     advice = 'Export the module again with this version.'
@@ -67,5 +66,6 @@ def read_record(path: str) -> ModuleRecord:
         raise UserError(f'Expected a module exported by this program at {path}; found no {file}.')
     model = records.model_config(file, values['model'], advice)
     others = {name: values[name] for name in ('image_size', 'num_classes', 'step')}
-    younger = {name: values[name] for name in ('class_names', 'method') if name in values}
-    return ModuleRecord(model, **others, **younger)
+    # Older releases did not record these.
+    newer = {name: values[name] for name in ('class_names', 'method') if name in values}
+    return ModuleRecord(model, **others, **newer)
