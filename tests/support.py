@@ -101,7 +101,7 @@ def on_replicas(
 def run_on_replicas(
     strategy: tf.distribute.Strategy, function: Callable[..., Any], *shares: Sequence[Any]
 ) -> list[Any]:
-    """As `on_replicas`, once."""
+    """Calls `on_replicas` once."""
     return on_replicas(strategy, function)(*shares)
 
 

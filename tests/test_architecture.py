@@ -1,4 +1,4 @@
-"""The import rules of docs/architecture.md, read off the source."""
+"""Checks the import rules of docs/architecture.md in the source."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def name_of(file: pathlib.Path) -> str:
 
 
 def imports(file: pathlib.Path) -> set[str]:
-    """Full names a module imports, at its top or inside functions."""
+    """Full names that a module imports, at its top or inside functions."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Import):
@@ -136,14 +136,14 @@ def test_imports_run_one_way(file: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize('file', modules(), ids=str)
-def test_flags_are_known_to_the_command_line_alone(file: pathlib.Path) -> None:
+def test_only_the_command_line_knows_flags(file: pathlib.Path) -> None:
     # The published program, which is timed, takes its settings from flags.
     if file.name not in ('run.py', 'published_step.py'):
         assert not any(within(name, 'absl.flags') for name in imports(file))
 
 
 def test_usage_errors_need_no_tensorflow() -> None:
-    """What is imported before flags are checked is light, so that `--help` shows at once."""
+    """What is imported before flags are checked must not import TensorFlow."""
     light = [
         'run',
         *(

@@ -1,4 +1,4 @@
-"""What holds for every entry of every registry. A new entry is tested by being listed there."""
+"""Tests of every entry of every registry; a new entry is tested as soon as it is listed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ OPENED: dict[str, Callable[[pathlib.Path], DataConfig]] = {
 
 
 @pytest.mark.parametrize('name', SOURCES)
-def test_every_source_gives_what_it_says(name: str, tmp_path: pathlib.Path) -> None:
+def test_every_source_has_the_examples_it_declares(name: str, tmp_path: pathlib.Path) -> None:
     source = open_source(OPENED[name](tmp_path))
     assert source.name == name
     assert source.class_names is None or len(source.class_names) == source.num_classes
@@ -155,7 +155,7 @@ def test_every_backbone_has_width_blocks_and_endpoints(name: str, size: int) -> 
     ('name', 'method'),
     [*(('pretrain', name) for name in METHODS), ('finetune', 'simclr'), ('distill', 'simclr')],
 )
-def test_every_method_returns_its_metrics_and_trains_what_it_says(name: str, method: str) -> None:
+def test_every_method_returns_its_metrics_and_trains_its_modules(name: str, method: str) -> None:
     model_config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
     detached, head = name == 'pretrain', make_head(method)
     model = build_model(
@@ -186,7 +186,7 @@ def test_every_method_returns_its_metrics_and_trains_what_it_says(name: str, met
 
 @pytest.mark.parametrize('name', METHODS)
 @pytest.mark.parametrize('mode', ['none', 'linear', 'nonlinear'])
-def test_every_method_tells_how_many_layers_its_head_has(name: str, mode: str) -> None:
+def test_every_method_counts_the_layers_of_its_head(name: str, mode: str) -> None:
     for layers in (1, 2, 4):
         config = ModelConfig(proj_head_mode=mode, num_proj_layers=layers, proj_out_dim=8)
         head = make_head(name)(config, 16, NORM)
@@ -196,7 +196,7 @@ def test_every_method_tells_how_many_layers_its_head_has(name: str, mode: str) -
 
 @pytest.mark.smoke
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_every_optimizer_descends(name: str) -> None:
+def test_every_optimizer_reduces_a_loss(name: str) -> None:
     if name == 'lamb':
         pytest.importorskip('tensorflow_addons')
     kernel, bias = tf.Variable([[3.0, -4.0]]), tf.Variable([2.0])
@@ -220,7 +220,7 @@ def test_every_optimizer_descends(name: str) -> None:
 
 
 def inputs(classes: int = 3) -> Inputs:
-    """Images whose label is where their only pixel that isn't black is."""
+    """Images with one pixel that isn't black, whose position is the label."""
     labels = np.arange(8) % classes
     images = np.eye(classes, dtype=np.float32)[labels][:, None, :, None] * np.ones(3, np.float32)
     batch = {'views': (tf.constant(images),), 'label': tf.constant(labels, tf.int32)}
@@ -254,13 +254,13 @@ def test_every_evaluator_finds_perfect_features_perfect(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', EVALUATORS)
-def test_no_evaluator_applies_where_there_is_nothing_to_measure(name: str) -> None:
+def test_no_evaluator_applies_without_its_inputs(name: str) -> None:
     assert not EVALUATORS[name].load().applies(Inputs(batches=list, num_classes=0))
 
 
 @pytest.mark.parametrize('name', EVALUATORS)
-def test_an_evaluator_needs_what_it_says(name: str) -> None:
-    """What the command line is checked by agrees with what the class finds out."""
+def test_an_evaluator_needs_what_its_entry_declares(name: str) -> None:
+    """The entry, which the command line is checked against, agrees with the class."""
     lacking = {
         'eval_labels': {'num_classes': 0},
         'train_labels': {'train_batches': None},
@@ -276,7 +276,7 @@ def test_an_evaluator_needs_what_it_says(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', PRESETS)
-def test_every_preset_resolves_and_says_where_it_is_from(name: str) -> None:
+def test_every_preset_resolves_and_has_a_summary(name: str) -> None:
     preset = PRESETS[name]
     assert preset.summary.endswith('.')
     known = {field.name for _, _, field in all_options()}

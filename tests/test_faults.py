@@ -23,18 +23,18 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
         yield Trials(tmp_path_factory.mktemp('faults'), reader, random.randrange(1000))
 
 
-def test_a_killed_pretraining_with_a_memory_ends_equal(trials: Trials) -> None:
+def test_a_killed_pretraining_with_a_memory_has_the_same_result(trials: Trials) -> None:
     assert not trials.kill('pretrain', 'any moment', most=1).problems
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_stopped_pretraining_names_the_command_that_ends_equal(
+def test_a_stopped_pretraining_prints_the_command_that_completes_it(
     number: signal.Signals, trials: Trials
 ) -> None:
     assert not trials.signal('pretrain', number).problems
 
 
-def test_a_cut_off_checkpoint_costs_the_steps_since_the_one_before(
+def test_a_truncated_checkpoint_costs_only_the_steps_since_the_previous_one(
     trials: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cut(_: Trials, file: pathlib.Path) -> str:
@@ -46,7 +46,7 @@ def test_a_cut_off_checkpoint_costs_the_steps_since_the_one_before(
 
 
 @pytest.mark.parametrize('fault', ['hide', 'side_by_side', 'one_folder', 'links'])
-def test_what_else_is_in_a_folder_or_beside_it_is_left_alone(fault: str, trials: Trials) -> None:
+def test_foreign_files_in_and_beside_a_folder_are_left_alone(fault: str, trials: Trials) -> None:
     """A checkpoint out of reach, a run in 'g1' beside 'g[1]', a second run, links and folders."""
     assert not getattr(trials, fault)('pretrain').problems
 
@@ -83,13 +83,13 @@ def test_states_differ_by_name_value_type_and_bit() -> None:
         ('saved_model/8', False),
     ],
 )
-def test_what_is_left_over_is_seen(name: str, left: bool, tmp_path: pathlib.Path) -> None:
+def test_leftovers_are_detected(name: str, left: bool, tmp_path: pathlib.Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('')
     assert runs.leftovers(tmp_path) == ([name] if left else [])
 
 
-def test_a_file_that_was_cut_off_is_seen(tmp_path: pathlib.Path) -> None:
+def test_a_truncated_file_is_detected(tmp_path: pathlib.Path) -> None:
     (tmp_path / 'result.json').write_text('{')
     assert [found.split(':')[0] for found in runs.damage_in(tmp_path)] == ['result.json']
 

@@ -81,7 +81,7 @@ TAKEN: dict[str, dict[str, str]] = {
 
 
 def extremes(section: type, field: Any) -> Iterator[str]:
-    """Values that a flag of this type should hardly take."""
+    """Extreme values for a flag of this type."""
     kind, metadata = option_type(section, field.name), field.metadata
     limits = metadata['limits']
     if metadata['choices']:
@@ -99,7 +99,7 @@ def extremes(section: type, field: Any) -> Iterator[str]:
 
 
 def within(section: type, field: Any, value: str) -> bool:
-    """Whether a number is one that the flag's bounds take."""
+    """Whether a number is within the flag's bounds."""
     kind, limits = option_type(section, field.name), field.metadata['limits']
     if kind not in (int, float) or field.metadata['choices']:
         return False
@@ -124,7 +124,7 @@ CASES = [
 
 
 class ReachedError(Exception):
-    """What the flags ask for would begin."""
+    """The flags were accepted."""
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -141,7 +141,7 @@ def no_training() -> Iterator[None]:
 
 
 def attempt(flags: Mapping[str, str]) -> str | None:
-    """The line the program says to `flags`; None if it would begin."""
+    """The error line for `flags`; None if they are accepted."""
     arguments = [f'--{name}={value}' for name, value in flags.items()]
     shown, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
@@ -172,7 +172,7 @@ def base_of(name: str) -> dict[str, str]:
 def test_every_flag_at_its_extremes(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Numbers within their bounds may be taken; all else is refused, or in the table above."""
+    """Only numbers within bounds, and what the table above lists, may be accepted."""
     (tmp_path / 'here').mkdir()
     (tmp_path / 'images').mkdir()
     for number in range(8):
@@ -227,7 +227,7 @@ COMBINATIONS: Sequence[tuple[str, dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(('stage', 'flags', 'words'), COMBINATIONS)
-def test_flags_that_do_not_go_together(
+def test_contradictory_flags_are_refused(
     stage: str,
     flags: dict[str, str],
     words: str,
@@ -244,7 +244,7 @@ def test_flags_that_do_not_go_together(
 
 
 @pytest.mark.parametrize('flags', [*STAGES.values(), *MODES.values()], ids=[*STAGES, *MODES])
-def test_what_the_tables_start_from_would_begin(
+def test_the_commands_that_the_tables_vary_are_accepted(
     flags: dict[str, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -252,10 +252,10 @@ def test_what_the_tables_start_from_would_begin(
 
 
 @pytest.mark.parametrize('place', ['images', 'images/run', 'images/a/b', 'link', 'link/run'])
-def test_a_new_run_among_the_images_is_refused(
+def test_a_new_run_inside_a_folder_of_images_is_refused(
     place: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The data folder itself, below it, and through a link."""
+    """In the data folder itself, below it, and through a link."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'images' / 'train' / 'a').mkdir(parents=True)
     (tmp_path / 'link').symlink_to(tmp_path / 'images')

@@ -23,7 +23,7 @@ FOLDER = GOLDEN / 'older_run'
 
 
 def copy(target: pathlib.Path, *steps: int) -> pathlib.Path:
-    """The folder as it was when the checkpoints of `steps` were its last ones."""
+    """A copy of the folder with the checkpoints of `steps` as the only ones."""
     target.mkdir()
     newest = f'model_checkpoint_path: "ckpt-{max(steps)}"\n'
     (target / 'checkpoint').write_text(newest)
@@ -43,7 +43,7 @@ def values(prefix: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.smoke
-def test_a_run_goes_on_as_it_would_have(
+def test_a_run_resumes_as_before(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(publish, '_checker', no_checker)

@@ -1,4 +1,4 @@
-"""Memory that is exhausted after all ends in one line, in a step, an evaluation and an export."""
+"""Exhausted memory in a step, an evaluation or an export ends in one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(('errors', 'expected'), [(ERRORS, True), (OTHERS, False)])
-def test_exhausted_memory_is_told_from_what_else_is_exhausted(
+def test_exhausted_memory_is_distinguished_from_other_exhausted_resources(
     errors: dict[str, Exception], expected: bool
 ) -> None:
     for what, error in errors.items():
@@ -52,7 +52,7 @@ def raising(error: BaseException) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize('what', ['an allocator', 'the host'])
-def test_a_step_says_what_to_try(
+def test_a_step_out_of_memory_gives_advice(
     what: str,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -67,7 +67,7 @@ def test_a_step_says_what_to_try(
     assert said.endswith('The last checkpoint: none was written yet.')
 
 
-def test_evaluation_and_export_say_what_to_try_and_leave_the_checkpoint(
+def test_an_evaluation_or_export_out_of_memory_gives_advice_and_keeps_the_checkpoint(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(hub_export, 'export_module', raising(ERRORS['XLA']))
@@ -117,7 +117,7 @@ MEASURED = EvaluationConfig()
         ),
     ],
 )
-def test_batches_are_halved_as_long_as_they_split(
+def test_the_advised_batch_divides_evenly(
     doing: str, train: TrainConfig, evaluation: EvaluationConfig, replicas: int, begins: str
 ) -> None:
     said = advice_for(doing, train, evaluation, replicas)

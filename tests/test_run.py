@@ -1,4 +1,4 @@
-"""The program as a user meets it: what it refuses, and a whole run in small."""
+"""The program as users run it: what it refuses, and small runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
 def refused(
     folder: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """Runs the program with flags it must refuse; returns the line it says."""
+    """Runs the program with flags it must refuse; returns the error line."""
 
     def never_train(*_: object, **__: object) -> None:
         raise AssertionError('The run must end before the training.')
@@ -152,7 +152,7 @@ def refused(
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
-def test_mistakes_cost_one_line(refused: Callable, arguments: list[str], words: str) -> None:
+def test_mistakes_are_one_line(refused: Callable, arguments: list[str], words: str) -> None:
     assert re.search(words, refused(*arguments))
 
 
@@ -176,15 +176,15 @@ def test_batches_that_do_not_split_over_the_replicas_are_refused(
         ({}, {'SLURM_STEP_NUM_TASKS': '1', 'SLURM_NTASKS': '8'}, None),
     ],
 )
-def test_the_environment_tells_whether_there_are_more_workers(
+def test_the_environment_determines_the_multi_worker_strategy(
     given: dict, environment: dict, strategy: str | None
 ) -> None:
     completed = run.complete({**given, 'model_dir': 'm'}, environment)
     assert completed.get('strategy') == strategy
 
 
-def test_a_folder_is_chosen_where_none_is_given(folder: pathlib.Path) -> None:
-    """It is made at once, so that no two starts within a second choose the same."""
+def test_a_folder_is_chosen_if_none_is_given(folder: pathlib.Path) -> None:
+    """It is made at once, so that two starts within a second choose different folders."""
     chosen = [run.complete({}, {})['model_dir'] for _ in range(3)]
     assert len(set(chosen)) == 3 and all(pathlib.Path(name).is_dir() for name in chosen)
     assert all(name.startswith('runs/') for name in chosen)
@@ -220,7 +220,7 @@ def test_a_model_dir_of_another_architecture_is_refused(
     assert 'checkpoints of resnet_depth 34; this run asks for resnet_depth 18' in message
 
 
-def test_an_interruption_says_how_to_go_on(
+def test_an_interruption_prints_how_to_resume(
     folder: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
@@ -236,7 +236,7 @@ def test_an_interruption_says_how_to_go_on(
     assert re.search(r'To resume: python run.py --preset=demo --model_dir=runs/[0-9-]+$', again)
 
 
-def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('HOME', str(folder))
     config = resolve({'model_dir': '~/run'}, PRESETS)
     assert experiment.prepare(config, {}).config.output.model_dir == str(folder / 'run')
@@ -245,7 +245,7 @@ def test_a_home_folder_is_the_users(folder: pathlib.Path, monkeypatch: pytest.Mo
 def test_the_precision_that_auto_chose_is_recorded_and_kept(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever hardware the run goes on with."""
+    """Even if the run resumes on other hardware."""
 
     def precision_of(hardware: str, **given: str) -> str:
         (folder / 'cpuinfo').write_text(f'flags : {hardware}\n')
@@ -285,7 +285,7 @@ def program(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.smoke
-def test_help_is_shown_without_a_word_of_tensorflow(tmp_path: pathlib.Path) -> None:
+def test_help_prints_no_message_of_tensorflow(tmp_path: pathlib.Path) -> None:
     done = program(tmp_path, '--help')
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout.startswith('SimCLR for TensorFlow 2')
@@ -294,7 +294,7 @@ def test_help_is_shown_without_a_word_of_tensorflow(tmp_path: pathlib.Path) -> N
 
 
 @pytest.mark.smoke
-def test_the_program_ends_with_status_2_and_one_line(tmp_path: pathlib.Path) -> None:
+def test_the_program_exits_with_status_2_and_one_line(tmp_path: pathlib.Path) -> None:
     done = program(tmp_path, '--train_split=nothing')
     assert (done.returncode, done.stdout) == (2, '')
     # TensorFlow 2.21 has notes at its import that nothing turns off.
@@ -348,12 +348,12 @@ def finished(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[p
 
 @pytest.fixture
 def train_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither exports nor shows sample views, which takes as long as all the rest."""
+    """Skips exports and sample views, which take as long as everything else."""
     monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
     monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
 
 
-def test_a_disk_that_is_full_from_the_start_costs_one_line(
+def test_a_full_disk_at_the_start_is_one_line(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -369,7 +369,7 @@ def test_a_disk_that_is_full_from_the_start_costs_one_line(
 def test_the_last_evaluation_is_repeated_unless_both_of_its_files_are_there(
     written: bool, tmp_path: pathlib.Path
 ) -> None:
-    """A process can be killed between `result_4.json` and `result.json`, which tells the best."""
+    """A process can be killed after it has written `result_4.json`, but not yet `result.json`."""
     (tmp_path / 'result_4.json').write_text('{"global_step": 4}')
     (tmp_path / 'result.json').write_text(f'{{"global_step": {4 if written else 2}}}')
     measured: list[int] = []
@@ -428,7 +428,7 @@ def test_a_finished_run_is_not_trained_again(finished: tuple[pathlib.Path, str])
     assert {path.name: path.read_bytes() for path in model_dir.glob('ckpt-*')} == before
 
 
-def test_a_run_is_not_to_end_before_what_it_did(
+def test_a_run_must_not_end_before_its_position(
     finished: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
 ) -> None:
     arguments = ['--mode=train', f'--model_dir={finished[0]}', *BUNDLED, '--train_steps=2']
@@ -437,7 +437,7 @@ def test_a_run_is_not_to_end_before_what_it_did(
 
 
 @pytest.mark.usefixtures('train_only')
-def test_a_device_that_finishes_the_views_learns_the_same(
+def test_views_finished_on_a_device_give_the_same_weights(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unfinished = []
@@ -459,7 +459,7 @@ def test_a_device_that_finishes_the_views_learns_the_same(
 
 
 @pytest.mark.usefixtures('train_only')
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
+def test_a_killed_run_resumes_with_the_same_result(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     model_dir, _ = finished
@@ -479,7 +479,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
         )
 
 
-def test_eval_mode_takes_the_settings_of_the_folder_and_ends_with_the_training(
+def test_eval_mode_uses_recorded_settings_and_ends_with_the_training(
     finished: tuple[pathlib.Path, str],
 ) -> None:
     model_dir, _ = finished
@@ -558,7 +558,7 @@ def saved_values(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.usefixtures('train_only')
-def test_a_run_with_a_memory_goes_on_as_if_it_had_not_been_stopped(
+def test_a_stopped_run_with_a_memory_resumes_with_the_same_result(
     remembering: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     model_dir, _ = remembering
@@ -577,7 +577,7 @@ def test_a_run_with_a_memory_goes_on_as_if_it_had_not_been_stopped(
     assert len(slots) == 81 - 2 * 16  # of the model's weights, and of nothing else
 
 
-def test_another_memory_size_is_refused_where_there_are_checkpoints(
+def test_another_memory_size_does_not_fit_checkpoints(
     remembering: tuple[pathlib.Path, str], capsys: pytest.CaptureFixture
 ) -> None:
     arguments = [*MEMORY, f'--model_dir={remembering[0]}', '--memory_size=64']
@@ -608,7 +608,7 @@ def test_the_momentum_encoder_is_exported_beside_the_model(
 
 @pytest.mark.usefixtures('train_only')
 @pytest.mark.parametrize('folder', ['', 'saved_model/4', 'momentum_saved_model/4'])
-def test_weights_of_a_run_with_a_memory_start_another(
+def test_a_run_can_start_from_weights_of_a_run_with_a_memory(
     remembering: tuple[pathlib.Path, str], tmp_path: pathlib.Path, folder: str
 ) -> None:
     source = remembering[0] / folder
@@ -642,7 +642,7 @@ def test_weights_of_a_run_with_a_memory_start_another(
 def test_a_student_learns_from_images_with_few_labels_on_two_replicas(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its teacher sees images of 8 pixels, it itself of 10."""
+    """Its teacher's images have 8 pixels, its own 10."""
     monkeypatch.setattr(experiment.distribution, 'build_strategy', lambda config: mirrored(2))
     flags = ('--train_mode=distill', f'--teacher={finished[0]}', '--distill_alpha=0.5')
     size = ('--image_size=10', '--width_multiplier=0.125', '--knn_neighbors=0')
@@ -687,7 +687,7 @@ def test_a_student_learns_from_images_without_any_label(
     assert measured == {'eval/teacher_agreement', 'eval/regularization_loss'}
 
 
-def test_a_teacher_of_classifier_mismatch_is_refused(
+def test_a_teacher_of_other_classes_is_refused(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     for name in ('cat', 'dog'):
@@ -740,7 +740,7 @@ def test_fine_tuning_takes_the_architecture_of_its_checkpoint(
     assert names == sorted([*flags['class_names']] * 2) and 'Ankle boot' in names
 
 
-def test_fine_tuning_keeps_the_final_figure_apart_from_the_best(
+def test_fine_tuning_reports_the_final_and_the_best_result(
     finished: tuple[pathlib.Path, str], train_only: None, tmp_path: pathlib.Path
 ) -> None:
     model_dir = tmp_path / 'run'
@@ -755,7 +755,7 @@ def test_fine_tuning_keeps_the_final_figure_apart_from_the_best(
     assert final['best/global_step'] == best['global_step']
 
 
-def test_fine_tuning_goes_on_and_is_evaluated_when_its_checkpoint_is_gone(
+def test_fine_tuning_resumes_and_is_evaluated_without_its_checkpoint(
     finished: tuple[pathlib.Path, str], train_only: None, tmp_path: pathlib.Path
 ) -> None:
     pretrained, model_dir = tmp_path / 'pretrained', tmp_path / 'run'
@@ -828,7 +828,7 @@ def test_another_number_of_classes_can_be_fine_tuned(
         (('--checkpoint=nowhere',), 'nowhere'),
     ],
 )
-def test_fine_tuning_that_cannot_be_is_refused(
+def test_impossible_fine_tuning_is_refused(
     finished: tuple[pathlib.Path, str],
     capsys: pytest.CaptureFixture,
     tmp_path: pathlib.Path,
@@ -843,7 +843,7 @@ def test_fine_tuning_that_cannot_be_is_refused(
     assert listed(tmp_path) == []
 
 
-def test_a_module_reads_the_layer_that_was_fine_tuned(
+def test_an_exported_classifier_reads_the_layer_it_was_trained_on(
     finished: tuple[pathlib.Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     exported = []
@@ -862,7 +862,7 @@ def test_a_module_reads_the_layer_that_was_fine_tuned(
         )
 
 
-def test_any_weights_become_a_module(
+def test_the_weights_of_a_run_are_exported(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     exported = main('--mode=export', f'--checkpoint={finished[0]}', f'--model_dir={tmp_path}')
@@ -877,10 +877,10 @@ def test_any_weights_become_a_module(
 
 @pytest.mark.usefixtures('train_only')
 @pytest.mark.parametrize('odd', ['g[1]', 'back\\slash [x]'])
-def test_weights_and_teachers_are_found_below_any_folder(
+def test_weights_and_teachers_are_found_in_folders_of_any_name(
     odd: str, finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
-    """As a run, a checkpoint and a module; and evaluation follows a run there."""
+    """As a run, a checkpoint and a module; evaluation follows a run there too."""
     source = tmp_path / odd / 'run'
     shutil.copytree(finished[0], source)
     for path in (source, source / 'ckpt-3', source / 'saved_model' / '3'):
@@ -905,7 +905,7 @@ def test_weights_and_teachers_are_found_below_any_folder(
         ('distill', (1, 1), False, 'other', False),  # it may know more than the teacher
     ],
 )
-def test_a_classifier_stays_only_where_it_fits_and_knows_no_more(
+def test_a_classifier_is_loaded_only_if_it_fits_and_saw_no_other_labels(
     mode: str, layers: tuple, few: bool, teacher: str | None, stays: bool
 ) -> None:
     found, wanted = layers
@@ -933,17 +933,17 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unfinished(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """The run as it was when its first checkpoint was there."""
+    """The run as it was after its first checkpoint."""
     for path in [*finished.glob('ckpt-2.*'), finished / 'flags.json']:
         shutil.copy(path, folder)
     return folder
 
 
 @pytest.mark.usefixtures('hurried')
-def test_evaluation_ends_where_no_training_is_at_work(
+def test_evaluation_ends_if_no_training_is_at_work(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """After the last checkpoint there is, or where none came at all."""
+    """After the last checkpoint, or without any checkpoint."""
     unfinished(finished[0], tmp_path)
     command = ['run.py', '--mode=eval', f'--model_dir={tmp_path}']
     for said in ('it is at step 2', 'it has no checkpoint'):
@@ -962,7 +962,7 @@ def test_evaluation_ends_where_no_training_is_at_work(
 def test_evaluation_waits_while_a_training_is_at_work(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long that takes; a checkpoint that is pruned meanwhile is no damaged one."""
+    """However long that takes; a checkpoint that is removed meanwhile is skipped."""
     unfinished(finished[0], tmp_path)
     load, slept = evaluate.checkpoints.load_model, []
 
@@ -985,10 +985,10 @@ def test_evaluation_waits_while_a_training_is_at_work(
     assert 'Step 3 on' in shown and 'Step 2 on' not in shown and len(slept) == 100
 
 
-def test_evaluation_says_what_it_waits_for_and_refuses_what_is_no_run(
+def test_evaluation_waits_for_a_run_with_a_message_and_refuses_other_folders(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An empty folder, one that a training begins in, one with other files; unknown presets."""
+    """An empty folder, one in which a training starts, one with other files; unknown presets."""
 
     def give_up(seconds: float) -> None:
         raise Interrupted(signal.SIGINT)
@@ -1012,10 +1012,10 @@ def test_evaluation_says_what_it_waits_for_and_refuses_what_is_no_run(
 
 
 @pytest.mark.usefixtures('train_only')
-def test_a_folder_in_use_is_refused_to_every_mode_that_writes(
+def test_every_mode_that_writes_refuses_a_folder_in_use(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Training, pipeline, export; evaluation writes nothing that a training does."""
+    """Training, pipeline and export; an evaluation writes other files than a training."""
     commands = [
         ['--mode=train', *BUNDLED],
         ['--mode=pipeline', '--preset=demo'],
@@ -1034,7 +1034,7 @@ def test_a_folder_in_use_is_refused_to_every_mode_that_writes(
     assert not (finished[0] / lock.FILE).exists()
 
 
-def test_a_folder_chosen_for_a_run_that_came_to_nothing_is_not_left(
+def test_a_folder_chosen_for_a_refused_run_is_removed(
     folder: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
     for had in (False, True):

@@ -1,4 +1,4 @@
-"""What comes from elsewhere is data: it opens no model and writes nothing outside its folder."""
+"""Folders from elsewhere are only data: they open no model and write nothing outside."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ NO_NAMES = ('../x', '..', '.', '/x', 'a/b', 'a b', 'x\n', '\u202e', '~', 'C:x', 
 
 
 @pytest.mark.parametrize('name', NO_NAMES[:-1])
-def test_a_path_is_no_name_for_an_evaluation(name: str) -> None:
-    """Whether a command line or a folder's record has it."""
+def test_an_evaluation_name_must_not_be_a_path(name: str) -> None:
+    """On the command line or in a folder's record."""
     with pytest.raises(UserError, match='--eval_name must be a folder name of letters'):
         EvaluationConfig(eval_name=name)
     with pytest.raises(UserError, match='--eval_name must be a folder name of letters'):
@@ -69,7 +69,7 @@ def code(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return loaded
 
 
-def test_foreign_models_are_told_to_be_code_and_refused_if_wanted(
+def test_foreign_models_are_opened_with_a_warning_or_refused(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     path = saved(tmp_path / 'm', Plain())
@@ -82,7 +82,7 @@ def test_foreign_models_are_told_to_be_code_and_refused_if_wanted(
 
 
 @pytest.mark.parametrize('write', [run_folder, exported])
-def test_what_is_ours_is_read_as_data(
+def test_our_own_models_are_read_as_data(
     write: Callable,
     code: list[str],
     tmp_path: pathlib.Path,
@@ -110,12 +110,12 @@ def test_weights_of_a_foreign_module_are_read_and_its_graph_is_not_run(
 
 
 @pytest.mark.parametrize('name', ['huggingface:mnist', 'some_user:mnist', 'a:b/c'])
-def test_a_name_that_stands_for_code_is_not_here(name: str) -> None:
+def test_a_data_set_name_that_downloads_code_is_not_local(name: str) -> None:
     assert not sources.is_here(DataConfig(dataset=name))
 
 
 def recorded_run(folder: pathlib.Path, **settings: object) -> str:
-    """A folder from elsewhere, whose record says what its maker likes."""
+    """A folder from elsewhere with arbitrary settings in its record."""
     folder.mkdir()
     config = from_values({'image_size': 8, 'resnet_depth': 18, **settings})
     write_flags(str(folder), config, {'num_classes': 10, 'train_examples': 64})
@@ -134,7 +134,7 @@ def recorded_run(folder: pathlib.Path, **settings: object) -> str:
         ({'dataset': 'mnist', 'master': 'grpc://127.0.0.1:1'}, 'found none in'),
     ],
 )
-def test_a_record_has_nothing_downloaded_and_nobody_called(
+def test_a_record_causes_no_download_or_connection(
     settings: dict[str, object],
     words: str,
     tmp_path: pathlib.Path,
@@ -206,7 +206,7 @@ def test_a_record_opens_no_teacher(
     assert said[kind] in capsys.readouterr().err
 
 
-def test_a_record_without_a_name_is_a_damaged_one(tmp_path: pathlib.Path) -> None:
+def test_a_recorded_path_as_evaluation_name_is_damage(tmp_path: pathlib.Path) -> None:
     folder = pathlib.Path(recorded_run(tmp_path / 'run', dataset='bundled'))
     record = json.loads((folder / 'flags.json').read_text())
     (folder / 'flags.json').write_text(json.dumps({**record, 'eval_name': '../x'}))

@@ -68,7 +68,7 @@ def registered(shallow: None) -> Iterator[None]:
 
 
 def main(*arguments: str) -> tuple[int, str]:
-    """Runs the program in this process; returns its status and what it says."""
+    """Runs the program in this process; returns its status and its output."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         status = run.main(['run.py', *arguments])
@@ -77,7 +77,7 @@ def main(*arguments: str) -> tuple[int, str]:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run that was begun and went on."""
+    """The folder of a resumed run."""
     folder = tmp_path_factory.mktemp('toy') / 'run'
     for steps in (2, 3):
         status, said = main(*FLAGS, f'--model_dir={folder}', f'--train_steps={steps}')
@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.smoke
-def test_it_trains_what_it_says_and_goes_on(folder: pathlib.Path) -> None:
+def test_it_trains_its_modules_and_resumes(folder: pathlib.Path) -> None:
     recorded = json.loads((folder / 'flags.json').read_text())
     assert (recorded['method'], recorded['temperature']) == ('toy', 0.7)
     reader = tf.train.load_checkpoint(str(folder / 'ckpt-3'))
@@ -111,7 +111,7 @@ def test_it_is_exported(folder: pathlib.Path) -> None:
 
 @pytest.fixture(scope='module')
 def tuned(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A fine-tuning from a layer between first and last, that was begun and went on."""
+    """The folder of a resumed fine-tuning from a middle layer of the head."""
     tuned = tmp_path_factory.mktemp('toy') / 'tuned'
     start = (f'--checkpoint={folder}', f'--ft_proj_selector={MIDDLE}')
     for steps, more in ((1, start), (2, start), (3, start[1:])):
@@ -139,7 +139,7 @@ def test_it_is_fine_tuned_from_a_layer_of_its_head(
 
 
 @pytest.mark.parametrize('place', ['', 'ckpt-3', 'saved_model/3'])
-def test_what_was_fine_tuned_is_exported(
+def test_the_fine_tuned_model_is_exported(
     place: str, tuned: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     status, said = main('--mode=export', f'--checkpoint={tuned}/{place}', f'--model_dir={tmp_path}')
@@ -149,7 +149,7 @@ def test_what_was_fine_tuned_is_exported(
     np.testing.assert_allclose(logits_of(tmp_path / 'saved_model' / '3'), expected, atol=1e-5)
 
 
-def test_what_was_fine_tuned_teaches(tuned: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_the_fine_tuned_model_is_a_teacher(tuned: pathlib.Path, tmp_path: pathlib.Path) -> None:
     expected = logits_of(tuned / 'saved_model' / '3')
     for place in ('', 'saved_model/3'):
         teacher = open_teacher(f'{tuned}/{place}', precision='float32')
@@ -161,7 +161,7 @@ def test_what_was_fine_tuned_teaches(tuned: pathlib.Path, tmp_path: pathlib.Path
     assert (recorded['method'], recorded['ft_proj_selector']) == ('toy', MIDDLE)
 
 
-def test_what_was_fine_tuned_is_reported(tuned: pathlib.Path) -> None:
+def test_the_fine_tuned_model_is_in_the_report(tuned: pathlib.Path) -> None:
     read = runs.read_run(PlannedRun('Fine-tuning', {'model_dir': str(tuned)}))
     expected = logits_of(tuned / 'saved_model' / '3')
     found = predictions.load_module(read)(IMAGES)['logits_sup']

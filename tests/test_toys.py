@@ -1,4 +1,4 @@
-"""A backbone from outside of the project does all that the built-in one does."""
+"""A backbone from outside the project works in every mode."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def main(*arguments: str) -> str:
 
 @pytest.fixture(scope='module')
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
-    """The folder of a run that was begun and went on, and what it printed the second time."""
+    """The folder of a resumed run, and what it printed the second time."""
     folder = tmp_path_factory.mktemp('toys') / 'run'
     flags = (*BUNDLED, *HEAD, '--backbone=toy', '--memory_size=32', f'--model_dir={folder}')
     assert 'Pretraining toy from scratch' in main(*flags, f'--train_steps={STEPS - 1}')
@@ -66,7 +66,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, 
 
 
 def values(weights: Weights) -> dict[str, np.ndarray]:
-    """What is in a file, by the names of a model's variables."""
+    """The contents of a file by names of a model's variables."""
     reader = tf.train.load_checkpoint(weights.prefix)
     return {name: reader.get_tensor(key) for name, key in weights.contents.keys.items()}
 
@@ -77,7 +77,7 @@ def toy_model(**settings: object) -> SimCLRModel:
 
 
 @pytest.mark.smoke
-def test_it_trains_and_goes_on(pretrained: tuple[pathlib.Path, str]) -> None:
+def test_it_trains_and_resumes(pretrained: tuple[pathlib.Path, str]) -> None:
     folder, shown = pretrained
     assert f'Pretraining toy going on from {folder}/ckpt-{STEPS - 1}' in shown
     assert json.loads((folder / 'flags.json').read_text())['backbone'] == 'toy'
@@ -125,7 +125,7 @@ def test_its_weights_are_opened_and_loaded(
         np.testing.assert_array_equal(variable, expected[name], name)
 
 
-def test_what_does_not_fit_is_left_out_layer_by_layer(
+def test_layers_that_do_not_fit_are_left_out(
     pretrained: tuple[pathlib.Path, str],
 ) -> None:
     weights = open_weights(str(pretrained[0]))
@@ -164,7 +164,7 @@ def test_it_is_fine_tuned_from_a_block_on(
 
 
 @pytest.mark.parametrize('after_block', [2, 4])  # it has two blocks; presets say 4
-def test_it_teaches_and_is_exported(
+def test_it_is_a_teacher_and_is_exported(
     after_block: int, pretrained: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     shown = main(
@@ -183,7 +183,7 @@ def test_it_teaches_and_is_exported(
 
 
 @pytest.mark.parametrize(('after_block', 'linear'), [(-1, False), (1, False), (2, True), (4, True)])
-def test_a_report_says_where_only_the_classifier_was_trained(
+def test_a_report_notes_if_only_the_classifier_was_trained(
     after_block: int,
     linear: bool,
     pretrained: tuple[pathlib.Path, str],

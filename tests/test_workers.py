@@ -1,4 +1,4 @@
-"""Two and three processes against one: every stage, the same global batches."""
+"""Two and three workers compared with one process: every stage, the same global batches."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PIPELINE = ('--mode=pipeline', '--labels_per_class=2', '--distill_alpha=0.5', *S
 def train(
     workers: int, flags: Sequence[str], place: pathlib.Path, paces: Sequence[float] = ()
 ) -> pathlib.Path:
-    """The folder of what so many processes trained together."""
+    """The folder of a run that several processes trained together."""
     arguments = [*flags, f'--model_dir={place / "run"}']
     with runs.workers(workers, arguments, place, paces) as started:
         for run in started:
@@ -73,7 +73,7 @@ def check_same(
     place: pathlib.Path,
     paces: Sequence[float] = (),
 ) -> pathlib.Path:
-    """Trains with one process and with several; returns the folder of these."""
+    """Trains with one process and with several; returns the folder of the latter."""
     for name in ('alone', 'together'):
         (place / name).mkdir()
     expected = compared(reader.state(train(1, flags, place / 'alone')))
@@ -128,7 +128,7 @@ def shown_by_program(arguments: list[str], **environment: str) -> tuple[int, str
         ),
     ],
 )
-def test_workers_that_cannot_start_say_so_in_one_line(
+def test_workers_that_cannot_start_print_one_line(
     config: str, flags: list[str], words: str
 ) -> None:
     status, shown = shown_by_program(flags, TF_CONFIG=config)

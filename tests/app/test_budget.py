@@ -1,11 +1,11 @@
-"""A share of the time, by a clock that is set."""
+"""The budget with a fake clock."""
 
 from __future__ import annotations
 
 from app.budget import Budget
 
 
-def test_the_first_is_free_and_the_share_is_kept() -> None:
+def test_the_first_run_is_not_counted_and_the_share_is_kept() -> None:
     now = 0.0
     budget = Budget(0.1, clock=lambda: now)
 

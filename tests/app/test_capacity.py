@@ -1,4 +1,4 @@
-"""What cannot fit into memory is refused before anything is built, with numbers and a way out."""
+"""Runs that can't fit into memory are refused before anything is built, with numbers and advice."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config_of(given: Mapping[str, Any]) -> Config:
 
 
 @pytest.mark.parametrize(('given', 'flag'), BEYOND, ids=str)
-def test_what_is_beyond_memory_is_refused_and_what_is_advised_fits(
+def test_a_run_that_does_not_fit_is_refused_and_the_advised_one_fits(
     given: dict[str, Any], flag: str
 ) -> None:
     with pytest.raises(UserError) as refusal:
@@ -59,7 +59,7 @@ def test_parts_are_listed_by_size() -> None:
 
 
 @pytest.mark.parametrize('given', [given for given, _ in BEYOND][::3], ids=str)
-def test_it_is_said_before_tensorflow_is_asked(
+def test_memory_is_checked_before_tensorflow_is_imported(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(capacity, 'has_accelerators', lambda: False)
@@ -89,13 +89,13 @@ def test_presets_for_small_images_fit_on_a_laptop(preset: str) -> None:
         ('linear_eval', 'GPU', 16, 1),
     ],
 )
-def test_presets_for_large_images_fit_where_they_are_meant_to_run(
+def test_presets_for_large_images_fit_on_their_intended_devices(
     preset: str, kind: str, gib: int, replicas: int
 ) -> None:
     capacity.check_fits(config_of({'preset': preset}), Devices(kind, gib * GIB, replicas))
 
 
-def test_the_estimate_may_be_wrong_by_a_fifth_but_for_what_is_exact() -> None:
+def test_only_inexact_parts_of_the_estimate_have_a_tolerance() -> None:
     config = config_of({'preset': 'cifar10'})
     needed = sum(capacity._run_of(config, HOST, None).training().values())
     capacity.check_fits(config, Devices('CPU', int(needed / 1.19)))
@@ -107,7 +107,7 @@ def test_the_estimate_may_be_wrong_by_a_fifth_but_for_what_is_exact() -> None:
         capacity.check_fits(wide, Devices('CPU', fixed - 1))
 
 
-def test_a_teacher_that_is_known_counts() -> None:
+def test_a_known_teacher_counts() -> None:
     config = config_of({'preset': 'demo_student', 'teacher': 'x'})
     capacity.check_fits(config, HOST)
     recorded = {'resnet_depth': 200, 'width_multiplier': 64, 'image_size': 28, 'seed': 0}
@@ -125,7 +125,7 @@ def test_a_teacher_that_is_known_counts() -> None:
         ({'checkpoint': 'a'}, False),
     ],
 )
-def test_without_tensorflow_only_the_hosts_own_runs_are_judged(
+def test_without_tensorflow_only_runs_on_the_host_are_checked(
     given: dict[str, Any], checked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -140,7 +140,7 @@ def test_without_tensorflow_only_the_hosts_own_runs_are_judged(
     assert len(asked) == checked
 
 
-def test_devices_that_tell_no_memory_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_of_unknown_memory_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, 'gpu_memory', lambda: None)
     assert capacity.devices_of(4, 4, on_gpu=True) is None
     monkeypatch.setattr(capacity, 'gpu_memory', lambda: 8 * GIB)
@@ -148,7 +148,7 @@ def test_devices_that_tell_no_memory_are_not_judged(monkeypatch: pytest.MonkeyPa
     assert capacity.devices_of(4, 2, on_gpu=False).sharing == 2
 
 
-def test_sizes_are_written_for_people() -> None:
+def test_sizes_have_readable_units() -> None:
     sizes = (0, 1023, 1536, 24 * GIB, 2**70)
     assert [capacity.size_of(size) for size in sizes] == [
         '0 B',

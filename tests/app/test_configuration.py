@@ -42,7 +42,7 @@ def test_every_published_flag_exists_with_its_type_and_default(name: str) -> Non
 
 
 @pytest.mark.parametrize('name', [name for name, flag in PUBLISHED.items() if flag['values']])
-def test_published_values_are_taken_and_keep_their_order(name: str) -> None:
+def test_published_choices_are_accepted_in_their_order(name: str) -> None:
     taken = run.define_flags()[name].parser.enum_values
     published = PUBLISHED[name]['values']
     assert [value for value in taken if value in published] == published
@@ -53,7 +53,7 @@ def test_no_two_settings_share_a_name() -> None:
     assert len(names) == len(set(names))
 
 
-def test_every_flag_says_what_it_is_for() -> None:
+def test_every_flag_has_help() -> None:
     text = run.help_text()
     for _, _, field in all_options():
         assert field.metadata['help'].endswith('.')
@@ -71,7 +71,7 @@ def test_the_width_multiplier_also_takes_fractions(given: str, value: float) -> 
     ('arguments', 'use_blur'),
     [(['--use_blur'], True), (['--nouse_blur'], False), (['--use_blur=false'], False)],
 )
-def test_switches_take_every_spelling(arguments: list[str], use_blur: bool) -> None:
+def test_boolean_flags_accept_every_spelling(arguments: list[str], use_blur: bool) -> None:
     assert resolved(*arguments).data.use_blur is use_blur
 
 
@@ -79,7 +79,7 @@ def test_switches_take_every_spelling(arguments: list[str], use_blur: bool) -> N
 
 
 @pytest.mark.parametrize('name', PRESETS)
-def test_a_flag_on_the_command_line_beats_the_preset(name: str) -> None:
+def test_flags_take_precedence_over_the_preset(name: str) -> None:
     distills = PRESETS[name].flags.get('train_mode') == 'distill'
     flags = ['--train_epochs=3', '--seed=4', *(['--teacher=t'] if distills else [])]
     values = to_values(resolved(f'--preset={name}', *flags))
@@ -87,17 +87,17 @@ def test_a_flag_on_the_command_line_beats_the_preset(name: str) -> None:
     assert {key: values[key] for key in expected} == expected
 
 
-def test_a_given_default_beats_the_preset_too() -> None:
+def test_a_given_default_takes_precedence_over_the_preset() -> None:
     assert PRESETS['demo'].flags['temperature'] != 0.1
     assert resolved('--preset=demo', '--temperature=0.1').learning.temperature == 0.1
 
 
-def test_one_choice_of_labels_takes_the_place_of_the_other() -> None:
+def test_a_given_choice_of_labels_replaces_the_presets() -> None:
     data = resolved('--preset=demo_finetune', '--label_fraction=0.1').data
     assert (data.label_fraction, data.labels_per_class) == (0.1, 0)
 
 
-def test_a_checkpoint_tells_the_architecture_and_no_preset_contradicts_it() -> None:
+def test_a_checkpoints_architecture_takes_precedence_over_the_preset() -> None:
     # Selective kernels need a depth of 50, which the preset has not and the checkpoint may have.
     flags = ('--preset=demo_finetune', '--sk_ratio=0.0625')
     assert resolved(*flags, '--checkpoint=x').model.sk_ratio == 0.0625
@@ -113,9 +113,7 @@ def test_a_checkpoint_tells_the_architecture_and_no_preset_contradicts_it() -> N
         (('--train_mode=distill', '--teacher=RUN'), 'demo_self_distill'),
     ],
 )
-def test_without_data_set_and_preset_it_is_the_demo_of_the_stage(
-    stage: tuple[str, ...], preset: str
-) -> None:
+def test_the_default_is_the_demo_preset_of_the_stage(stage: tuple[str, ...], preset: str) -> None:
     values = to_values(resolved(*stage))
     assert values['preset'] == preset and values['dataset'] == 'bundled'
     assert values == to_values(resolved(f'--preset={preset}', *stage))
@@ -129,7 +127,7 @@ def test_without_data_set_and_preset_it_is_the_demo_of_the_stage(
         (('--train_mode=distill', '--teacher=RUN'), 'own_images_self_distill'),
     ],
 )
-def test_a_folder_alone_means_the_images_in_it(stage: tuple[str, ...], preset: str) -> None:
+def test_data_dir_alone_means_own_images(stage: tuple[str, ...], preset: str) -> None:
     values = to_values(resolved('--data_dir=here', *stage))
     assert (values['dataset'], values['preset']) == ('image_folder', preset)
     # What a preset or a data set of TFDS is read from is something else.
@@ -147,7 +145,7 @@ def test_a_data_set_without_preset_keeps_the_published_defaults() -> None:
 # --- the settings file
 
 
-def test_the_settings_file_gives_back_the_configuration(tmp_path: pathlib.Path) -> None:
+def test_the_settings_file_restores_the_configuration(tmp_path: pathlib.Path) -> None:
     config = resolved('--preset=imagenet_v1', '--width_multiplier=0.5', '--nouse_blur')
     write_flags(str(tmp_path), config, {'num_classes': 10})
     recorded = read_flags(str(tmp_path))
@@ -160,7 +158,7 @@ def test_a_folder_without_settings_file_is_new(tmp_path: pathlib.Path) -> None:
     assert read_flags(str(tmp_path)) is None
 
 
-def test_a_broken_settings_file_is_named(tmp_path: pathlib.Path) -> None:
+def test_an_error_names_a_damaged_settings_file(tmp_path: pathlib.Path) -> None:
     (tmp_path / 'flags.json').write_text('{"mode": ')
     with pytest.raises(UserError, match=r'flags\.json should be JSON'):
         read_flags(str(tmp_path))
@@ -188,7 +186,7 @@ def folder_with_checkpoint(tmp_path: pathlib.Path) -> str:
         ),
     ],
 )
-def test_another_architecture_is_refused_and_both_are_shown(
+def test_another_architecture_is_refused_with_both_values(
     folder_with_checkpoint: str, arguments: list[str], theirs: str, ours: str
 ) -> None:
     write_flags(folder_with_checkpoint, resolved(), {'num_classes': 10})
@@ -196,13 +194,13 @@ def test_another_architecture_is_refused_and_both_are_shown(
         check_same_architecture(folder_with_checkpoint, resolved(*arguments), 10)
 
 
-def test_what_changes_no_variable_may_change(folder_with_checkpoint: str) -> None:
+def test_settings_that_change_no_variable_may_change(folder_with_checkpoint: str) -> None:
     write_flags(folder_with_checkpoint, resolved(), {'num_classes': 10})
     config = resolved('--learning_rate=9', '--noglobal_bn', '--image_size=20', '--temperature=1')
     check_same_architecture(folder_with_checkpoint, config, 10)
 
 
-def test_a_folder_from_before_there_was_a_memory_goes_on(folder_with_checkpoint: str) -> None:
+def test_a_folder_without_a_memory_setting_resumes(folder_with_checkpoint: str) -> None:
     path = pathlib.Path(folder_with_checkpoint) / 'flags.json'
     write_flags(folder_with_checkpoint, resolved(), {'num_classes': 10})
     recorded = json.loads(path.read_text())
@@ -215,13 +213,13 @@ def test_a_folder_from_before_there_was_a_memory_goes_on(folder_with_checkpoint:
         check_same_architecture(folder_with_checkpoint, config, 10)
 
 
-def test_a_memory_matters_to_pretraining_alone() -> None:
+def test_only_pretraining_compares_the_memory_size() -> None:
     values = {**to_values(resolved()), 'num_classes': 10}
     assert architecture(values)['memory_size'] == 0
     assert 'memory_size' not in architecture({**values, 'train_mode': 'finetune'})
 
 
-def test_a_run_that_saved_nothing_yet_may_be_changed(tmp_path: pathlib.Path) -> None:
+def test_a_run_without_checkpoints_may_change(tmp_path: pathlib.Path) -> None:
     write_flags(str(tmp_path), resolved(), {'num_classes': 10})
     check_same_architecture(str(tmp_path), resolved('--resnet_depth=34'), None)
 
@@ -237,7 +235,9 @@ BOUNDS = [
 
 
 @pytest.mark.parametrize(('section', 'name', 'words', 'bound'), BOUNDS)
-def test_numbers_stop_at_their_bounds(section: type, name: str, words: str, bound: float) -> None:
+def test_numbers_out_of_bounds_are_refused(
+    section: type, name: str, words: str, bound: float
+) -> None:
     ends = {'at_least': bound - 1, 'at_most': bound + 1, 'above': bound, 'below': bound}
     beyond = ends[words]
     value = option_type(section, name)(beyond)
@@ -252,7 +252,7 @@ def test_every_number_has_an_upper_bound() -> None:
             assert limits['at_most'] is not None or limits['below'] is not None, field.name
 
 
-def test_every_setting_says_who_reads_it_and_what_a_run_that_goes_on_does_with_it() -> None:
+def test_every_setting_declares_who_reads_it_and_its_resume_rule() -> None:
     options = {field.name: field.metadata for _, _, field in all_options()}
     for name, metadata in options.items():
         assert stages_reading(name), name

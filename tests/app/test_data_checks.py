@@ -1,4 +1,4 @@
-"""What the data allow is found out, and said, before anything is trained or written."""
+"""Data are checked before anything is trained or written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY = ('--resnet_depth=18', '--width_multiplier=0.125', '--image_size=8', '--us
 
 
 def write_images(folder: pathlib.Path, count: int, seed: int = 0) -> None:
-    """Noise of a brightness that goes by the folder's name."""
+    """Writes noise whose brightness depends on the folder's name."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     level = 20 + 90 * NAMES.index(folder.name) if folder.name in NAMES else 100
@@ -50,7 +50,7 @@ def write_images(folder: pathlib.Path, count: int, seed: int = 0) -> None:
 
 @pytest.fixture(scope='module')
 def pets(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Images: train, labeled; test, labeled; few, without owls; plain, without labels."""
+    """Folders of images: train and test with labels, few without owls, plain without labels."""
     root = tmp_path_factory.mktemp('pets')
     for name in NAMES:
         write_images(root / 'train' / name, 8)
@@ -113,7 +113,7 @@ def test_stages_that_learn_from_labels_need_them_in_their_split(
 
 
 def test_pretraining_without_labels_in_its_split_has_no_classifier(prepare: Callable) -> None:
-    """The other split has some: an accuracy would be that of a classifier never trained."""
+    """The other split has labels, but an untrained classifier must not be evaluated."""
     prepared = prepare(train_split='plain', knn_neighbors=3)
     assert prepared.num_classes is None and prepared.class_names is None
     assert not prepared.data.finds_neighbors
@@ -125,10 +125,10 @@ def test_pretraining_without_labels_in_its_split_has_no_classifier(prepare: Call
     )
 
 
-def test_a_run_that_has_such_a_classifier_keeps_it_and_reports_nothing_of_it(
+def test_an_untrained_classifier_of_an_older_run_is_kept_and_not_evaluated(
     prepare: Callable, tmp_path: pathlib.Path
 ) -> None:
-    """An earlier release made one; checkpoints hold its variables."""
+    """An older release created one, so checkpoints contain its variables."""
     given = {'train_split': 'plain', 'image_size': 8, 'train_epochs': 2}
     config = prepare(**given).config
     (tmp_path / 'run').mkdir()
@@ -143,7 +143,7 @@ def test_a_run_that_has_such_a_classifier_keeps_it_and_reports_nothing_of_it(
 def test_an_evaluation_on_the_training_split_is_of_all_its_images(
     prepare: Callable, split: str
 ) -> None:
-    """However few of their labels are trained on; neighbors are searched among those."""
+    """Even if few of their labels are trained on; neighbors are searched among those."""
     data = prepare(
         train_mode='finetune',
         train_split=split,
@@ -157,7 +157,7 @@ def test_an_evaluation_on_the_training_split_is_of_all_its_images(
     assert counts == [whole, data.train_examples]
 
 
-def test_what_only_the_evaluation_has_is_said_where_it_is_no_mistake(prepare: Callable) -> None:
+def test_classes_that_only_the_evaluation_split_has_are_noted(prepare: Callable) -> None:
     prepared = prepare(train_split='few')
     assert "'few' has no example of owl, which 'test' has" in str(prepared.data.notes)
     assert prepared.num_classes == 3
@@ -166,10 +166,10 @@ def test_what_only_the_evaluation_has_is_said_where_it_is_no_mistake(prepare: Ca
 
 
 @pytest.mark.parametrize('stage', ['pretrain', 'finetune'])
-def test_an_evaluation_without_labels_measures_what_can_be(
+def test_an_evaluation_without_labels_measures_what_needs_none(
     prepare: Callable, stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    """It used to end in an error when the training was over."""
+    """It used to fail after the training."""
     monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
     prepared = prepare(
         train_mode=stage,
@@ -190,10 +190,10 @@ def test_an_evaluation_without_labels_measures_what_can_be(
     assert 'eval/regularization_loss' in results
 
 
-def test_labels_that_are_none_do_not_count_as_labels(
+def test_labels_of_minus_one_do_not_count(
     prepare: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a data set with classes, where some or all of a split's labels are -1."""
+    """In a data set with classes, if some or all labels of a split are -1."""
 
     def without(count: int) -> None:
         def open_some(config):
@@ -236,7 +236,7 @@ def test_labels_that_are_none_do_not_count_as_labels(
     ],
     ids=str,
 )
-def test_sizes_that_nobody_gave_fit_small_sets_and_that_is_said(
+def test_default_sizes_are_adapted_to_small_data_sets_with_a_note(
     prepare: Callable, pets: pathlib.Path, given: dict, expected: dict
 ) -> None:
     prepared = prepare(**{**given, 'data_dir': str(pets)})
@@ -257,7 +257,7 @@ def test_sizes_that_nobody_gave_fit_small_sets_and_that_is_said(
         ({'train_split': 'train[:1]'}, '--train_batch_size must be at least 2'),
     ],
 )
-def test_sizes_that_were_given_are_refused_where_they_do_not_fit(
+def test_given_sizes_that_do_not_fit_are_refused(
     prepare: Callable, given: dict, words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
@@ -268,7 +268,7 @@ def test_sizes_that_were_given_are_refused_where_they_do_not_fit(
     ('examples', 'replicas', 'memory', 'batch'),
     [(22, 1, 0, 22), (22, 4, 0, 20), (22, 1, 64, 16), (22, 3, 72, 18), (3, 4, 0, 0)],
 )
-def test_a_fitting_batch_splits_over_replicas_and_fills_a_memory(
+def test_an_adapted_batch_suits_replicas_and_memory(
     examples: int, replicas: int, memory: int, batch: int, tmp_path: pathlib.Path
 ) -> None:
     config = types.SimpleNamespace(
@@ -283,7 +283,7 @@ def test_a_fitting_batch_splits_over_replicas_and_fills_a_memory(
     assert again == (12 if memory == 0 or memory % 12 == 0 else batch)
 
 
-def test_small_sets_are_not_evaluated_at_every_step(prepare: Callable) -> None:
+def test_small_data_sets_are_not_evaluated_at_every_step(prepare: Callable) -> None:
     prepared = prepare(train_mode='finetune', train_epochs=100)
     assert (prepared.total_steps, prepared.checkpoint_steps) == (101, 6)
     assert '--checkpoint_steps=6 instead of 1' in prepared.data.notes[0]
@@ -306,10 +306,10 @@ def test_small_sets_are_not_evaluated_at_every_step(prepare: Callable) -> None:
         ('folder', 'checkpoint', {}, 'checkpoint in it must be a file'),
     ],
 )
-def test_places_of_what_comes_last_are_tried_first(
+def test_the_places_of_results_and_modules_are_checked_first(
     prepare: Callable, tmp_path: pathlib.Path, kind: str, path: str, given: dict, words: str
 ) -> None:
-    """An export or a result that has no place ended a run when all of its work was done."""
+    """Otherwise a run would fail after all of its work."""
     place = tmp_path / 'run' / path
     place.parent.mkdir()
     make = {'file': place.touch, 'folder': place.mkdir, 'link': lambda: place.symlink_to('gone')}
@@ -319,7 +319,7 @@ def test_places_of_what_comes_last_are_tried_first(
 
 
 @pytest.mark.parametrize('name', ['report.html', 'pipeline.json'])
-def test_a_pipeline_finds_out_first_that_its_report_has_no_place(
+def test_a_pipeline_checks_the_place_of_its_report_first(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     (tmp_path / name).mkdir()
@@ -332,7 +332,7 @@ def test_a_pipeline_finds_out_first_that_its_report_has_no_place(
 
 @pytest.fixture(scope='module')
 def trained(pets: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder of a classifier of `pets`."""
+    """The folder of a trained classifier of `pets`."""
     model_dir = tmp_path_factory.mktemp('trained') / 'run'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish, '_checker', no_checker)
@@ -354,7 +354,7 @@ def trained(pets: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pat
 
 @pytest.fixture
 def in_other_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same images and classes, whose numbers are others."""
+    """The same images and classes in another order."""
 
     def open_relabeled(config: DataConfig) -> Source:
         return relabeled(open_image_folder(config), OTHER_ORDER)
@@ -364,7 +364,7 @@ def in_other_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same images; the first class has a name that makes it the last."""
+    """The same images; the first class has another name, which makes it the last one."""
 
     def open_renamed(config):
         source = open_image_folder(config)
@@ -383,7 +383,7 @@ def test_class_names_go_with_checkpoints_settings_and_modules(trained: pathlib.P
 
 
 @pytest.mark.usefixtures('in_other_order')
-def test_an_evaluation_numbers_classes_as_the_run_does(trained: pathlib.Path) -> None:
+def test_an_evaluation_orders_classes_as_the_run_does(trained: pathlib.Path) -> None:
     shown = main('--mode=eval', f'--model_dir={trained}', '--eval_name=other')
     assert (
         f'Classes are numbered as in --model_dir={trained}: cat, dog, owl; image_folder has owl, '
@@ -396,7 +396,7 @@ def test_an_evaluation_numbers_classes_as_the_run_does(trained: pathlib.Path) ->
 
 
 def stages_after(trained: pathlib.Path) -> dict[str, dict]:
-    """Flags of what meets the classes of `trained`."""
+    """Flags of runs that read the classes of `trained`."""
     copied = {'resnet_depth': 18, 'width_multiplier': 0.125, 'image_size': 8}
     tuning = {'train_mode': 'finetune', **copied, 'optimizer': 'adam', 'learning_rate': 0.05}
     return {
@@ -417,7 +417,7 @@ def stages_after(trained: pathlib.Path) -> dict[str, dict]:
 
 @pytest.mark.parametrize('stage', ['resume', 'distillation', 'checkpoint', 'module', 'pretraining'])
 @pytest.mark.usefixtures('in_other_order')
-def test_classes_are_numbered_as_whoever_knows_them_first(
+def test_the_order_of_classes_follows_the_first_that_names_them(
     prepare: Callable, trained: pathlib.Path, stage: str
 ) -> None:
     prepared = prepare(**stages_after(trained)[stage])
@@ -428,7 +428,7 @@ def test_classes_are_numbered_as_whoever_knows_them_first(
 
 @pytest.mark.parametrize('stage', ['resume', 'distillation'])
 @pytest.mark.usefixtures('renamed')
-def test_other_classes_than_a_run_or_its_teacher_knows_are_refused(
+def test_other_classes_than_those_of_the_run_or_teacher_are_refused(
     prepare: Callable, trained: pathlib.Path, stage: str
 ) -> None:
     with pytest.raises(UserError, match='cat, dog, owl; found dog, owl, zebra'):
@@ -446,7 +446,7 @@ def test_an_evaluation_on_other_classes_is_refused(
 
 @pytest.mark.parametrize('stage', ['checkpoint', 'module', 'pretraining'])
 @pytest.mark.usefixtures('renamed')
-def test_a_classifier_of_other_classes_is_left_out_and_that_is_said(
+def test_a_classifier_of_other_classes_is_left_out_with_a_message(
     prepare: Callable, trained: pathlib.Path, stage: str
 ) -> None:
     prepared = prepare(**stages_after(trained)[stage])
@@ -458,10 +458,10 @@ def test_a_classifier_of_other_classes_is_left_out_and_that_is_said(
 
 
 @pytest.mark.usefixtures('in_other_order')
-def test_folders_that_know_no_names_are_compared_by_number(
+def test_folders_without_class_names_are_compared_by_their_number(
     prepare: Callable, trained: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """What an earlier release wrote has none."""
+    """Folders of an older release have none."""
     older = tmp_path / 'older'
     older.mkdir()
     for file in trained.glob('ckpt-12*'):
@@ -478,7 +478,7 @@ def test_folders_that_know_no_names_are_compared_by_number(
     check_recorded(prepared.class_names, 'ckpt-12', {'examples_seen': 1})
 
 
-def test_an_export_keeps_the_names(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_an_export_keeps_the_class_names(trained: pathlib.Path, tmp_path: pathlib.Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish, '_checker', no_checker)
         main('--mode=export', f'--checkpoint={trained}/ckpt-6', f'--model_dir={tmp_path / "x"}')
@@ -496,10 +496,10 @@ def test_batches_over_replicas_fit_too(prepare: Callable, monkeypatch: pytest.Mo
     ('begun', 'given', 'taken'),
     [(True, 'auto', '-1..1'), (False, 'auto', 'auto'), (True, '0..1', '0..1')],
 )
-def test_a_run_that_goes_on_has_the_range_of_images_it_began_with(
+def test_a_resumed_run_keeps_its_range_of_images(
     begun: bool, given: str, taken: str, tmp_path: pathlib.Path
 ) -> None:
-    """Recorded and taken over; only of a run that has begun; what is given is compared later."""
+    """The recorded range is used, if the run has checkpoints; a given one is compared later."""
     values = {'model_dir': str(tmp_path), 'dataset': 'mnist'}
     write_flags(str(tmp_path), from_values({**values, 'image_range': '-1..1'}), {})
     if begun:

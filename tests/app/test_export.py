@@ -15,7 +15,7 @@ OWN = ('', 'ckpt-3', 'saved_model/3')
 
 @pytest.fixture
 def other_run(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder with what a run leaves there, as far as names go."""
+    """A folder with the file names of a run."""
     folder = tmp_path / 'run'
     for name in ('saved_model/3', 'momentum_saved_model/3'):
         (folder / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: who is alive is refused, who is gone is followed."""
+"""One process at a time in a folder: the lock of a process is taken over only after its end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def refused(folder: pathlib.Path) -> str:
     return str(error.value)
 
 
-def test_a_lock_is_gone_at_the_end_and_so_is_a_folder_that_nothing_came_into(
+def test_the_lock_and_an_empty_new_folder_are_removed_at_the_end(
     tmp_path: pathlib.Path,
 ) -> None:
     folder = tmp_path / 'a' / 'run'
@@ -70,10 +70,10 @@ def test_a_lock_is_gone_at_the_end_and_so_is_a_folder_that_nothing_came_into(
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_runs_is_refused_and_one_that_is_gone_taken_over_from(
+def test_a_lock_is_taken_over_only_from_a_process_that_is_gone(
     number: signal.Signals, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Alive, stopped for a while, killed: at once, since the kernel knows."""
+    """The process runs, is suspended, is killed; the kernel then releases the lock at once."""
     with other(tmp_path) as process:
         assert f'process {process.pid} on' in refused(tmp_path)
         assert lock.holder(str(tmp_path)).pid == process.pid
@@ -90,7 +90,7 @@ def test_a_process_that_runs_is_refused_and_one_that_is_gone_taken_over_from(
 
 
 @pytest.mark.parametrize('content', ['', 'x', '[1]', '{"pid": 1, "more": 2}', '\xff\x00'])
-def test_a_lock_that_says_nothing_is_no_obstacle(content: str, tmp_path: pathlib.Path) -> None:
+def test_an_unreadable_lock_file_is_no_obstacle(content: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / lock.FILE).write_bytes(content.encode('latin-1'))
     assert lock.holder(str(tmp_path)) is None
     with lock.held(str(tmp_path)):
@@ -101,7 +101,7 @@ def left_by(host: str) -> str:
     return json.dumps({'host': host, 'pid': 1, 'since': 'then', 'beats': 3})
 
 
-def test_another_machine_counts_as_gone_when_its_heart_stands_still(
+def test_a_process_on_another_machine_is_gone_if_its_heartbeat_stops(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(lock, 'SECONDS_TO_WATCH', 0.1)
@@ -112,10 +112,10 @@ def test_another_machine_counts_as_gone_when_its_heart_stands_still(
 
 
 @pytest.mark.parametrize('locks', [True, False], ids=['locks', 'no locks'])
-def test_another_machine_whose_heart_beats_is_refused(
+def test_the_lock_of_another_machine_with_a_heartbeat_is_respected(
     locks: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where its lock doesn't show here, or the file system knows none."""
+    """If its lock is invisible here, or the file system has no locks."""
     monkeypatch.setattr(lock, 'SECONDS_BETWEEN_BEATS', 0.05)
     monkeypatch.setattr(lock.fcntl, 'flock', (lambda *_: None) if locks else no_locks)
     with monkeypatch.context() as patch:
@@ -134,14 +134,14 @@ def no_locks(*_: object) -> None:
     raise OSError(95, 'Operation not supported')
 
 
-def test_a_lock_that_another_machine_took_over_is_left_to_it(tmp_path: pathlib.Path) -> None:
+def test_a_lock_taken_over_by_another_machine_is_not_removed(tmp_path: pathlib.Path) -> None:
     with lock.held(str(tmp_path)):
         (tmp_path / lock.FILE).write_text(left_by('elsewhere'))
     assert json.loads((tmp_path / lock.FILE).read_text())['host'] == 'elsewhere'
 
 
-def test_a_folder_that_refuses_a_lock_costs_one_line(tmp_path: pathlib.Path) -> None:
-    """A link in its place is not followed; a file is in the way; an object store has none."""
+def test_a_folder_that_cannot_be_locked_is_one_line(tmp_path: pathlib.Path) -> None:
+    """A link in its place, a file in place of the folder; object stores have no locks."""
     (tmp_path / lock.FILE).symlink_to(tmp_path / 'mine')
     (tmp_path / 'file').write_text('')
     for folder in (tmp_path, tmp_path / 'file', tmp_path / 'file' / 'below'):

@@ -1,4 +1,4 @@
-"""Evaluators that could not measure anything are refused before a run begins."""
+"""Evaluators that lack something they need are refused before a run starts."""
 
 from __future__ import annotations
 
@@ -42,19 +42,21 @@ def prepare(folder: pathlib.Path, **given: object) -> experiment.Experiment:
         ({'evaluators': 'rank', 'knn_neighbors': 3}, '--knn_neighbors is read with knn among'),
     ],
 )
-def test_what_is_missing_is_told(given: dict, words: str, tmp_path: pathlib.Path) -> None:
+def test_an_evaluator_that_lacks_something_is_refused(
+    given: dict, words: str, tmp_path: pathlib.Path
+) -> None:
     with pytest.raises(UserError, match=words):
         prepare(tmp_path, **given)
 
 
-def test_what_nobody_named_is_left_out(tmp_path: pathlib.Path) -> None:
+def test_default_evaluators_that_lack_something_are_skipped(tmp_path: pathlib.Path) -> None:
     prepare(tmp_path, knn_neighbors=0, lineareval_while_pretraining=False)
     prepare(tmp_path, evaluators='knn,probe,per_class,confusion,alignment,uniformity,rank')
 
 
 @pytest.mark.parametrize('names', ['probe', 'per_class', 'confusion', 'classification'])
-def test_labels_that_are_not_there_are_told(names: str, tmp_path: pathlib.Path) -> None:
-    """Of a folder of images that lie beside each other."""
+def test_missing_labels_are_refused_by_name(names: str, tmp_path: pathlib.Path) -> None:
+    """For a folder of images without class folders."""
     import tensorflow as tf
 
     for split in ('train', 'test'):
@@ -75,7 +77,7 @@ def test_labels_that_are_not_there_are_told(names: str, tmp_path: pathlib.Path) 
 
 
 @pytest.mark.parametrize('names', ['knn,nonsense', 'teacher'])
-def test_the_program_says_one_line_and_ends_with_2(
+def test_the_program_prints_one_line_and_exits_with_2(
     names: str,
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture,

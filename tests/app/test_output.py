@@ -1,4 +1,4 @@
-"""Output that nobody takes is dropped; a temporary folder is this process's own."""
+"""Output that can't be written is dropped; temporary folders are removed."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ with output.lasting():
         *('{} > /dev/full', '{} 2> /dev/full', '{} > /dev/full 2>&1'),
     ],
 )
-def test_a_program_goes_on_when_nobody_takes_its_output(shell: str, tmp_path: pathlib.Path) -> None:
-    """A reader that is gone, a full disk, files that were closed at the start."""
+def test_a_program_continues_when_its_output_cannot_be_written(
+    shell: str, tmp_path: pathlib.Path
+) -> None:
+    """A closed pipe, a full disk, descriptors that are closed at the start."""
     (tmp_path / 'program.py').write_text(TALKING)
     command = shell.format(f'{sys.executable} program.py')
     done = subprocess.run(
@@ -84,7 +86,7 @@ def test_a_stream_of_any_kind_may_fail(
     assert sys.stdout is stream
 
 
-def test_a_pipe_that_is_full_for_a_moment_goes_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_continues_after_a_pipe_was_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, 'stdout', Busy())
     with output.lasting():
         for text in ('a', 'full', 'b'):
@@ -92,7 +94,7 @@ def test_a_pipe_that_is_full_for_a_moment_goes_on_later(monkeypatch: pytest.Monk
     assert sys.stdout.getvalue() == 'ab'
 
 
-def test_what_a_terminal_has_no_character_for_is_shown_escaped(
+def test_characters_that_a_terminal_lacks_are_escaped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written = io.BytesIO()
@@ -113,7 +115,9 @@ def place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pa
 
 
 @pytest.mark.parametrize('error', [None, UserError('x'), KeyboardInterrupt()])
-def test_temporary_files_go_at_the_end(error: BaseException | None, place: pathlib.Path) -> None:
+def test_temporary_files_are_removed_at_the_end(
+    error: BaseException | None, place: pathlib.Path
+) -> None:
     def leave() -> None:
         with scratch.own_folder() as folder:
             assert os.environ['TMPDIR'] == tempfile.gettempdir() == folder
@@ -134,8 +138,8 @@ def test_temporary_files_go_at_the_end(error: BaseException | None, place: pathl
     assert tempfile.tempdir is None
 
 
-def test_what_a_killed_process_left_goes_and_nothing_else(place: pathlib.Path) -> None:
-    """Folders of a process that runs, of others by a like name, and links stay."""
+def test_only_folders_of_killed_processes_are_removed(place: pathlib.Path) -> None:
+    """Folders of running processes, similar names and links stay."""
     program = (
         'import tempfile, time\n'
         'from app import scratch\n'

@@ -1,4 +1,4 @@
-"""`--data_dir=FOLDER` and nothing else: runs on images as people have them."""
+"""Runs with `--data_dir=FOLDER` alone, on folders of images of any layout."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def write_images(root: pathlib.Path, *folders: str, count: int) -> None:
 
 
 def main(*arguments: str) -> tuple[int, str, str]:
-    """Exit status, what is printed and what is said of errors."""
+    """Exit status, stdout and stderr."""
     shown, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
         status = run.main(['run.py', *arguments])
     return status, shown.getvalue(), said.getvalue()
 
 
-def test_a_folder_is_all_it_takes(tmp_path: pathlib.Path, shallow: None) -> None:
-    """Pretraining, evaluated on what was held out; the folder's run goes on as it began."""
+def test_a_folder_of_images_is_enough(tmp_path: pathlib.Path, shallow: None) -> None:
+    """Pretraining, evaluated on the hold-out; a resumed run keeps its hold-out."""
     images, folder = tmp_path / 'images', tmp_path / 'run'
     write_images(images, 'cat', 'dog', count=10)
     command = (*TINY, f'--data_dir={images}', f'--model_dir={folder}')
@@ -64,7 +64,7 @@ def test_a_folder_is_all_it_takes(tmp_path: pathlib.Path, shallow: None) -> None
 
 
 def older_run(folder: pathlib.Path, images: pathlib.Path) -> None:
-    """A run that began before anything was held out keeps all its images."""
+    """A run of a release without hold-out, which keeps all its images."""
     recorded = json.loads((folder / 'flags.json').read_text())
     del recorded['holdout_fraction']
     (folder / 'flags.json').write_text(json.dumps({**recorded, 'train_examples': 20}))
@@ -95,7 +95,7 @@ def older_run(folder: pathlib.Path, images: pathlib.Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_wrong_with_a_folder_is_one_line(
+def test_a_faulty_folder_is_one_line(
     tmp_path: pathlib.Path, folders: tuple[str, ...], flags: tuple[str, ...], words: str
 ) -> None:
     write_images(tmp_path / 'images', *folders, count=12)

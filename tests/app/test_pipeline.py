@@ -1,4 +1,4 @@
-"""All stages in one go: in small, killed in each of them, and what is refused."""
+"""A small pipeline: complete, killed in each stage, and refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report that says nothing, and modules without content: what takes seconds."""
+    """Replaces reports and modules, which take seconds, by empty ones."""
     write = lambda path, stages: pathlib.Path(path).write_text('brief')  # noqa: E731
     monkeypatch.setattr(pipeline.report, 'write_report', write)
 
@@ -85,7 +85,7 @@ def table(shown: str) -> list[str]:
     return [re.sub(r'( +\d+ (h|min|s))+$', '', line) for line in lines[2:6]]
 
 
-def test_every_stage_leaves_its_run_and_the_end_is_a_table_and_a_report(
+def test_every_stage_leaves_a_run_and_a_table_and_a_report_follow(
     finished: tuple[pathlib.Path, str],
 ) -> None:
     model_dir, shown = finished
@@ -100,7 +100,7 @@ def test_every_stage_leaves_its_run_and_the_end_is_a_table_and_a_report(
         assert f'--model_dir={model_dir / name}' in page
 
 
-def test_each_stage_goes_on_from_the_one_before(finished: tuple[pathlib.Path, str]) -> None:
+def test_each_stage_starts_from_the_one_before(finished: tuple[pathlib.Path, str]) -> None:
     model_dir, _ = finished
     flags = {name: json.loads((model_dir / name / 'flags.json').read_text()) for name in STAGES}
     read = {name: (values['checkpoint'], values['teacher']) for name, values in flags.items()}
@@ -124,7 +124,7 @@ def test_each_stage_goes_on_from_the_one_before(finished: tuple[pathlib.Path, st
 
 
 @pytest.mark.usefixtures('brief')
-def test_what_is_done_is_not_done_again(
+def test_finished_stages_are_not_repeated(
     finished: tuple[pathlib.Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_dir, before = finished
@@ -204,7 +204,7 @@ def test_a_pipeline_killed_in_any_stage_ends_with_the_same_table(
     assert (model_dir / 'report.html').exists()
 
 
-def test_other_settings_are_refused_and_nothing_is_lost(
+def test_other_settings_are_refused_and_change_nothing(
     finished: tuple[pathlib.Path, str],
 ) -> None:
     model_dir, _ = finished
@@ -241,7 +241,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
-def test_mistakes_cost_one_line(arguments: list[str], words: str, tmp_path: pathlib.Path) -> None:
+def test_mistakes_are_one_line(arguments: list[str], words: str, tmp_path: pathlib.Path) -> None:
     shown = main('--mode=pipeline', *arguments, f'--model_dir={tmp_path / "m"}', status=2)
     assert words in shown and shown.count('\n') == 1
     assert not (tmp_path / 'm').exists()
@@ -287,7 +287,7 @@ def test_labels_are_the_same_wherever_labels_are_used() -> None:
     assert not any('labels_per_class' in flags for flags in fractions.values())
 
 
-def test_a_flag_goes_to_the_stages_it_concerns() -> None:
+def test_a_flag_goes_to_the_stages_that_read_it() -> None:
     flags = flags_of('--memory_size=1280', '--zero_init_logits_layer', '--seed=4')
     assert [flags[name].get('memory_size') for name in STAGES] == [1280, None, None, None]
     zero = [flags[name].get('zero_init_logits_layer') for name in STAGES]
@@ -295,7 +295,7 @@ def test_a_flag_goes_to_the_stages_it_concerns() -> None:
     assert [flags[name].get('seed') for name in STAGES] == [4] * 4
 
 
-def test_a_command_with_a_mistake_leaves_no_trace(tmp_path: pathlib.Path) -> None:
+def test_a_refused_command_leaves_no_files(tmp_path: pathlib.Path) -> None:
     main(*SMALL, f'--model_dir={tmp_path / "m"}', '--use_tpu=True', status=2)
     assert not (tmp_path / 'm').exists()
 
@@ -315,7 +315,7 @@ def test_a_pipeline_is_evaluated_stage_by_stage(finished: tuple[pathlib.Path, st
     assert 'The teacher is not opened' in shown and 'eval/teacher_agreement' not in shown
 
 
-def test_a_student_is_evaluated_without_its_teacher_or_with_the_one_that_is_named(
+def test_a_student_is_evaluated_with_a_teacher_only_if_one_is_given(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     shutil.copytree(finished[0] / 'student', tmp_path / 'student')

@@ -1,4 +1,4 @@
-"""What is plainly missing is refused at once; everything else is left to who opens it."""
+"""What is clearly missing is refused at once; what exists is checked when it is opened."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_errors_show_without_tensorflow(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_begins_with_the_path_is_looked_at_later(tmp_path: pathlib.Path) -> None:
+def test_a_prefix_of_a_name_is_checked_when_it_is_opened(tmp_path: pathlib.Path) -> None:
     prefix = tmp_path / 'odd [name]' / 'ckpt-3'
     prefix.parent.mkdir()
     with pytest.raises(UserError, match='found nothing there'):
@@ -77,8 +77,8 @@ def test_any_name_is_taken_literally(name: str, tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize('flag', ['model_dir', 'checkpoint', 'teacher', 'eval_name'])
 @pytest.mark.parametrize('character', ['\n', '\x1b', '\udce9', '\u2028'])
-def test_characters_that_nothing_can_take_are_named(flag: str, character: str) -> None:
-    """Ends of lines, control characters, bytes that are no UTF-8: refused before all else."""
+def test_unsupported_characters_are_named(flag: str, character: str) -> None:
+    """Ends of lines, control characters and bytes that are not UTF-8 are refused first."""
     with pytest.raises(UserError, match=re.escape(f'found {character!a} in')) as refused:
         check_characters({flag: f'a{character}b'})
     assert str(refused.value).isascii() and str(refused.value).isprintable()
@@ -86,11 +86,11 @@ def test_characters_that_nothing_can_take_are_named(flag: str, character: str) -
 
 
 @pytest.mark.parametrize('path', ['https://tfhub.dev/x', 'gs://bucket/x'])
-def test_what_is_elsewhere_is_looked_at_later(tmp_path: pathlib.Path, path: str) -> None:
+def test_remote_paths_are_checked_when_they_are_opened(tmp_path: pathlib.Path, path: str) -> None:
     check(checkpoint=path, model_dir=str(tmp_path / 'new'), **TUNING)
 
 
-def test_a_run_that_goes_on_needs_no_weights(tmp_path: pathlib.Path) -> None:
+def test_a_resumed_run_needs_no_weights(tmp_path: pathlib.Path) -> None:
     arguments = {'checkpoint': str(tmp_path / 'gone'), 'model_dir': str(tmp_path), **TUNING}
     with pytest.raises(UserError, match='found nothing there'):  # a folder alone is no run
         check(**arguments)
@@ -104,7 +104,7 @@ def test_an_export_reads_no_images(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize('flag', ['model_dir', 'data_dir', 'checkpoint', 'teacher'])
 @pytest.mark.parametrize('scheme', ['foo', 's3', 'hdfs', 'ram', ''])
-def test_file_systems_that_nobody_can_read_are_refused(flag: str, scheme: str) -> None:
+def test_unsupported_file_systems_are_refused(flag: str, scheme: str) -> None:
     with pytest.raises(UserError, match=f'--{flag} must be a path .* gs://, file://.*; found') as e:
         check_schemes({flag: f'{scheme}://bucket/x'})
     assert '\n' not in str(e.value)
@@ -112,7 +112,7 @@ def test_file_systems_that_nobody_can_read_are_refused(flag: str, scheme: str) -
         check_schemes({flag: place})
 
 
-def test_weights_may_have_an_address_and_folders_may_not() -> None:
+def test_only_weights_may_be_urls() -> None:
     for flag in ('checkpoint', 'teacher'):
         check_schemes({flag: 'https://tfhub.dev/x'})
     for flag in ('model_dir', 'data_dir'):
@@ -137,7 +137,7 @@ OUT_OF_REACH = {
 
 @pytest.mark.parametrize('why', list(OUT_OF_REACH))
 @pytest.mark.parametrize('mode', ['train', 'eval', 'export', 'pipeline'])
-def test_a_place_out_of_reach_costs_a_line(
+def test_an_unreachable_path_is_one_line(
     why: str, mode: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(tf.io.gfile, 'exists', OUT_OF_REACH[why])

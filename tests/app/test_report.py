@@ -1,4 +1,4 @@
-"""The report against the runs it is about."""
+"""The report compared with the runs it describes."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def source_of(stage: PlannedRun) -> Source:
 
 
 def encoder_parameters() -> int:
-    """The shallow ResNet-18 with a stem for small images, a sixteenth as wide, counted by hand."""
+    """Parameters of the shallow ResNet-18 with a small stem and 1/16 of the width, by hand."""
 
     def block(inputs: int, width: int) -> int:
         convolutions = 9 * inputs * width + 9 * width * width + 4 * width
@@ -223,7 +223,7 @@ def test_the_table_as_text_is_aligned(stages: list[PlannedRun], rows: list[repor
         (7500, '2 h 05 min'),
     ],
 )
-def test_durations_are_for_people(seconds: float, text: str) -> None:
+def test_durations_have_readable_units(seconds: float, text: str) -> None:
     assert runs.duration(seconds) == text
 
 
@@ -252,7 +252,7 @@ def write_events(path: pathlib.Path, *records: bytes) -> None:
             writer.write(record)
 
 
-def test_the_time_of_a_run_leaves_out_pauses_and_what_others_evaluated(
+def test_the_time_of_a_run_excludes_pauses_and_other_evaluations(
     tmp_path: pathlib.Path,
 ) -> None:
     def file(time: int, process: int, number: int) -> pathlib.Path:
@@ -323,7 +323,7 @@ def test_every_stage_shows_its_losses_and_accuracies(written: Written) -> None:
     assert {'top-1, evaluation', 'agreement, training'} <= shown[5]
 
 
-def test_axes_and_legend_of_curves_are_whole() -> None:
+def test_axes_and_legend_of_curves_fit_into_the_figure() -> None:
     tags = [f'eval/{name}' for name in figures._NAMES if name.endswith(figures.ACCURACIES)]
     drawn = figures.curves({tag: {0: 0.1, 5: 0.9} for tag in tags}, figures.ACCURACIES)
     figure = figures.curve_figure(drawn, title='accuracy', share=True)
@@ -363,7 +363,7 @@ def test_the_confusion_matrix_is_that_of_the_result(written: Written) -> None:
     assert f'{np.trace(shown)} of 32 are correct' in written.text
 
 
-def test_an_evaluation_of_some_batches_is_shown_as_such(stages: list[PlannedRun]) -> None:
+def test_the_confusion_matrix_covers_the_evaluated_batches(stages: list[PlannedRun]) -> None:
     last = runs.read_run(stages[-1])
     settings = dataclasses.replace(last.config.evaluation, eval_steps=1)
     short = dataclasses.replace(last, config=dataclasses.replace(last.config, evaluation=settings))
@@ -389,7 +389,7 @@ def test_many_classes_have_no_numbers_and_odd_names_are_kept() -> None:
 # --- neighbors
 
 
-def test_nearest_rows_are_those_of_highest_cosine() -> None:
+def test_the_nearest_rows_have_the_highest_cosine() -> None:
     rng = np.random.default_rng(0)
     searched, queries = rng.normal(size=[30, 5]), rng.normal(size=[4, 5])
     found, cosines = predictions.nearest(searched, queries, 6)
@@ -454,7 +454,7 @@ def test_queries_are_spread_over_classes(
     assert found.tolist() == chosen and len(images) == len(chosen)
 
 
-def test_thumbnails_are_small_and_true_in_color() -> None:
+def test_thumbnails_are_small_and_keep_their_colors() -> None:
     assert predictions.thumbnails(np.full([2, 28, 28, 3], 0.5, np.float32)).shape == (2, 28, 28, 3)
     large = predictions.thumbnails(np.full([1, 224, 112, 3], 0.2, np.float32))
     assert large.shape == (1, 96, 48, 3) and np.unique(large) == [51]
@@ -507,7 +507,7 @@ def test_sample_views_are_those_the_run_recorded(written: Written) -> None:
         np.testing.assert_array_equal(tf.io.decode_png(shown), tf.io.decode_png(strip, 3))
 
 
-def test_large_views_are_shown_smaller(stages: list[PlannedRun]) -> None:
+def test_large_views_are_reduced(stages: list[PlannedRun]) -> None:
     strip = np.concatenate([np.full([224, 224, 3], v, np.uint8) for v in (40, 200)], axis=1)
     recorded_run = runs.read_run(stages[0])
     recorded_events = dataclasses.replace(
@@ -521,7 +521,7 @@ def test_large_views_are_shown_smaller(stages: list[PlannedRun]) -> None:
     assert 'small' not in text and 'two random views' in text
 
 
-def test_views_of_several_sizes_are_shown_each_as_a_whole() -> None:
+def test_views_of_several_sizes_are_shown_completely() -> None:
     sizes, values = (32, 32, 16, 16, 16), (0.2, 0.4, 0.6, 0.8, 1.0)
     views = [tf.fill([1, size, size, 3], value) for size, value in zip(sizes, values)]
     strip = tf.image.convert_image_dtype(train.side_by_side(views)[0], tf.uint8)
@@ -537,7 +537,7 @@ def test_views_of_several_sizes_are_shown_each_as_a_whole() -> None:
     assert '5 random views' in text and 'single' not in text
 
 
-def test_the_page_needs_nothing_but_itself(written: Written) -> None:
+def test_the_page_is_self_contained(written: Written) -> None:
     targets = re.findall(r'(?:src|href|data|action)\s*=\s*["\']?([^"\'>\s]*)', written.text)
     assert targets and all(target.startswith('data:image/') for target in targets)
     assert '<script' not in written.text and 'url(' not in written.text
@@ -545,7 +545,7 @@ def test_the_page_needs_nothing_but_itself(written: Written) -> None:
     assert len(written.text) < 3_000_000
 
 
-def test_every_image_can_be_read_aloud(written: Written) -> None:
+def test_every_image_has_an_alt_text(written: Written) -> None:
     pictures = re.findall(r'<img [^>]*>', written.text)
     assert len(pictures) == 7 + 24 + 56
     assert all(re.search(r'alt="[^"]{10,}"', picture) for picture in pictures)

@@ -1,4 +1,4 @@
-"""A run that goes on with other settings: what is refused, what is said, what is recorded."""
+"""Runs resumed with other settings: what is refused, printed and recorded."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def flags_in(folder: pathlib.Path) -> dict:
 
 @pytest.fixture(autouse=True)
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exporting and sample views take seconds."""
+    """Skips exports and sample views, which take seconds."""
     monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
     monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
 
@@ -74,14 +74,14 @@ def finished(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> pathlib
 
 @pytest.fixture
 def folder(finished: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """The folder of that run, to be changed."""
+    """A copy of the folder of that run."""
     shutil.copytree(finished, tmp_path / 'run')
     return tmp_path / 'run'
 
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From which example on the data of each training came."""
+    """The first example of each training."""
     found: list[int] = []
 
     def note(*arguments: object, start: int, **options: object) -> tf.data.Dataset:
@@ -96,7 +96,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_larger_batch_and_more_epochs_end_after_their_examples(
     folder: pathlib.Path, starts: list[int], capsys: pytest.CaptureFixture
 ) -> None:
-    """Two epochs at batch 8, then 8 at batch 24, stopped in between and evaluated."""
+    """Two epochs at batch 8, then 8 at batch 24, with an interruption and evaluations."""
     assert recorded_in(str(folder / 'ckpt-17'))['examples_seen'] == 17 * 8
     more = (*COMMAND, '--train_batch_size=24', '--train_epochs=8', f'--model_dir={folder}')
     shown = main(*more)
@@ -142,7 +142,7 @@ def test_a_larger_batch_and_more_epochs_end_after_their_examples(
         (['--nohidden_norm', '--weight_decay=0.1'], 'weight_decay 0.0001', 'weight_decay 0.1'),
     ],
 )
-def test_what_changes_the_result_is_refused_with_both_values(
+def test_changes_of_the_result_are_refused_with_both_values(
     finished: pathlib.Path, arguments: list[str], before: str, after: str
 ) -> None:
     files = {path: path.read_bytes() for path in finished.rglob('*') if path.is_file()}
@@ -168,8 +168,8 @@ STRANGE = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 0.5
 
 
 @pytest.mark.parametrize('name', OPTIONS)
-def test_every_setting_has_a_rule_and_keeps_it(name: str) -> None:
-    """Whatever setting comes: free, taken and said, refused unless allowed, or fixed."""
+def test_every_setting_follows_its_resume_rule(name: str) -> None:
+    """Free, continued with a message, refused unless allowed, or fixed."""
     metadata, default = OPTIONS[name], DEFAULTS[name]
     values = to_values(resolve({'model_dir': 'm'}, PRESETS))
     if why_unread(name, values) or name in ('train_mode', 'checkpoint', 'teacher'):
@@ -197,7 +197,7 @@ def test_a_folder_without_a_setting_had_its_default() -> None:
 
 
 def test_other_images_in_the_same_place_are_refused() -> None:
-    """A count of the images is the only thing that tells."""
+    """Only their number can tell."""
     with pytest.raises(UserError, match=r'train_examples 6000; .*train_examples 5999'):
         checked(history(), 5999)
     assert len(checked(history(), 5999, allow_changes='train_examples').changes) == 1
@@ -219,14 +219,14 @@ def test_other_images_in_the_same_place_are_refused() -> None:
     ],
 )
 @pytest.mark.parametrize('name', ['checkpoint', 'teacher'])
-def test_runs_that_were_moved_together_know_each_other(
+def test_runs_that_were_moved_together_fit(
     name: str, before: tuple, after: tuple, fits: bool
 ) -> None:
     values = [{'model_dir': folder, name: path} for folder, path in (before, after)]
     assert resuming._same(name, *values) is fits
 
 
-def test_starting_weights_are_those_of_the_record() -> None:
+def test_a_resumed_run_ignores_its_starting_weights() -> None:
     now = history(checkpoint='pre', train_mode='finetune')
     given = {'train_mode': 'finetune', 'checkpoint': 'other'}
     with pytest.raises(UserError, match=r'--checkpoint=other is for a new run; .* from pre and'):
@@ -260,12 +260,12 @@ def test_an_allowed_change_is_recorded_beside_the_old_value(
         ('seed,,model_dirr', "found 'model_dirr'"),
     ],
 )
-def test_only_settings_that_can_change_are_allowed_to(names: str, words: str) -> None:
+def test_only_changeable_settings_can_be_allowed(names: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         resolve({'allow_changes': names}, PRESETS)
 
 
-def test_a_list_of_labels_that_a_change_ends_is_kept(tmp_path: pathlib.Path) -> None:
+def test_a_replaced_list_of_labels_is_kept(tmp_path: pathlib.Path) -> None:
     path = tmp_path / train.LABELS_FILE
     path.write_text('1 2\n')
 
@@ -298,7 +298,7 @@ def test_a_list_of_labels_that_a_change_ends_is_kept(tmp_path: pathlib.Path) -> 
         ([{'step': 8, 'setting': 'seed', 'from': 4, 'to': 16}], 8 * 16),
     ],
 )
-def test_an_older_checkpoint_saw_batches_of_its_time(
+def test_an_older_checkpoint_counts_the_batch_size_of_its_time(
     tmp_path: pathlib.Path, changes: list, seen: int
 ) -> None:
     folder = tmp_path / 'run'
@@ -322,7 +322,7 @@ def test_an_older_checkpoint_saw_batches_of_its_time(
         (['--train_steps=2', '--warmup_epochs=0.125'], None),
     ],
 )
-def test_a_warm_up_longer_than_the_run_is_said_once(
+def test_a_warm_up_longer_than_the_run_is_noted_once(
     tmp_path: pathlib.Path, arguments: list[str], words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, '_fit', lambda *_: None)
@@ -334,7 +334,7 @@ def test_a_warm_up_longer_than_the_run_is_said_once(
 @pytest.mark.parametrize(
     ('first', 'latest', 'told'), [(5.0, 60.0, True), (0.1, 9.0, False), (5.0, 40.0, False)]
 )
-def test_a_loss_that_has_grown_by_far_is_told(
+def test_a_diverged_loss_causes_a_warning(
     first: float, latest: float, told: bool, capsys: pytest.CaptureFixture
 ) -> None:
     train._warn_if_diverged(first, latest)

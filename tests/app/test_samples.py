@@ -1,4 +1,4 @@
-"""Pretraining is measured on the way, on samples, without any effect on what is trained."""
+"""Evaluations on samples during pretraining, which must not affect training."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def main(folder: pathlib.Path, *flags: str) -> str:
 
 @pytest.fixture(scope='module')
 def finished(quick: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
-    """The folder of a run with all measurements, however long they take, and what it printed."""
+    """The folder of a run with all evaluators and an unlimited budget, and what it printed."""
     folder = tmp_path_factory.mktemp('samples') / 'run'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, 'SHARE_OF_TIME', 1e9)
@@ -66,7 +66,7 @@ def numbers(path: pathlib.Path) -> dict[str, float]:
     return {name: value for name, value in json.loads(path.read_text()).items() if '/' in name}
 
 
-def test_samples_are_measured_at_summaries_and_checkpoints(
+def test_samples_are_evaluated_at_summaries_and_checkpoints(
     finished: tuple[pathlib.Path, str],
 ) -> None:
     folder, shown = finished
@@ -100,7 +100,7 @@ def test_samples_are_measured_at_summaries_and_checkpoints(
     assert final['eval/label_top_1_accuracy'] == pytest.approx(top_1)
 
 
-def test_tensorboard_has_them_too(finished: tuple[pathlib.Path, str]) -> None:
+def test_sample_results_are_in_tensorboard(finished: tuple[pathlib.Path, str]) -> None:
     scalars = runs.read_events(str(finished[0])).scalars
     for step, prefix in [(2, 'eval/sample/'), (4, 'eval/sample/'), (6, 'eval/')]:
         for name, value in numbers(finished[0] / f'result_{step}.json').items():
@@ -132,7 +132,7 @@ def test_the_report_shows_the_numbers_of_the_result(finished: tuple[pathlib.Path
     assert measurements.by_class({}) == ''
 
 
-def test_another_evaluation_finds_the_same(finished: tuple[pathlib.Path, str]) -> None:
+def test_a_separate_evaluation_has_the_same_results(finished: tuple[pathlib.Path, str]) -> None:
     folder = finished[0]
     main(folder, '--mode=eval', '--evaluators=rank,alignment', '--eval_name=again')
     again, first = numbers(folder / 'again' / 'result.json'), numbers(folder / 'result.json')
@@ -142,7 +142,7 @@ def test_another_evaluation_finds_the_same(finished: tuple[pathlib.Path, str]) -
         assert again[name] == pytest.approx(first[name], rel=1e-4)
 
 
-def test_samples_change_nothing_in_what_is_trained(
+def test_samples_do_not_affect_training(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     main(tmp_path, *TINY, '--mode=train')
@@ -156,7 +156,7 @@ def test_samples_change_nothing_in_what_is_trained(
             np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-def test_without_time_there_is_no_sample(
+def test_without_time_left_no_sample_is_evaluated(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, 'SHARE_OF_TIME', -1.0)

@@ -1,4 +1,4 @@
-"""What doesn't answer is told within a time: refused, silent, broken off, or not gRPC at all."""
+"""Servers that refuse, are silent, break off or don't use gRPC are named within a time limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tf2.config import DeviceConfig
 
 @contextlib.contextmanager
 def listening(answer: Callable[[socket.socket], object]) -> Iterator[tuple[str, int]]:
-    """A server of this machine that does `answer` with each connection and keeps it open."""
+    """A local server that calls `answer` with each connection and keeps it open."""
     kept = []
     with socket.create_server(('127.0.0.1', 0)) as server:
 
@@ -58,7 +58,7 @@ SILENT = {
 
 @pytest.fixture(params=[*SILENT, 'refused'])
 def dead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple]:
-    """(host, port) of a server that is none, and what is found there."""
+    """(host, port) of a server that doesn't work, and the reason."""
     monkeypatch.setattr(connections, 'SECONDS_TO_ANSWER', 0.3)
     monkeypatch.setattr(connections.ask, '__defaults__', (0.3,))
     if request.param == 'refused':
@@ -70,7 +70,7 @@ def dead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.mark.parametrize('flag', ['tpu_name', 'master'])
-def test_a_tpu_that_does_not_answer_is_told(
+def test_a_tpu_that_does_not_answer_is_one_line(
     dead: tuple[str, int, str], flag: str, capsys: pytest.CaptureFixture
 ) -> None:
     host, port, words = dead
@@ -80,7 +80,7 @@ def test_a_tpu_that_does_not_answer_is_told(
     assert f'for the TPU at {address}.' in capsys.readouterr().out
 
 
-def test_a_data_service_that_does_not_answer_is_told(dead: tuple[str, int, str]) -> None:
+def test_a_data_service_that_does_not_answer_is_one_line(dead: tuple[str, int, str]) -> None:
     host, port, words = dead
     with pytest.raises(UserError, match=f'nothing answers there .*({words})'):
         check_answers(f'grpc://{host}:{port}')
@@ -103,7 +103,7 @@ def test_workers_that_do_not_answer_are_named(
     assert ', '.join(workers) in capsys.readouterr().out
 
 
-def test_a_worker_whose_place_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_whose_port_is_taken_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(lambda connection: None) as (_, port):
         workers = [f'127.0.0.1:{port}', '127.0.0.1:9']
         config = {'cluster': {'worker': workers}, 'task': {'type': 'worker', 'index': 0}}
@@ -112,8 +112,8 @@ def test_a_worker_whose_place_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) 
             distribution.build_strategy(DeviceConfig(strategy='multi_worker', connect_timeout=1))
 
 
-def test_workers_answer_each_other_before_tensorflow_does() -> None:
-    """Each of them waits for all others, and none has a server yet."""
+def test_workers_answer_each_other_before_tensorflow_starts() -> None:
+    """Each waits for all others, and none has a server yet."""
     ports = [unused()[1] for _ in range(3)]
     found = {}
 
@@ -132,14 +132,14 @@ def test_workers_answer_each_other_before_tensorflow_does() -> None:
     assert found == {port: {} for port in ports}
 
 
-def test_a_server_of_tensorflow_answers() -> None:
+def test_a_tensorflow_server_is_recognized() -> None:
     service = tf.data.experimental.service
     server = service.DispatchServer(service.DispatcherConfig(port=0))
     port = int(server.target.rsplit(':', 1)[1])
     assert connections.ask('127.0.0.1', port) == '127.0.0.1'
 
 
-def test_what_takes_too_long_is_left_alone() -> None:
+def test_a_function_that_takes_too_long_is_abandoned() -> None:
     never = threading.Event()
     with pytest.raises(TimeoutError, match=r'no answer within 0\.1 s'):
         connections.bounded(never.wait, 0.1)
@@ -165,7 +165,7 @@ def test_what_takes_too_long_is_left_alone() -> None:
         '',
     ],
 )
-def test_junk_in_tf_config_costs_a_line(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_tf_config_is_one_line(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('TF_CONFIG', config)
     with pytest.raises(UserError, match='TF_CONFIG'):
         distribution.build_strategy(DeviceConfig(strategy='multi_worker', connect_timeout=1))
@@ -181,7 +181,7 @@ STEP = {
 
 @pytest.mark.parametrize('name', list(STEP))
 @pytest.mark.parametrize('junk', ['', 'many', '-3', '1e9', 'n[1-', '2.5'])
-def test_junk_in_slurms_variables_costs_a_line(
+def test_invalid_slurm_variables_are_one_line(
     name: str, junk: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.delenv('TF_CONFIG', raising=False)
@@ -194,7 +194,7 @@ def test_junk_in_slurms_variables_costs_a_line(
 
 
 @pytest.mark.parametrize('junk', ['', 'many', '1e9', '2.5'])
-def test_a_number_of_tasks_that_is_none_is_refused_where_it_decides(junk: str) -> None:
+def test_an_invalid_number_of_tasks_is_refused_only_if_it_decides(junk: str) -> None:
     environment = {'SLURM_STEP_NUM_TASKS': junk}
     with pytest.raises(UserError, match='SLURM_STEP_NUM_TASKS must be a whole number'):
         run.complete({'model_dir': 'm'}, environment)

@@ -21,20 +21,20 @@ def send(number: signal.Signals) -> None:
 
 
 def interrupted(stop: Stop, program: Callable[[], None]) -> Interrupted:
-    """What `program` is ended by."""
+    """The signal that ends `program`."""
     with stop.handling(), pytest.raises(Interrupted) as caught:
         program()
     return caught.value
 
 
 @pytest.mark.parametrize('number', SIGNALS)
-def test_a_signal_is_raised_where_the_program_is(number: signal.Signals) -> None:
+def test_a_signal_is_raised_at_once(number: signal.Signals) -> None:
     error = interrupted(Stop(), lambda: send(number))
     assert (error.number, str(error)) == (number, number.name)
 
 
 @pytest.mark.parametrize('number', SIGNALS)
-def test_while_deferred_a_signal_is_noted_and_raised_at_the_end(
+def test_a_deferred_signal_is_raised_at_the_end(
     number: signal.Signals, capfd: pytest.CaptureFixture
 ) -> None:
     stop, reached = Stop(), []
@@ -65,7 +65,7 @@ def test_a_part_of_a_deferral_may_be_interrupted() -> None:
     assert reached == ['allowed']
 
 
-def test_a_signal_noted_before_is_raised_where_that_is_allowed() -> None:
+def test_a_deferred_signal_is_raised_as_soon_as_allowed() -> None:
     stop, reached = Stop(), []
 
     def program() -> None:
@@ -79,7 +79,7 @@ def test_a_signal_noted_before_is_raised_where_that_is_allowed() -> None:
     assert reached == ['deferred']
 
 
-def test_handlers_are_as_before_in_the_end() -> None:
+def test_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     stop = Stop()
     with stop.handling():
@@ -102,7 +102,7 @@ with stop.handling(), stop.deferred():
 
 @contextlib.contextmanager
 def waiting(**options: object) -> Iterator[subprocess.Popen]:
-    """A process that defers signals for ever."""
+    """A process that defers signals forever."""
     process = subprocess.Popen(
         [sys.executable, '-c', WAITING],
         stdout=subprocess.PIPE,
@@ -133,8 +133,8 @@ def test_a_second_signal_ends_the_process_at_once(number: signal.Signals) -> Non
 
 
 @pytest.mark.parametrize('number', WARNINGS)
-def test_a_warning_that_comes_twice_is_one(number: signal.Signals) -> None:
-    """The shell and the kernel both tell of a closed terminal; SLURM tells every process."""
+def test_a_repeated_warning_counts_once(number: signal.Signals) -> None:
+    """Shell and kernel both send a signal when a terminal closes; SLURM signals every process."""
     with waiting() as process:
         process.send_signal(number)
         told(process)

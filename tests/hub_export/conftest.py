@@ -1,4 +1,4 @@
-"""A small model, and one module exported from it for all tests that only read it."""
+"""A small model, and a module exported from it for all tests that only read it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
 def lively_model(
     seed: int = 0, num_classes: int | None = CLASSES, config: ModelConfig = CONFIG, **kwargs: object
 ) -> SimCLRModel:
-    """A model whose every weight counts: fresh residual blocks have a gamma of 0."""
+    """A model with random gammas: new residual blocks have a gamma of 0, which hides weights."""
     tf.keras.utils.set_random_seed(seed)
     model = build_model(SimCLRModel(config, SIZE, num_classes, **kwargs))
     for index, variable in enumerate(model.variables):
@@ -71,7 +71,7 @@ def shallow() -> Iterator[None]:
 
 @pytest.fixture(scope='session')
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Exported with the true check."""
+    """Exported with the real check."""
     # What is of the session comes before what is of a file.
     with shallow_resnet_18():
         model = lively_model(detach_classifier=True)
@@ -80,6 +80,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`export` without the process that checks, which takes seconds."""
+    """`export` without the checking process, which takes seconds."""
     monkeypatch.setattr(publish, '_checker', no_checker)
     return export

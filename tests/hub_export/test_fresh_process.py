@@ -1,4 +1,4 @@
-"""The module in the hands of a user: another process, without this project."""
+"""The module in another process, without this project, as users load it."""
 
 from __future__ import annotations
 
@@ -94,6 +94,6 @@ def test_serves_and_trains_in_another_process(exported: Exported, tmp_path: path
 
 
 @pytest.mark.smoke
-def test_exports_within_the_true_check(exported: Exported) -> None:
+def test_an_export_passes_the_real_check(exported: Exported) -> None:
     assert pathlib.Path(exported.path, 'saved_model.pb').stat().st_size < 1_000_000
     assert [path.name for path in pathlib.Path(exported.path).parent.iterdir()] == ['12']

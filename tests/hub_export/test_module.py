@@ -1,4 +1,4 @@
-"""What an exported module computes, and what it offers."""
+"""Outputs and attributes of an exported module."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_variables_and_regularization_loss(exported: Exported) -> None:
     np.testing.assert_allclose(loss(), expected, rtol=1e-5)
 
 
-def test_its_variables_are_a_checkpoint_of_the_model(exported: Exported) -> None:
+def test_the_variables_are_a_checkpoint_of_the_model(exported: Exported) -> None:
     record = read_record(exported.path)
     assert record == ModuleRecord(CONFIG, SIZE, CLASSES, 12)
     model = build_model(SimCLRModel(record.model, record.image_size, record.num_classes))
@@ -128,12 +128,12 @@ def test_its_variables_are_a_checkpoint_of_the_model(exported: Exported) -> None
     assert_same(model(images, training=False), exported.model(images, training=False))
 
 
-def test_a_folder_without_record_is_named(tmp_path: pathlib.Path) -> None:
+def test_an_error_names_a_folder_without_record(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match='found no'):
         read_record(str(tmp_path))
 
 
-def test_two_models_without_classifier_do_not_disturb_each_other(
+def test_exports_of_two_models_are_independent(
     tmp_path: pathlib.Path, unchecked: Callable[..., str]
 ) -> None:
     models = [lively_model(seed, None) for seed in (1, 2)]
@@ -145,7 +145,7 @@ def test_two_models_without_classifier_do_not_disturb_each_other(
         assert_same(found, model(images, training=False))
 
 
-def test_a_frozen_layer_keeps_its_weights_apart(exported: Exported) -> None:
+def test_the_weights_of_a_frozen_layer_are_copied_to_that_layer(exported: Exported) -> None:
     model = lively_model()
     model.backbone.stem.trainable = False  # which moves its variables within model.variables
     images = random_images()
@@ -185,7 +185,7 @@ def test_a_module_from_replicas(tmp_path: pathlib.Path, unchecked: Callable[...,
     assert_same(module(images, trainable=False), model(images, training=False))
 
 
-def test_refuses_a_strategy_scope_and_another_stem(exported: Exported) -> None:
+def test_a_strategy_scope_and_another_stem_are_refused(exported: Exported) -> None:
     with mirrored(2).scope(), pytest.raises(ValueError, match='outside of strategy'):
         plain_copy(exported.model, SIZE)
     with pytest.raises(ValueError, match=r'expected shape \(7, 7, 3, 16\), found \(3, 3, 3, 16\)'):

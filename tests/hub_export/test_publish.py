@@ -1,4 +1,4 @@
-"""A module appears whole or not at all, and old ones go."""
+"""A module appears complete or not at all, and old ones are removed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model() -> SimCLRModel:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands a folder with one file in for the SavedModel."""
+    """Replaces the SavedModel by a folder with one file."""
 
     def save(model: SimCLRModel, path: str, record: ModuleRecord, *rest: object) -> None:
         write_record(path, record)
@@ -70,7 +70,7 @@ def names(root: pathlib.Path) -> set[str]:
         (9, 20, {'9', '20', '100'}),
     ],
 )
-def test_keeps_the_newest_and_this_one(
+def test_the_newest_modules_and_this_one_are_kept(
     tmp_path: pathlib.Path, fast: None, model: SimCLRModel, keep: int, step: int, left: set[str]
 ) -> None:
     older(tmp_path, '9', '20', '100', 'notes')
@@ -78,7 +78,7 @@ def test_keeps_the_newest_and_this_one(
     assert names(tmp_path) == {*left, 'notes'}
 
 
-def test_replaces_a_module_of_the_same_step(
+def test_a_module_of_the_same_step_is_replaced(
     tmp_path: pathlib.Path, fast: None, model: SimCLRModel
 ) -> None:
     older(tmp_path, '5')
@@ -87,16 +87,18 @@ def test_replaces_a_module_of_the_same_step(
     assert (tmp_path / '5' / 'content').read_text() == 'new'
 
 
-def test_tidies_up_after_a_crash(tmp_path: pathlib.Path, fast: None, model: SimCLRModel) -> None:
+def test_leftovers_of_a_crash_are_removed(
+    tmp_path: pathlib.Path, fast: None, model: SimCLRModel
+) -> None:
     older(tmp_path, f'.3.{HEX}.partial', f'.4.{HEX}.replaced', f'.6.{HEX}.replaced', '6', '.git')
     export(model, str(tmp_path), 7)
     assert names(tmp_path) == {'4', '6', '7', '.git'}
 
 
-def test_what_this_program_did_not_write_stays_and_is_said(
+def test_foreign_files_stay_and_are_named(
     tmp_path: pathlib.Path, fast: None, model: SimCLRModel, capsys: pytest.CaptureFixture
 ) -> None:
-    """A link to a module, a folder of the user's, a file, and what only looks unfinished."""
+    """A link to a module, a folder of the user, a file, and a folder with a name like leftovers."""
     root, elsewhere = tmp_path / 'saved_model', tmp_path / 'elsewhere'
     older(root, '4', '5')
     older(elsewhere, 'module')
@@ -116,7 +118,7 @@ def test_what_this_program_did_not_write_stays_and_is_said(
     assert f'{root / "0"} stays' in shown and f'{root / "2"} stays' in shown
 
 
-def test_nothing_is_pruned_where_the_folder_of_modules_is_a_link(
+def test_nothing_is_pruned_if_the_folder_of_modules_is_a_link(
     tmp_path: pathlib.Path, fast: None, model: SimCLRModel
 ) -> None:
     older(tmp_path / 'shared', '4')
@@ -126,7 +128,7 @@ def test_nothing_is_pruned_where_the_folder_of_modules_is_a_link(
 
 
 @pytest.mark.parametrize('kind', ['link', 'link to nothing', 'folder', 'file'])
-def test_what_is_in_the_place_of_a_module_is_not_replaced(
+def test_foreign_files_in_the_place_of_a_module_are_refused(
     kind: str, tmp_path: pathlib.Path, fast: None, model: SimCLRModel
 ) -> None:
     older(tmp_path / 'elsewhere', 'module')
@@ -147,7 +149,7 @@ def test_what_is_in_the_place_of_a_module_is_not_replaced(
 def test_a_module_below_any_folder_is_checked_and_published(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, model: SimCLRModel
 ) -> None:
-    """TensorFlow's own loader takes brackets and backslashes for a pattern."""
+    """TensorFlow's loader interprets brackets and backslashes as patterns."""
     monkeypatch.setattr(publish, '_checker', lambda: contextlib.nullcontext(check.check))
     path = export(model, str(tmp_path / 'odd [1]\\x'), 3)
     assert names(tmp_path / 'odd [1]\\x') == {'3'} and path.endswith('/3')
@@ -173,7 +175,7 @@ def test_a_failure_leaves_everything_as_it_was(
     assert (tmp_path / '5' / 'content').read_text() == 'old'
 
 
-def test_no_process_is_left_of_an_export_that_fails(
+def test_a_failed_export_leaves_no_process(
     tmp_path: pathlib.Path, model: SimCLRModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
@@ -194,7 +196,7 @@ def test_no_process_is_left_of_an_export_that_fails(
     assert started[0].returncode == -signal.SIGKILL
 
 
-def test_a_checker_that_dies_publishes_nothing(
+def test_nothing_is_published_if_the_check_crashes(
     tmp_path: pathlib.Path, model: SimCLRModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publish.sys, 'executable', '/bin/false')
@@ -203,7 +205,7 @@ def test_a_checker_that_dies_publishes_nothing(
     assert names(tmp_path) == set()
 
 
-def test_the_network_is_traced_once_a_mode(
+def test_the_network_is_traced_once_per_mode(
     tmp_path: pathlib.Path,
     unchecked: Callable[..., str],
     model: SimCLRModel,
@@ -221,7 +223,7 @@ def test_the_network_is_traced_once_a_mode(
     assert modes == [False, False, True]  # the first one builds the copy
 
 
-def test_a_failed_rename_brings_the_replaced_module_back(
+def test_a_failed_rename_restores_the_replaced_module(
     tmp_path: pathlib.Path, fast: None, model: SimCLRModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older(tmp_path, '5')
@@ -239,7 +241,7 @@ def test_a_failed_rename_brings_the_replaced_module_back(
     assert (tmp_path / '5' / 'content').read_text() == 'old'
 
 
-def test_a_model_gone_astray_is_not_published(tmp_path: pathlib.Path) -> None:
+def test_a_module_with_wrong_outputs_is_not_published(tmp_path: pathlib.Path) -> None:
     model = lively_model()
     model.classifier.bias.assign(np.full(model.classifier.bias.shape, np.nan))
     with pytest.raises(ExportError, match='logits_sup: expected finite numbers'):
@@ -258,7 +260,7 @@ def test_a_model_gone_astray_is_not_published(tmp_path: pathlib.Path) -> None:
         (lambda e: {**e, 'more': e['logits_sup']}, 'expected endpoints .*more'),
     ],
 )
-def test_the_check_sees_what_differs(
+def test_the_check_names_what_differs(
     tmp_path: pathlib.Path, exported: Exported, change: Callable[..., dict], message: str
 ) -> None:
     reference = str(tmp_path / 'reference.npz')
