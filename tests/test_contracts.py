@@ -200,7 +200,7 @@ def test_every_optimizer_reduces_a_loss(name: str) -> None:
     if name == 'lamb':
         pytest.importorskip('tensorflow_addons')
     kernel, bias = tf.Variable([[3.0, -4.0]]), tf.Variable([2.0])
-    # LARS goes by a thousandth of what it decays and adapts.
+    # LARS changes what it adapts by a thousandth.
     rate = 10.0 if name == 'lars' else 0.01
     config = OptimizerConfig(optimizer=name, momentum=0.5)
     optimizer = builder.build(config, rate, [kernel])

@@ -1,4 +1,4 @@
-"""Real processes that are killed, stopped or find a damaged file: they end as if nothing had been.
+"""Processes that are killed, stopped or find a damaged file end with the undisturbed result.
 
 The faults are those of `python -m benchmarks.faults`, once each.
 """

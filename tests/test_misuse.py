@@ -1,6 +1,6 @@
-"""Every flag at its extremes: refused in one line that names it, or listed here as taken.
+"""Every flag at extreme values: refused in one line that names it, or listed here as accepted.
 
-The tables follow from the settings: a new one is covered by being there.
+The cases follow from the settings, so a new setting is covered without a change here.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def no_training() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, 'train', reach)
         patch.setattr(application, 'in_folder', reach)
-        # Whoever asks for these waits for the network.
+        # These flags would wait for the network.
         patch.setattr(distribution, '_tpu_strategy', lambda config: mirrored(1))
         yield
 
@@ -176,7 +176,7 @@ def test_every_flag_at_its_extremes(
     (tmp_path / 'here').mkdir()
     (tmp_path / 'images').mkdir()
     for number in range(8):
-        (tmp_path / 'images' / f'{number}.png').write_bytes(b'')  # what is in it isn't looked at
+        (tmp_path / 'images' / f'{number}.png').write_bytes(b'')  # the contents are not read
     monkeypatch.chdir(tmp_path / 'here')
     for flag, value, possible in CASES:
         if flag != name:

@@ -1,4 +1,4 @@
-"""Folders that an earlier release wrote: they go on, are evaluated, and are loaded.
+"""Folders of an older release can be resumed, evaluated and loaded.
 
 `tests/golden/older_run` was written by the release that had neither class names nor examples seen
 in its checkpoints: 8 steps of a ResNet-18 with 2 to 16 channels on 64 of the bundled images.

@@ -204,7 +204,7 @@ def test_a_model_dir_that_is_a_file_is_refused(
 def test_a_model_dir_that_cannot_be_written_is_refused(
     refused: Callable, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever runs the tests may be allowed to write everywhere.
+    # The user who runs the tests may have permission to write everywhere.
     monkeypatch.setattr(os, 'access', lambda path, mode: path != str(folder))
     assert 'is not writable' in refused('--model_dir=new/run')
 
@@ -230,7 +230,7 @@ def test_an_interruption_prints_how_to_resume(
     assert run.main(['run.py', '--model_dir=here']) == 130
     shown = capsys.readouterr().err
     assert shown == '\nStopped by SIGINT. To resume: python run.py --model_dir=here\n'
-    # A folder whose name the program chose is told.
+    # A folder that the program chose is part of the command.
     assert run.main(['run.py', '--preset=demo']) == 130
     again = capsys.readouterr().err.strip()
     assert re.search(r'To resume: python run.py --preset=demo --model_dir=runs/[0-9-]+$', again)
@@ -258,7 +258,7 @@ def test_the_precision_that_auto_chose_is_recorded_and_kept(
     (folder / 'run').mkdir()
     config = resolve({'mixed_precision': 'bfloat16'}, PRESETS)
     write_flags('run', config, {'num_classes': 10})
-    assert precision_of('avx512f') == 'float32'  # nothing was trained yet
+    assert precision_of('avx512f') == 'float32'  # without checkpoints
     (folder / 'run' / 'ckpt-1.index').touch()
     assert precision_of('avx512f') == 'bfloat16'
     assert precision_of('avx512f', mixed_precision='float32') == 'float32'
@@ -272,7 +272,7 @@ def test_a_tpu_has_no_loss_scaling(folder: pathlib.Path, monkeypatch: pytest.Mon
 
 
 def program(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
-    # Not the log level of the tests: what TensorFlow says must stay out of a user's sight too.
+    # Without the log level of the tests: users must not see TensorFlow's messages either.
     environment = {key: value for key, value in os.environ.items() if not key.startswith('TF_CPP')}
     return subprocess.run(
         [sys.executable, str(PROGRAM), *arguments],
@@ -297,7 +297,7 @@ def test_help_prints_no_message_of_tensorflow(tmp_path: pathlib.Path) -> None:
 def test_the_program_exits_with_status_2_and_one_line(tmp_path: pathlib.Path) -> None:
     done = program(tmp_path, '--train_split=nothing')
     assert (done.returncode, done.stdout) == (2, '')
-    # TensorFlow 2.21 has notes at its import that nothing turns off.
+    # TensorFlow 2.21 prints messages at its import that can't be turned off.
     notes = re.compile(r'WARNING: All log messages before absl::InitializeLog|I0000 ')
     (line,) = [line for line in done.stderr.splitlines() if not notes.match(line)]
     assert line.startswith("run.py: error: Data set bundled has no split 'nothing'")
@@ -512,7 +512,7 @@ def test_images_without_labels_pretrain_without_classifier(
         image = rng.integers(0, 256, (9, 11, 3), np.uint8)
         path = tmp_path / 'images' / 'train' / f'{number}.png'
         path.write_bytes(tf.io.encode_png(image).numpy())
-    # There is no split to evaluate on, and none is needed.
+    # There is no evaluation split, and none is needed.
     data = (
         '--dataset=image_folder',
         f'--data_dir={tmp_path / "images"}',
@@ -545,7 +545,7 @@ def remembering(
     """The folder of a run with a memory, and what it printed."""
     model_dir = tmp_path_factory.mktemp('remembering') / 'run'
     with pytest.MonkeyPatch.context() as patch:
-        # The check takes a process of its own and is tested elsewhere.
+        # The check of a module needs another process and is tested elsewhere.
         patch.setattr(publish, '_checker', no_checker)
         return model_dir, main('--mode=train', f'--model_dir={model_dir}', *MEMORY)
 
@@ -574,7 +574,7 @@ def test_a_stopped_run_with_a_memory_resumes_with_the_same_result(
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     slots = [name for name in expected if name.startswith('optimizer/') and expected[name].ndim]
-    assert len(slots) == 81 - 2 * 16  # of the model's weights, and of nothing else
+    assert len(slots) == 81 - 2 * 16  # of the model's weights only
 
 
 def test_another_memory_size_does_not_fit_checkpoints(
@@ -598,7 +598,7 @@ def test_the_momentum_encoder_is_exported_beside_the_model(
     assert np.abs(online['final_avg_pool'] - momentum['final_avg_pool']).max() > 1e-3
     config = ModelConfig(resnet_depth=18, width_multiplier=0.25)
     encoder = build_model(SimCLRModel(config, 8, None))
-    # Below the method of a checkpoint it has the names a model has.
+    # Within the method, its variables have the names of a model's.
     method = tf.train.Checkpoint(memory=tf.train.Checkpoint(encoder=encoder))
     restored = tf.train.Checkpoint(objective=method).restore(str(model_dir / 'ckpt-4'))
     restored.assert_existing_objects_matched().expect_partial()
@@ -613,7 +613,7 @@ def test_a_run_can_start_from_weights_of_a_run_with_a_memory(
 ) -> None:
     source = remembering[0] / folder
     flags = (f'--checkpoint={source}', f'--model_dir={tmp_path / "run"}', *MEMORY)
-    # At a rate of 0 the weights of the start stay; moving statistics do not.
+    # With a learning rate of 0, weights don't change; moving statistics do.
     shown = main('--mode=train', *flags, '--learning_rate=0', '--train_steps=1')
     classifier = 0 if folder.startswith('momentum') else 2
     assert f'Loaded {79 + classifier} variables' in shown
@@ -630,7 +630,7 @@ def test_a_run_can_start_from_weights_of_a_run_with_a_memory(
     for name in compared:
         expected = source_values[below + name]
         np.testing.assert_array_equal(run_values[f'model/{name}'], expected, name)
-        # The momentum encoder starts from what was loaded, not from what was there before.
+        # The momentum encoder starts from the loaded weights, not from the initial ones.
         found = run_values[f'objective/memory/encoder/{name}']
         np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
 
@@ -651,7 +651,7 @@ def test_a_student_learns_from_images_with_few_labels_on_two_replicas(
     assert f'The teacher is {finished[0]}, 10 classes.' in shown
     results = json.loads((tmp_path / 'result.json').read_text())
     assert results['global_step'] == 2
-    # Its own figure, whatever the student's size: as its run measured it.
+    # The teacher's accuracy is that of its own run, whatever the student's image size.
     theirs = json.loads((finished[0] / 'result.json').read_text())
     assert results['eval/teacher_top_1_accuracy'] == theirs['eval/label_top_1_accuracy']
     assert 0 <= results['eval/teacher_agreement'] <= 1
@@ -659,7 +659,7 @@ def test_a_student_learns_from_images_with_few_labels_on_two_replicas(
     metrics = ('distill_loss', 'teacher_agreement', 'supervised_loss', 'supervised_acc')
     assert {f'train/{name}' for name in metrics} <= written
     assert len((tmp_path / train.LABELS_FILE).read_text().splitlines()) == 10
-    # As many weights of the encoder as a student has, and nobody else's.
+    # Checkpoints contain the student's weights, and not the teacher's.
     kernels = [name for name in saved_values(tmp_path, 2) if name.endswith('kernel' + VALUE)]
     assert len([name for name in kernels if not name.startswith('optimizer')]) == 13 + 3 + 1
 
@@ -730,7 +730,7 @@ def test_fine_tuning_takes_the_architecture_of_its_checkpoint(
         *FINETUNE,
     )
     assert 'bundled: 20 training images' in shown
-    # The classifier of the pretraining has seen all labels, this run is to know twenty.
+    # The classifier of pretraining was trained on all labels, this run uses only twenty.
     assert 'Loaded 79 variables' in shown and 'classifier: starts anew' in shown
     assert 'proj_layer1' in shown and 'proj_layer2' not in shown
     flags = json.loads((tmp_path / 'run' / 'flags.json').read_text())
@@ -774,7 +774,7 @@ def test_the_classifier_starts_at_zero_if_asked_to(
     finished: tuple[pathlib.Path, str], train_only: None, tmp_path: pathlib.Path, zero: bool
 ) -> None:
     model_dir = tmp_path / 'run'
-    # With a rate of 0 the checkpoint at the end holds the weights of the start.
+    # With a learning rate of 0, the last checkpoint holds the initial weights.
     main(
         '--mode=train',
         f'--checkpoint={finished[0]}',
@@ -897,12 +897,12 @@ def test_weights_and_teachers_are_found_in_folders_of_any_name(
         ('pretrain', (0, 0), False, None, True),
         ('finetune', (0, 0), False, None, True),
         ('finetune', (1, 1), False, None, True),
-        ('finetune', (0, 1), False, None, False),  # it read another layer
-        ('finetune', (None, 1), False, None, False),  # nobody knows what it read
-        ('finetune', (0, 0), True, None, False),  # it may know more labels
+        ('finetune', (0, 1), False, None, False),  # it reads another layer
+        ('finetune', (None, 1), False, None, False),  # it is unknown which layer it reads
+        ('finetune', (0, 0), True, None, False),  # it may have been trained on other labels
         ('distill', (1, 1), False, 'start', True),
         ('distill', (1, 1), True, 'start', True),
-        ('distill', (1, 1), False, 'other', False),  # it may know more than the teacher
+        ('distill', (1, 1), False, 'other', False),  # and on others than the teacher
     ],
 )
 def test_a_classifier_is_loaded_only_if_it_fits_and_saw_no_other_labels(
@@ -974,7 +974,7 @@ def test_evaluation_waits_while_a_training_is_at_work(
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
-        if len(slept) == 100:  # many times what is waited for where none is at work
+        if len(slept) == 100:  # many times as long as without a training
             for path in finished[0].glob('ckpt-3.*'):
                 shutil.copy(path, tmp_path)
 

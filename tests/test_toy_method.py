@@ -1,6 +1,6 @@
-"""A method from outside of the project, with a projection head of its own, does what ours does.
+"""A method from outside the project, with its own projection head, works in every mode.
 
-It is trained, goes on, is evaluated, exported, fine-tuned, a teacher, and in a report.
+It is trained, resumed, evaluated, exported, fine-tuned, used as a teacher, and reported.
 """
 
 from __future__ import annotations

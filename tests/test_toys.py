@@ -159,7 +159,7 @@ def test_it_is_fine_tuned_from_a_block_on(
     before, after = values(open_weights(str(pretrained[0]))), values(open_weights(str(tmp_path)))
     same = {name for name in before if np.array_equal(before[name], after[name])}
     frozen = ('model/backbone/blocks/0/', 'model/backbone/blocks/1/')
-    head = 'model/projection_head/blocks/1/'  # which nothing reads
+    head = 'model/projection_head/blocks/1/'  # which the classifier doesn't read
     assert same == {name for name in before if name.startswith((*frozen, head))}
 
 

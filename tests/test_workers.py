@@ -22,11 +22,11 @@ SHARED = (
     '--preset=demo',
     f'--train_steps={STEPS}',
     '--checkpoint_steps=5',
-    # What two and three workers can share.
+    # Divisible by two and three workers.
     '--train_batch_size=12',
     '--eval_batch_size=12',
     '--memory_size=36',
-    # Small steps: rounding is not blown up.
+    # Small steps, which don't amplify rounding.
     '--optimizer=momentum',
     '--learning_rate=0.005',
 )
@@ -42,7 +42,7 @@ def train(
     with runs.workers(workers, arguments, place, paces) as started:
         for run in started:
             assert run.problems(0) == [], run.shown
-    # Only one of them wrote, and all knew what it measured.
+    # Only one worker wrote, and all have the results.
     exports = [run.shown.count('Exported: ') for run in started]
     assert exports == [4 if flags is PIPELINE else 1, *[0] * (workers - 1)]
     tables = {tuple(line for line in run.shown.splitlines() if 'eval/' in line) for run in started}
@@ -86,10 +86,10 @@ def check_same(
 
 
 def test_two_workers_pretrain_as_one_process_does(reader: Reader, tmp_path: pathlib.Path) -> None:
-    # They would choose other numbers of steps for a call of the training function, and wait for
-    # each other for ever, were that not agreed upon.
+    # If they didn't agree on the steps in a call of the training function, they would wait
+    # for each other forever.
     folder = check_same(reader, 2, PRETRAIN, tmp_path, paces=(60.0, 1e-3))
-    # What the first of them exported is used by a single process.
+    # A single process uses what the chief worker exported.
     module = tf.saved_model.load(str(folder / 'saved_model' / str(STEPS)))
     images = tf.random.stateless_uniform([2, 8, 8, 3], [0, 0])
     assert module(images, training=False)['proj_head_output'].shape == [2, 128]

@@ -98,7 +98,7 @@ def test_a_given_choice_of_labels_replaces_the_presets() -> None:
 
 
 def test_a_checkpoints_architecture_takes_precedence_over_the_preset() -> None:
-    # Selective kernels need a depth of 50, which the preset has not and the checkpoint may have.
+    # Selective kernels need a depth of 50, which the checkpoint may have, but not the preset.
     flags = ('--preset=demo_finetune', '--sk_ratio=0.0625')
     assert resolved(*flags, '--checkpoint=x').model.sk_ratio == 0.0625
     with pytest.raises(UserError, match='50 or more; found depth 18'):
@@ -130,7 +130,7 @@ def test_the_default_is_the_demo_preset_of_the_stage(stage: tuple[str, ...], pre
 def test_data_dir_alone_means_own_images(stage: tuple[str, ...], preset: str) -> None:
     values = to_values(resolved('--data_dir=here', *stage))
     assert (values['dataset'], values['preset']) == ('image_folder', preset)
-    # What a preset or a data set of TFDS is read from is something else.
+    # With a preset or a data set of TFDS, the folder has another meaning.
     assert resolved('--data_dir=here', '--preset=cifar10').data.dataset == 'cifar10'
     assert resolved('--data_dir=here', '--dataset=cifar10').run.preset is None
 

@@ -276,7 +276,7 @@ def test_an_adapted_batch_suits_replicas_and_memory(
         output=types.SimpleNamespace(model_dir=str(tmp_path)),
     )
     assert data_checks._batch_for(config, examples, replicas) == batch
-    # A run that goes on keeps its own, here one of four replicas.
+    # A resumed run keeps its batch size, here one for four replicas.
     (tmp_path / 'ckpt-1.index').touch()
     (tmp_path / 'flags.json').write_text('{"train_batch_size": 12}')
     again = data_checks._batch_for(config, 22, 1)
@@ -470,8 +470,8 @@ def test_folders_without_class_names_are_compared_by_their_number(
     del flags['class_names']
     (older / 'flags.json').write_text(json.dumps(flags))
     prepared = prepare(**{**stages_after(trained)['resume'], 'model_dir': str(older)})
-    assert prepared.class_names == OTHER_ORDER  # as the data have it
-    # Here the checkpoint itself knows better than the settings beside it.
+    assert prepared.class_names == OTHER_ORDER  # the order of the data
+    # The checkpoint takes precedence over the settings beside it.
     with pytest.raises(UserError, match='in the same order: cat, dog, owl; found owl, cat, dog'):
         check_recorded(prepared.class_names, 'ckpt-12', recorded_in(str(older / 'ckpt-12')))
     check_recorded(prepared.class_names, 'ckpt-12', None)

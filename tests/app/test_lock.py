@@ -59,7 +59,7 @@ def test_the_lock_and_an_empty_new_folder_are_removed_at_the_end(
     for error in (None, UserError('x'), KeyboardInterrupt()):
         with contextlib.suppress(UserError, KeyboardInterrupt), lock.held(str(folder)):
             assert lock.holder(str(folder)).pid == os.getpid()
-            refused(folder)  # a second one in this process, too
+            refused(folder)  # also a second time in this process
             if error:
                 raise error
         assert not folder.exists()

@@ -47,7 +47,7 @@ def main(*arguments: str, status: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The check of a module takes a process of its own and is tested elsewhere.
+    # The check of a module needs another process and is tested elsewhere.
     monkeypatch.setattr(publish, '_checker', no_checker)
 
 
@@ -116,7 +116,7 @@ def test_each_stage_starts_from_the_one_before(finished: tuple[pathlib.Path, str
         assert measured[student][key] == measured[teacher]['eval/label_top_1_accuracy']
     widths = [values['width_multiplier'] for values in flags.values()]
     assert widths == [0.125, 0.125, 0.125, 0.0625]
-    # Two labels a class, and only where they are to be used.
+    # Two labels per class, used only in the stages that need them.
     chosen = [(model_dir / name / train.LABELS_FILE).exists() for name in STAGES]
     assert chosen == [False, True, False, False]
     lines = (model_dir / 'finetune' / train.LABELS_FILE).read_text().splitlines()
@@ -156,7 +156,7 @@ def test_a_pipeline_killed_after_a_training_ends_with_the_same_table(
 ) -> None:
     model_dir, moved = tmp_path / 'all', tmp_path / 'of another name'
     shutil.copytree(finished[0], model_dir)
-    if place[0] is not pipeline.report:  # by then it is as it was
+    if place[0] is not pipeline.report:  # it was restored by then
         shutil.rmtree(model_dir / 'student')
     (model_dir / 'report.html').unlink()
     with monkeypatch.context() as patch:
@@ -193,12 +193,12 @@ def test_a_pipeline_killed_in_any_stage_ends_with_the_same_table(
         assert 'To resume: python' in main(*SMALL, f'--model_dir={model_dir}', status=130)
     assert (model_dir / name / 'ckpt-2.index').exists()
     assert not (model_dir / 'report.html').exists()
-    for later in STAGES[STAGES.index(name) + 1 :]:  # as they were; only this stage is trained again
+    for later in STAGES[STAGES.index(name) + 1 :]:  # unchanged; only this stage is trained again
         shutil.copytree(finished[0] / later, model_dir / later)
     shown = main(*SMALL, f'--model_dir={model_dir}')
     assert shown.count('going on from') == 1
     assert table(shown) == table(finished[1])
-    # What was best on the way too: the evaluation that death prevented is made up for.
+    # The best result too: the evaluation that the kill prevented is repeated.
     assert results(model_dir)[name] == results(finished[0])[name]
     assert (model_dir / name / 'saved_model' / '3').is_dir()
     assert (model_dir / 'report.html').exists()

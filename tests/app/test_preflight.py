@@ -92,7 +92,7 @@ def test_remote_paths_are_checked_when_they_are_opened(tmp_path: pathlib.Path, p
 
 def test_a_resumed_run_needs_no_weights(tmp_path: pathlib.Path) -> None:
     arguments = {'checkpoint': str(tmp_path / 'gone'), 'model_dir': str(tmp_path), **TUNING}
-    with pytest.raises(UserError, match='found nothing there'):  # a folder alone is no run
+    with pytest.raises(UserError, match='found nothing there'):  # an empty folder is not a run
         check(**arguments)
     (tmp_path / 'ckpt-3.index').write_text('')
     check(**arguments)

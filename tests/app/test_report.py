@@ -69,12 +69,12 @@ def stages(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> list[Plan
     root = tmp_path_factory.mktemp('pipeline')
     pretrained, tuned, student = (root / name for name in ('pretrain', 'finetune', 'student'))
     with pytest.MonkeyPatch.context() as patch:
-        # A process of its own, which takes seconds, checks each module; it has tests elsewhere.
+        # The check of a module needs another process and is tested elsewhere.
         patch.setattr('hub_export.publish._checker', no_checker)
         train_tiny(pretrained, *SMALL, '--knn_neighbors=5')
         tuning = ('--train_mode=finetune', '--labels_per_class=2', f'--checkpoint={pretrained}')
         with pytest.MonkeyPatch.context() as unexported:
-            # Nothing is shown of this stage's module.
+            # The report doesn't need this module.
             unexported.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
             train_tiny(tuned, *tuning)
         train_tiny(student, *SMALL, '--train_mode=distill', f'--teacher={tuned}')
@@ -258,14 +258,14 @@ def test_the_time_of_a_run_excludes_pauses_and_other_evaluations(
     def file(time: int, process: int, number: int) -> pathlib.Path:
         return tmp_path / f'events.out.tfevents.{time}.host.{process}.{number}.v2'
 
-    # Killed after 130 s, while it wrote; with an evaluation on the way.
+    # Killed after 130 s, while writing; with an evaluation in between.
     killed = file(1000, 7, 0)
     records = [event(1000), event(1060, 10, train__a_loss=3), event(1130, 20, train__a_loss=2)]
     write_events(killed, *records, event(1200, 30, train__a_loss=9))
     killed.write_bytes(killed.read_bytes()[:-5])
     write_events(file(1070, 7, 1), event(1070), event(1075, 10, eval__x_accuracy=0.1))
-    # Going on from step 10, under the same process number as happens in containers; evaluated at
-    # its end.
+    # Resumed from step 10, with the same process ID, as happens in containers; evaluated at the
+    # end.
     goes_on = [event(5040, 20, train__a_loss=1), event(5050, 30, train__a_loss=0.5)]
     write_events(file(5000, 7, 0), event(5000), *goes_on)
     write_events(file(5060, 7, 1), event(5060), event(5064, 30, eval__x_accuracy=0.2))
@@ -346,7 +346,7 @@ def test_the_confusion_matrix_is_that_of_the_result(written: Written) -> None:
     (figure,) = written.confusion_figures
     shown = np.reshape(numbers(figure), [10, 10])
     stage = written.stages[-1]
-    # Slowly, from the module: one image at a time.
+    # The slow reference: the module on one image at a time.
     source, last = source_of(stage), runs.read_run(stage)
     module = predictions.load_module(last)
     expected = np.zeros([10, 10], int)
@@ -421,7 +421,7 @@ def test_neighbors_are_those_of_the_pretrained_encoder(stages: list[PlannedRun])
     labels = [neighborhood.query.label for neighborhood in found]
     assert len(found) == 8 and labels == sorted(set(labels))
     for neighborhood in found:
-        # The first of its class, as the queries are to be.
+        # Queries are the first images of their classes.
         query = next(e for e in test_examples if e[1] == neighborhood.query.label)
         np.testing.assert_array_equal(neighborhood.query.pixels, query[0])
         best = sorted(train_examples, key=lambda e: -float(query[2] @ e[2]))[:6]

@@ -119,7 +119,7 @@ def test_a_larger_batch_and_more_epochs_end_after_their_examples(
         {'step': 17, 'setting': 'train_batch_size', 'from': 8, 'to': 24},
         {'step': 17, 'setting': 'train_epochs', 'from': 2, 'to': 8},
     ]
-    # The same command goes on from where it stopped, and says nothing of changes.
+    # The same command resumes, and prints nothing about changes.
     for file in folder.glob('ckpt-34.*'):
         file.unlink()
     assert 'From step' not in main(*more)
@@ -201,7 +201,7 @@ def test_other_images_in_the_same_place_are_refused() -> None:
     with pytest.raises(UserError, match=r'train_examples 6000; .*train_examples 5999'):
         checked(history(), 5999)
     assert len(checked(history(), 5999, allow_changes='train_examples').changes) == 1
-    # Other settings of the data come with another number.
+    # Other data settings explain another number of images.
     (change,) = checked(
         history(), 60, train_split='train[:1%]', allow_changes='train_split'
     ).changes

@@ -126,7 +126,7 @@ def test_the_report_shows_the_numbers_of_the_result(finished: tuple[pathlib.Path
     assert shares
     for name, share in shares.items():
         assert f'{name} {100 * share:.2f}%' in text
-    # While the run is under way, its samples are shown as such.
+    # During the run, results on samples are labeled as such.
     on_the_way = measurements.numbers(numbers(folder / 'result_2.json'))
     assert 'linear probe, sample' in on_the_way
     assert measurements.by_class({}) == ''
@@ -152,7 +152,7 @@ def test_samples_do_not_affect_training(
     assert keys == set(readers[1].get_variable_to_shape_map())
     for key in keys:
         values = [np.asarray(reader.get_tensor(key)) for reader in readers]
-        if values[0].dtype.kind in 'fi':  # else it is a record in words, of seconds too
+        if values[0].dtype.kind in 'fi':  # the record is text and contains times
             np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-6, err_msg=key)
 
 

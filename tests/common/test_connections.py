@@ -26,7 +26,7 @@ def listening(answer: Callable[[socket.socket], object]) -> Iterator[tuple[str, 
     with socket.create_server(('127.0.0.1', 0)) as server:
 
         def serve() -> None:
-            with contextlib.suppress(OSError):  # the end
+            with contextlib.suppress(OSError):  # the test is over
                 while True:
                     connection, _ = server.accept()
                     kept.append(connection)

@@ -152,4 +152,4 @@ def test_a_program_under_nohup_outlives_its_terminal() -> None:
         process.send_signal(signal.SIGHUP)
         time.sleep(0.2)
         process.send_signal(signal.SIGUSR1)
-        told(process)  # of the second one only
+        told(process)  # only for the second signal

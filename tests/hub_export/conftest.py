@@ -72,7 +72,7 @@ def shallow() -> Iterator[None]:
 @pytest.fixture(scope='session')
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Exported with the real check."""
-    # What is of the session comes before what is of a file.
+    # Fixtures of the session run before those of a file.
     with shallow_resnet_18():
         model = lively_model(detach_classifier=True)
         return Exported(model, export(model, str(tmp_path_factory.mktemp('modules')), 12))

@@ -40,7 +40,7 @@ else:
 
 
 def moved(trainable, train=True):
-    # Which of kernels, gammas and moving statistics change in one step of fit, or one call.
+    # Whether kernels, gammas and moving statistics change in one step of fit, or in one call.
     layer = hub.KerasLayer(path, trainable=trainable, output_key='final_avg_pool')
     inputs = keras.Input([28, 28, 3])
     model = keras.Model(inputs, keras.layers.Dense(3)(layer(inputs)))
