@@ -26,7 +26,7 @@ class DataConfig:
     )
     data_dir: str | None = option(
         None,
-        'Folder in which the data set is, or is to be prepared. Of your own images: a folder, '
+        'Folder in which the data set is, or will be prepared. Of your own images: a folder, '
         'several separated by commas, a list of files (text, CSV, JSON lines), or TFRecord files.',
         modes=('eval', 'check', *INFERENCE),
         resume='free',

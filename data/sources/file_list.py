@@ -61,7 +61,7 @@ def read_list(path: str, asked: Asked) -> Images:
 
     Args:
         path: of the list.
-        asked: which splits are to be there.
+        asked: the splits that must be there.
 
     Raises:
         UserError: as `open_file_list`.

@@ -85,7 +85,7 @@ def understand(listings: Sequence[Listing], asked: Asked) -> Images:
 
     Args:
         listings: of one folder or several.
-        asked: which splits are to be there.
+        asked: the splits that must be there.
 
     Raises:
         UserError: if there are no images, or it cannot be told what they are.
@@ -143,7 +143,7 @@ def _layout_of(listing: Listing, asked: Asked, alone: bool = True) -> _Found:
 
     Args:
         listing: of one place.
-        asked: which splits are to be there.
+        asked: the splits that must be there.
         alone: whether a single folder holds all there is.
     """
     loose = [folder for folder in listing.folders if not folder.path]
