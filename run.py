@@ -60,6 +60,8 @@ SimCLR for TensorFlow 2: pretrain an image encoder without labels.
       the representation of every image, as .npz, .parquet or .csv (--output) and for TensorBoard
   python run.py --mode=predict --checkpoint=RUN --data_dir=DIR --model_dir=OUT
       the most likely classes of every image, with probabilities, as predictions.csv
+  python run.py --mode=search --query=IMAGE --embeddings=OUT/embeddings.npz
+      the images most similar to one, as a list and as a page, search.html
 
 A rerun with the same --model_dir resumes where it stopped. It may have another batch size or
 length; other settings that change the result are refused unless --allow_changes names them.

@@ -55,6 +55,13 @@ MODES = {
         output='predictions.csv',
         formats=('.csv',),
     ),
+    'search': Mode(
+        'app.inference.search:run',
+        needs_data=False,
+        needs=('query', 'embeddings'),
+        output='search.html',
+        formats=('.html',),
+    ),
     'pipeline': Mode(
         'app.pipeline:run_pipeline', trains=True, measures=True, several=True, new_folder=True
     ),

@@ -35,6 +35,8 @@ _PATH_FLAGS = {
     'checkpoint': _OF_WEIGHTS,
     'teacher': _OF_WEIGHTS,
     'output': (),
+    'query': (),
+    'embeddings': (),
 }
 # Files that a run rewrites repeatedly.
 WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE, DETAILS_FILE)
@@ -91,6 +93,12 @@ def _check_needs(config: Config) -> None:
         needed = ' and '.join(f'--{name}' for name in does.needs)
         found = ' and '.join(str(values[name]) for name in does.needs)
         raise UserError(f'--mode={mode} needs {needed}; found {found}.')
+    for name in ('query', 'embeddings'):
+        path = values[name]
+        if path and '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+            raise UserError(
+                f'--{name}={printable(path)} must be a file; found none there. Check the path.'
+            )
     output = config.inference.output
     if output and os.path.splitext(output)[1].lower() not in does.formats:
         raise UserError(
@@ -130,7 +138,7 @@ def check_characters(given: Mapping[str, Any]) -> None:
     Args:
         given: the flags that were given.
     """
-    for flag in ('model_dir', 'checkpoint', 'teacher', 'eval_name', 'output'):
+    for flag in ('model_dir', 'checkpoint', 'teacher', 'eval_name', 'output', 'embeddings'):
         for character in given.get(flag) or '':
             # Control characters; bytes that are no UTF-8; ends of lines and paragraphs.
             if unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp'):

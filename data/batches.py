@@ -21,12 +21,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from common.errors import UserError
+from common.errors import UserError, line_within, one_line, printable, text_of
 from common.limits import SMALL_IMAGE
 from common.views import EVALUATION, View
 from data.augmentations import apply_op, entry_of
 from data.config import DataConfig
-from data.image_files import decode_anywhere
+from data.image_files import decode_anywhere, decode_file, why_undecodable
 from data.images import check_size, to_rgb
 from data.randomness import epoch_key, view_seed
 from data.service import check_answers
@@ -354,7 +354,43 @@ def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
         [image_size, image_size, 3] float32 in [0, 1].
     """
     encoded = check_size(encoded, config.max_pixels, 'one')
-    return _augment(decode_anywhere(encoded), tf.zeros([2], tf.int32), EVALUATION[0], config)
+    return _evaluation_view(decode_anywhere(encoded), config)
+
+
+def view_of_file(path: str, config: DataConfig) -> tf.Tensor:
+    """The evaluation view of an image file of any format.
+
+    Args:
+        path: of the file.
+        config: settings; `image_size` is the view's size in pixels.
+
+    Returns:
+        [image_size, image_size, 3] float32 in [0, 1].
+
+    Raises:
+        UserError: if the file can't be read or decoded.
+    """
+
+    @tf.function(autograph=False)
+    def view(encoded: tf.Tensor) -> tf.Tensor:
+        encoded = check_size(encoded, config.max_pixels, os.fsencode(path))
+        return _evaluation_view(decode_file(encoded, config.max_pixels), config)
+
+    content = None
+    try:
+        content = tf.io.read_file(os.fsencode(path))
+        return view(content)
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        reason = None if content is None else why_undecodable(content.numpy())
+        raise UserError(
+            line_within(error)
+            or f'{printable(path)} must be an image file; found otherwise '
+            f'({reason or printable(one_line(text_of(error)))}). Choose another one.'
+        ) from error
+
+
+def _evaluation_view(image: tf.Tensor, config: DataConfig) -> tf.Tensor:
+    return _augment(image, tf.zeros([2], tf.int32), EVALUATION[0], config)
 
 
 def _count(source: Source, split: str) -> int:

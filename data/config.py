@@ -22,13 +22,13 @@ class DataConfig:
         'below --data_dir, however they are sorted, or a list of them), or any TensorFlow Datasets '
         "name. Unset: image_folder with --data_dir, else bundled, with the stage's preset for it, "
         'such as --preset=own_images and --preset=demo.',
-        modes=('eval', 'check', *INFERENCE),
+        modes=('eval', 'check', *INFERENCE, 'search'),
     )
     data_dir: str | None = option(
         None,
         'Folder in which the data set is, or will be prepared. Of your own images: a folder, '
         'several separated by commas, a list of files (text, CSV, JSON lines), or TFRecord files.',
-        modes=('eval', 'check', *INFERENCE),
+        modes=('eval', 'check', *INFERENCE, 'search'),
         resume='free',
     )
     train_split: str = option(
@@ -53,7 +53,7 @@ class DataConfig:
         None,
         'TensorFlow Datasets and TFRecord files: the feature that is the image. Unset: the only '
         'one there is, or the one with a usual name.',
-        modes=('eval', 'check', *INFERENCE),
+        modes=('eval', 'check', *INFERENCE, 'search'),
     )
     label_key: str | None = option(
         None,
@@ -87,7 +87,7 @@ class DataConfig:
         'Largest number of pixels in an image, checked in the file header before decoding, since '
         'a small file can decode to a huge image. 0: no limit.',
         at_least=0,
-        modes=('eval', 'export', 'check', *INFERENCE),
+        modes=('eval', 'export', 'check', *INFERENCE, 'search'),
         resume='free',
     )
     max_bad_fraction: float = option(
@@ -104,7 +104,7 @@ class DataConfig:
         224,
         'Height and width of the images the encoder sees, in pixels.',
         at_least=1,
-        modes=('export', *INFERENCE),
+        modes=('export', *INFERENCE, 'search'),
     )
     color_jitter_strength: float = option(
         1.0,

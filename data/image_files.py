@@ -157,6 +157,15 @@ def decode_by_pillow(content: bytes, max_pixels: int = 0) -> np.ndarray:
         raise NotAnImageError(f'it is damaged ({one_line(error, 100)})') from error
 
 
+def why_undecodable(content: bytes) -> str | None:
+    """Why a file with this `content` can't be decoded, part of a line; None if Pillow can."""
+    try:
+        decode_by_pillow(content)
+    except NotAnImageError as error:
+        return str(error)
+    return None
+
+
 def _to_uint16(image: Image.Image) -> np.ndarray:
     if image.mode in _DEEP:
         gray = np.clip(np.asarray(image, np.int64), 0, 65535).astype(np.uint16)

@@ -61,6 +61,12 @@ ALSO: dict[str, dict[str, str]] = {'data_dir': IMAGES}
 # Mode -> flags with which it would start, of those that only it reads.
 MODES: dict[str, dict[str, str]] = {
     'embed': {'mode': 'embed', 'checkpoint': OLDER, 'eval_split': 'test[:8]'},
+    'search': {
+        'mode': 'search',
+        'query': '../query.png',
+        'embeddings': '../embeddings.npz',
+        'checkpoint': OLDER,
+    },
     'predict': {'mode': 'predict', 'checkpoint': OLDER, 'eval_split': 'test[:8]'},
 }
 

@@ -141,7 +141,7 @@ class LearningConfig:
         None,
         'Weights to start from if --model_dir has none: another --model_dir, a checkpoint, an '
         'exported module, or published weights as a TF1 or TF2 checkpoint or TF2 SavedModel.',
-        modes=('export', *INFERENCE),
+        modes=('export', *INFERENCE, 'search'),
         resume='fixed',
     )
     fine_tune_after_block: int = option(
@@ -318,7 +318,7 @@ class TrainConfig:
         'capability 8.0 on, CPUs with AVX512-BF16 or AMX), else float32; a resumed run keeps what '
         'it started with. float16 scales the loss.',
         choices=('auto', 'float32', 'bfloat16', 'float16'),
-        modes=('eval', *INFERENCE),
+        modes=('eval', *INFERENCE, 'search'),
         resume='continue',
     )
     jit_compile: bool = option(False, 'Compile the training step with XLA.', resume='free')
@@ -343,7 +343,7 @@ class OutputConfig:
     model_dir: str | None = option(
         None,
         'Folder for checkpoints, results, exports and TensorBoard. Unset: a new one under runs/.',
-        modes=('eval', 'export', 'check', *INFERENCE),
+        modes=('eval', 'export', 'check', *INFERENCE, 'search'),
         resume='free',
     )
     checkpoint_epochs: int = option(
@@ -491,7 +491,7 @@ class DeviceConfig:
         'Seconds to wait for a TPU, the other workers or a remote folder.',
         at_least=1,
         at_most=86_400,
-        modes=('eval', 'export', 'check', *INFERENCE),
+        modes=('eval', 'export', 'check', *INFERENCE, 'search'),
         resume='free',
     )
 

@@ -34,9 +34,10 @@ class RunConfig:
         'What to do. "eval" follows new checkpoints until training is done; "export" turns '
         '--checkpoint, of any format, into a TF-Hub module below --model_dir; "pipeline" runs all '
         'stages, one after the other; "embed" writes the representation of every image, "predict" '
-        'its most likely classes; "check" reads every image once and reports what is in the data.',
+        'its most likely classes; "search" finds the images most similar to one; "check" reads '
+        'every image once and reports what is in the data.',
         choices=MODES,
-        modes=('eval', 'export', 'check', *INFERENCE),
+        modes=('eval', 'export', 'check', *INFERENCE, 'search'),
         resume='free',
     )
     preset: str | None = option(
@@ -49,7 +50,7 @@ class RunConfig:
         0,
         '1 also lists variables by name when weights are loaded.',
         at_least=0,
-        modes=('eval', 'export', *INFERENCE),
+        modes=('eval', 'export', *INFERENCE, 'search'),
         resume='free',
     )
 
@@ -76,25 +77,35 @@ class InferenceConfig:
     layer: str | None = option(
         None,
         'Endpoint of the network that is the embedding; feature maps are averaged over space. '
-        'Unset: final_avg_pool, the representation.',
-        modes=('embed',),
+        'Unset: final_avg_pool, the representation, or what is recorded in --embeddings.',
+        modes=('embed', 'search'),
         runs=False,
         resume='free',
     )
     output: str | None = option(
         None,
         'File to write, relative to --model_dir; its extension says the format. Unset: '
-        'embeddings.npz, which may also be .parquet or .csv, and predictions.csv.',
-        modes=('embed', 'predict'),
+        'embeddings.npz, which may also be .parquet or .csv, predictions.csv, and search.html.',
+        modes=('embed', 'predict', 'search'),
         runs=False,
         resume='free',
     )
     top_k: int = option(
         0,
-        'Classes that are predicted for each image, the most likely ones; 0: 5, or as many as '
-        'there are.',
+        'How many of the most likely classes are predicted for each image, or of the most similar '
+        'images are found. 0: 5 classes, or all if there are fewer; 24 images.',
         at_least=0,
-        modes=('predict',),
+        modes=('predict', 'search'),
+        runs=False,
+        resume='free',
+    )
+    query: str | None = option(
+        None, 'The image to search for.', modes=('search',), runs=False, resume='free'
+    )
+    embeddings: str | None = option(
+        None,
+        'The file to search, which --mode=embed wrote.',
+        modes=('search',),
         runs=False,
         resume='free',
     )

@@ -14,10 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from app import lock
-from app.assembly import network
 from app.classes import match_classes
 from app.config.schema import Config, with_values
-from app.experiment import check_devices, with_weights, within_memory
+from app.experiment import check_devices, within_memory
+from app.inference.network import Network, load_network, with_architecture
 from app.inference.parts import Parts
 from app.preflight import with_model_dir
 from app.skipped import listing_skipped_files
@@ -32,9 +32,8 @@ from data.worker import Worker
 from tf2 import distribution, precision
 from tf2.features import RowPass
 from tf2.files import clear_leftovers, writing
-from tf2.models.encoder import SimCLRModel
 from tf2.progress import Progress
-from tf2.weights import Report, Weights
+from tf2.weights import Weights
 
 NAMES_AT_ONCE = 65_536  # names of files that are hashed at a time
 
@@ -50,20 +49,14 @@ class Application:
         source: the data set, its files in the order of their listing.
         splits: name and number of examples of each split, in the order of the pass.
         strategy: where it runs.
-        weights: what `--checkpoint` names.
-        model: with these weights.
-        report: what of them was loaded.
-        knows_selector: whether something tells which layer of the head the classifier reads.
+        network: what `--checkpoint` names.
     """
 
     config: Config
     source: Source
     splits: Sequence[tuple[str, int]]
     strategy: tf.distribute.Strategy
-    weights: Weights
-    model: SimCLRModel
-    report: Report
-    knows_selector: bool
+    network: Network
 
     @property
     def examples(self) -> int:
@@ -94,7 +87,7 @@ class Application:
         config = self.config
         return {
             'mode': config.run.mode,
-            'checkpoint': _identity(self.weights),
+            'checkpoint': _identity(self.network.weights),
             'image_size': config.data.image_size,
             'mixed_precision': config.train.mixed_precision,
             'eval_batch_size': config.evaluation.eval_batch_size,
@@ -160,9 +153,7 @@ def prepare(
     """
     config = with_model_dir(config)
     strategy = distribution.build_strategy(config.devices)
-    config, weights = with_weights(config, given)
-    if 'ft_proj_selector' not in given and weights.selector is not None:
-        config = with_values(config, ft_proj_selector=weights.selector)
+    config, weights = with_architecture(config, given)
     source, splits = _open_data(config, given, weights)
     config = _with_batch(config, given, strategy, max(count for _, count in splits))
     with (
@@ -173,10 +164,8 @@ def prepare(
         config = with_values(config, mixed_precision=setting)
         check_devices(config, strategy)
         with strategy.scope():
-            model = network(config, weights.num_classes)
-            report = weights.load_into(model, head_layers=head_layers(config))
-    told = 'ft_proj_selector' in given or weights.selector is not None or not weights.head_layers
-    return Application(config, source, splits, strategy, weights, model, report, told)
+            loaded = load_network(config, given, weights, head_layers(config))
+    return Application(config, source, splits, strategy, loaded)
 
 
 def _open_data(
@@ -267,29 +256,6 @@ def in_folder(app: Application) -> Iterator[None]:
         yield
 
 
-def check_classifier(app: Application) -> None:
-    """Raises UserError if the weights have no classifier whose logits can be computed."""
-    weights, report = app.weights, app.report
-    path = weights.path
-    if weights.num_classes is None:
-        raise UserError(
-            f'--checkpoint={path} must have a classifier; found none in this {weights.format}. '
-            'Fine-tune it first, or choose another one.'
-        )
-    if not app.knows_selector:
-        raise UserError(
-            f'--checkpoint={path} must tell which layer of the projection head its classifier '
-            f'reads; this {weights.format} does not. Name it with --ft_proj_selector, 0 for the '
-            "encoder's output."
-        )
-    if any(reason.startswith('classifier') for reason in (*report.left_out, *report.missing)):
-        raise UserError(
-            f'--checkpoint={path} must have a classifier that reads layer '
-            f'{app.config.model.ft_proj_selector} of its projection head; found: {report.line()}. '
-            'Name another one with --ft_proj_selector.'
-        )
-
-
 def tell_skipped(app: Application, count: int) -> None:
     """Prints how many files have no row, if there are any."""
     if count:
@@ -307,7 +273,7 @@ def announce(app: Application) -> None:
     where = distribution.describe(config.devices, app.strategy)
     print(f'{where}, in {config.train.mixed_precision}.')
     verbose = config.run.verbosity > 0
-    print(app.report.details() if verbose else f'{app.report.line()}.', flush=True)
+    print(app.network.report.details() if verbose else f'{app.network.report.line()}.', flush=True)
 
 
 def pass_over(app: Application, function: RowPass, keep: Keep, parts: Parts, stop: Stop) -> None:

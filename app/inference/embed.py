@@ -12,12 +12,12 @@ import tensorflow as tf
 from app.config.schema import Config
 from app.inference import application, projector
 from app.inference.application import Application
+from app.inference.network import check_layer, layers_needed, pooled
 from app.inference.parts import Parts, folder_of, rebatched
 from app.inference.tables import ROWS_AT_ONCE, Names, Table, write_table
-from common.errors import UserError
 from common.interruption import Stop
 from tf2 import distribution
-from tf2.features import EMBEDDING, LOGITS, RowPass
+from tf2.features import EMBEDDING, RowPass
 from tf2.files import writing, written_whole
 from tf2.models.encoder import SimCLRModel
 
@@ -37,8 +37,9 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         Interrupted: when a signal came.
     """
     layer = config.inference.layer or EMBEDDING
-    app = application.prepare(config, given, head_layers=lambda known: _head_layers(layer, known))
-    width = check_layer(app, layer)
+    app = application.prepare(config, given, head_layers=lambda known: layers_needed(layer, known))
+    with app.strategy.scope():
+        width = check_layer(app.network, layer)
     path = application.output_path(app.config)
     with application.in_folder(app):
         application.announce(app)
@@ -46,7 +47,7 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         parts = Parts(folder_of(path), settings, writes=app.writes)
         shown = projector.Shown(app.examples, width)
         with app.strategy.scope():
-            function = RowPass(lambda images: embed(app.model, images, layer))
+            function = RowPass(lambda images: embed(app.network.model, images, layer))
             application.pass_over(app, function, lambda rows: _kept(rows, shown), parts, stop)
         if app.writes:
             _write(app, path, parts, width, layer)
@@ -57,38 +58,6 @@ def embed(model: SimCLRModel, images: tf.Tensor, layer: str) -> dict[str, tf.Ten
     """'vector' [b, d], the endpoint `layer`, and 'thumbnail' [b, s, s, 3] of images."""
     endpoint = model(images, training=False)[layer]
     return {'vector': pooled(endpoint), 'thumbnail': projector.thumbnails(images)}
-
-
-def pooled(endpoint: tf.Tensor) -> tf.Tensor:
-    """[b, d] float32: feature maps [b, h, w, d] are averaged over space, tokens [b, n, d] too."""
-    endpoint = tf.cast(endpoint, tf.float32)
-    return tf.reduce_mean(endpoint, axis=list(range(1, endpoint.shape.rank - 1)))
-
-
-def _head_layers(layer: str, config: Config) -> int:
-    """How many layers of the projection head `layer` depends on, -1 for all of them."""
-    if layer == LOGITS:
-        return config.model.ft_proj_selector
-    return -1 if layer == 'proj_head_output' else 0
-
-
-def check_layer(app: Application, layer: str) -> int:
-    """The width of the embedding.
-
-    Raises:
-        UserError: if the network has no endpoint `layer`; lists those it has.
-    """
-    size = app.config.data.image_size
-    with app.strategy.scope():
-        endpoints = app.model(tf.keras.Input([size, size, 3]), training=False)
-    if layer not in endpoints:
-        found = ' (this checkpoint has no classifier)' if layer == LOGITS else ''
-        raise UserError(
-            f'--layer must be one of {", ".join(endpoints)}; found {layer!r}{found}. Choose one.'
-        )
-    if layer == LOGITS:
-        application.check_classifier(app)
-    return endpoints[layer].shape[-1]
 
 
 def _kept(rows: Mapping[str, np.ndarray], shown: projector.Shown) -> dict[str, np.ndarray]:
@@ -134,10 +103,10 @@ def table_of(app: Application, parts: Parts, width: int, layer: str) -> Table:
 
 def record_of(app: Application, layer: str) -> dict[str, Any]:
     """Where embeddings come from, as a search needs to know it."""
-    place = app.weights.path
+    place = app.network.weights.path
     return {
         'checkpoint': place if '://' in place else os.path.abspath(place),
-        'step': app.weights.step,
+        'step': app.network.weights.step,
         'layer': layer,
         'image_size': app.config.data.image_size,
         'mixed_precision': app.config.train.mixed_precision,

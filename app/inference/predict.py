@@ -15,6 +15,7 @@ import tensorflow as tf
 from app.config.schema import Config
 from app.inference import application
 from app.inference.application import Application
+from app.inference.network import check_classifier, layers_needed
 from app.inference.parts import Parts, folder_of, rebatched
 from app.inference.tables import ROWS_AT_ONCE
 from common.errors import UserError
@@ -40,24 +41,19 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         UserError: for whatever the user can fix.
         Interrupted: when a signal came.
     """
-    app = application.prepare(config, given, head_layers=_layers)
-    application.check_classifier(app)
+    app = application.prepare(config, given, head_layers=lambda known: layers_needed(LOGITS, known))
+    check_classifier(app.network)
     count = number_shown(config.inference.top_k, app)
     path = application.output_path(app.config)
     with application.in_folder(app):
         application.announce(app)
         parts = Parts(folder_of(path), {**app.settings(), 'top_k': count}, writes=app.writes)
         with app.strategy.scope():
-            function = RowPass(lambda images: classify(app.model, images, count))
+            function = RowPass(lambda images: classify(app.network.model, images, count))
             application.pass_over(app, function, _kept, parts, stop)
         if app.writes:
             _write(app, path, parts, count)
         distribution.wait_for_all(app.strategy)
-
-
-def _layers(config: Config) -> int:
-    """How many layers of the projection head the classifier reads, -1 for all."""
-    return config.model.ft_proj_selector
 
 
 def classify(model: SimCLRModel, images: tf.Tensor, count: int) -> dict[str, tf.Tensor]:
@@ -77,11 +73,11 @@ def number_shown(top_k: int, app: Application) -> int:
     Raises:
         UserError: if the classifier has fewer classes than are asked for.
     """
-    classes = app.weights.num_classes
+    classes = app.network.weights.num_classes
     if top_k > classes:
         raise UserError(
-            f'--top_k must be at most the number of classes of --checkpoint={app.weights.path}, '
-            f'{classes}; found {top_k}.'
+            f'--top_k must be at most {classes}, the number of classes of '
+            f'--checkpoint={app.network.weights.path}; found {top_k}.'
         )
     return top_k or min(TOP, classes)
 
@@ -144,7 +140,8 @@ def _columns(app: Application, rows: Mapping[str, np.ndarray]) -> Iterator[Seque
     yield files
     yield splits
     yield [_name_of(label, app.class_names) for label in rows['label'].tolist()]
-    names = app.weights.class_names or tuple(map(str, range(app.weights.num_classes)))
+    weights = app.network.weights
+    names = weights.class_names or tuple(map(str, range(weights.num_classes)))
     for numbers, probabilities in zip(rows['class'].T, rows['probability'].T, strict=True):
         yield [names[number] for number in numbers.tolist()]
         yield probabilities
@@ -156,7 +153,7 @@ def _name_of(label: int, names: Sequence[str] | None) -> str | None:
 
 def knows_labels(app: Application) -> bool:
     """Whether the classifier's numbers are those of the data set's labels, as far as is known."""
-    own, theirs = app.weights.class_names, app.source.class_names
+    own, theirs = app.network.weights.class_names, app.source.class_names
     if own and theirs:
         return same_classes(own, theirs)  # which are then numbered alike
-    return app.source.num_classes == app.weights.num_classes
+    return app.source.num_classes == app.network.weights.num_classes

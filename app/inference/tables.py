@@ -1,4 +1,4 @@
-"""Files of embeddings, .npz, Parquet or CSV, written and read a chunk of rows at a time."""
+"""Files of embeddings, .npz, Parquet or CSV, written a chunk of rows at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pyarrow.parquet
 
 ROWS_AT_ONCE = 8192
 METADATA_KEY = b'simclr'  # of the record in a Parquet file
+PLAIN = {'file': pa.string(), 'split': pa.string(), 'label': pa.int32(), 'class': pa.string()}
 _BEGINNING = (1980, 1, 1, 0, 0, 0)  # of ZIP's calendar: files with the same rows are the same
 
 
@@ -121,12 +122,9 @@ def _columns(table: Table) -> Iterator[dict[str, pa.Array]]:
         }
 
 
-_PLAIN = {'file': pa.string(), 'split': pa.string(), 'label': pa.int32(), 'class': pa.string()}
-
-
 def _write_parquet(path: str, table: Table) -> None:
     """Columns 'file', 'split', 'label', 'class' and 'embedding', a list of `width` float32."""
-    fields = {**_PLAIN, 'embedding': pa.list_(pa.float32(), table.width)}
+    fields = {**PLAIN, 'embedding': pa.list_(pa.float32(), table.width)}
     record = {METADATA_KEY: json.dumps(dict(table.record)).encode()}
     schema = pa.schema(fields.items(), metadata=record)
     with pa.parquet.ParquetWriter(path, schema) as writer:
@@ -139,7 +137,7 @@ def _write_parquet(path: str, table: Table) -> None:
 def _write_csv(path: str, table: Table) -> None:
     """Columns 'file', 'split', 'label', 'class', and 'e0', 'e1', … for the embedding."""
     axes = {f'e{i}': pa.float32() for i in range(table.width)}
-    schema = pa.schema({**_PLAIN, **axes}.items())
+    schema = pa.schema({**PLAIN, **axes}.items())
     with pa.csv.CSVWriter(path, schema) as writer:
         for columns, vectors in zip(_columns(table), table.vectors(), strict=True):
             rows = np.ascontiguousarray(vectors.T)  # [width, n]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from app.inference import application, parts
+from app.inference import network, parts
+from common.errors import UserError
 from tests.app.inference.conftest import CHECKPOINT, CLASSES, Main
 from tf2.models.encoder import build_model, without_classifier
 from tf2.weights import open_weights
@@ -138,7 +139,7 @@ def interrupt(main: Main, flags: dict[str, object], monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ('flags', 'words'),
     [
-        ({'top_k': 11}, '--top_k must be at most the number of classes of .*, 10; found 11'),
+        ({'top_k': 11}, '--top_k must be at most 10, the number of classes of .*; found 11'),
         ({'output': 'p.npz'}, "ends in .csv; found 'p.npz'"),
         ({'layer': 'final_avg_pool'}, '--layer is for --mode=embed'),
         ({'model_dir': None}, '--mode=predict needs --checkpoint and --model_dir'),
@@ -181,8 +182,6 @@ def test_weights_without_a_classifier_predict_nothing(
 
 
 def test_a_classifier_of_unknown_input_needs_a_selector() -> None:
-    app = application.Application(
-        *[None] * 4, weights=open_weights(CHECKPOINT), model=None, report=None, knows_selector=False
-    )
-    with pytest.raises(application.UserError, match='Name it with --ft_proj_selector, 0 for the'):
-        application.check_classifier(app)
+    loaded = network.Network(open_weights(CHECKPOINT), None, None, selector=None)
+    with pytest.raises(UserError, match='Name it with --ft_proj_selector, 0 for the'):
+        network.check_classifier(loaded)
