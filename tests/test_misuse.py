@@ -17,7 +17,7 @@ import run
 from app import train
 from app.config.resolution import stages_reading
 from app.config.schema import OPTIONS, all_options
-from app.inference import application
+from app.inference import application, search
 from common.settings import option_type
 from tests.support import GOLDEN, mirrored
 from tf2 import distribution
@@ -63,8 +63,8 @@ MODES: dict[str, dict[str, str]] = {
     'embed': {'mode': 'embed', 'checkpoint': OLDER, 'eval_split': 'test[:8]'},
     'search': {
         'mode': 'search',
-        'query': '../query.png',
-        'embeddings': '../embeddings.npz',
+        'query': __file__,  # what is in these isn't looked at
+        'embeddings': __file__,
         'checkpoint': OLDER,
     },
     'predict': {'mode': 'predict', 'checkpoint': OLDER, 'eval_split': 'test[:8]'},
@@ -141,6 +141,7 @@ def no_training() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, 'train', reach)
         patch.setattr(application, 'in_folder', reach)
+        patch.setattr(search, 'open_table', reach)
         # These flags would wait for the network.
         patch.setattr(distribution, '_tpu_strategy', lambda config: mirrored(1))
         yield

@@ -147,15 +147,16 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     name = given.get('preset')
     if name is not None and name not in presets:
         raise UserError(f'--preset must be one of {", ".join(presets)}; found {name!r}.')
-    does = MODES[given.get('mode', DEFAULTS['mode'])]
+    mode = given.get('mode', DEFAULTS['mode'])
+    does = MODES[mode]
     if does.measures and not does.trains:
         # The recorded settings will complete these, and only then can they be compared.
         for name, value in given.items():
             check_option(name, value, OPTIONS[name])
-        return Config(run=RunConfig(mode=given['mode']))
+        return Config(run=RunConfig(mode=mode))
     dataset = 'bundled' if given.get('data_dir') is None else OWN_IMAGES[0]
     if not does.follows_run:
-        given = {'dataset': dataset, **given} if does.needs_data else given
+        given = {'dataset': dataset, **given} if mode in OPTIONS['dataset']['modes'] else given
     elif given.get('dataset') is None and name is None:
         stage = given.get('train_mode', LearningConfig.train_mode)
         name = _first_preset(stage, dataset, presets)

@@ -256,13 +256,6 @@ def in_folder(app: Application) -> Iterator[None]:
         yield
 
 
-def tell_skipped(app: Application, count: int) -> None:
-    """Prints how many files have no row, if there are any."""
-    if count:
-        files = 'file' if count == 1 else 'files'
-        print(f'{count:,} {files} could not be read and have no row.')
-
-
 def announce(app: Application) -> None:
     """Prints where the pass runs, over what, and with which weights."""
     config = app.config

@@ -82,7 +82,6 @@ def _write(app: Application, path: str, parts: Parts, width: int, layer: str) ->
         projector.write(app, parts)
     parts.remove()
     print(f'{table.count:,} embeddings of {width} numbers each, from {layer}: {path}')
-    application.tell_skipped(app, app.examples - table.count)
     print(f'To look at them: tensorboard --logdir {app.config.output.model_dir}, "Projector"')
 
 

@@ -112,7 +112,6 @@ def _write(app: Application, path: str, parts: Parts, count: int) -> None:
             written = _write_csv(partial, app, parts, count, accuracy)
     parts.remove()
     print(f'Predictions for {written:,} images: {path}')
-    application.tell_skipped(app, app.examples - written)
     if accuracy.labeled and knows_labels(app):
         print(accuracy)
 

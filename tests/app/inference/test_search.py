@@ -64,14 +64,17 @@ def test_matches_are_those_of_scikit_learn(
     flags = {'query': query, 'embeddings': made / f'v.{format}', 'model_dir': tmp_path, **more}
     status, shown, said = main('search', top_k=7, **flags)
     assert status == 0, said
-    finder = NearestNeighbors(n_neighbors=7, metric='cosine', algorithm='brute')
-    distances, found = finder.fit(vectors).kneighbors(vectors[row : row + 1])
+    finder = NearestNeighbors(metric='cosine', algorithm='brute').fit(vectors)
+    distances, found = finder.kneighbors(vectors[row : row + 1], len(files))
+    expected = {files[i]: (CLASSES[labels[i]], 1 - d) for d, i in zip(distances[0], found[0])}
     lines = [line for line in shown.splitlines() if re.match(r'\d\.\d{4}  ', line)]
-    expected = [(files[i], CLASSES[labels[i]], 1 - d) for d, i in zip(distances[0], found[0])]
     assert len(lines) == 7 and lines[0].startswith('1.0000')
-    for line, (name, label, similarity) in zip(lines, expected, strict=True):
-        assert line.endswith(f'  {name}  ({label})')
-        assert abs(float(line.split()[0]) - similarity) < 2e-4
+    # The network has hardly been trained: many images are equally similar but for rounding.
+    for line, distance in zip(lines, distances[0]):
+        similarity, name = line[:6], line[8:].split('  (')[0]
+        assert line == f'{similarity}  {name}  ({expected[name][0]})'
+        assert float(similarity) == pytest.approx(expected[name][1], abs=2e-4)
+        assert float(similarity) == pytest.approx(1 - distance, abs=2e-4)
     page = Page(tmp_path / 'search.html')
     assert len(page.of('img')) == 8 and 'not found' not in page.text
     assert all(image['alt'] and image['src'].startswith('data:') for image in page.of('img'))
