@@ -408,18 +408,7 @@ class Trials:
     def vanished_data(self) -> Outcome:
         """Moves the image folder away during a run, then back."""
         kind = 'pretrain, image folder'
-        images = self.folder / 'images'
-        if not images.exists():
-            runs.make_images(images)
-            KINDS[kind] = (
-                *PRETRAIN,
-                '--train_steps=400',
-                '--checkpoint_steps=50',
-                '--dataset=image_folder',
-                f'--data_dir={images}',
-                '--train_split=train',
-                '--eval_split=test',
-            )
+        images = self._images(kind, '--train_steps=400', '--checkpoint_steps=50')
         self.reference(kind)
         place, began = self.new_folder(), time.monotonic()
         run = self.start(kind, place)
@@ -432,6 +421,25 @@ class Trials:
             pathlib.Path(f'{images} elsewhere').rename(images)
         problems += self.ended(self.start(kind, place), kind)
         return Outcome('data folder gone', kind, _since(began), problems)
+
+    def damaged_images(self) -> Outcome:
+        """Kills and restarts a run with image files that can't be decoded."""
+        kind = 'pretrain, damaged images'
+        images = self._images(kind, '--checkpoint_steps=4', '--max_bad_fraction=0.1')
+        for number in range(0, 20, 5):
+            path = images / 'train' / f'class {number % 2}' / f'{number}.png'
+            path.write_bytes(path.read_bytes()[:40])
+        return self.kill(kind, 'any moment')
+
+    def _images(self, kind: str, *more: str) -> pathlib.Path:
+        """The folder of images of a kind of run, which is made if there is none."""
+        images = self.folder / f'images of {kind}'
+        if not images.exists():
+            runs.make_images(images)
+            data = ('--dataset=image_folder', f'--data_dir={images}')
+            splits = ('--train_split=train', '--eval_split=test')
+            KINDS[kind] = (*PRETRAIN, *more, *data, *splits)
+        return images
 
     def corrupt_record(self) -> Outcome:
         """Trains with a corrupt record; compares with a data set that lacks the record."""
@@ -579,6 +587,7 @@ def campaign(trials: Trials, arguments: argparse.Namespace) -> Iterator[Outcome]
     for _ in range(arguments.data):
         yield trials.vanished_data()
         yield trials.corrupt_record()
+        yield trials.damaged_images()
     for _ in range(arguments.workers):
         yield trials.kill_worker()
 
@@ -632,7 +641,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         ('links', 2, "runs with links and a user's folder inside"),
         ('disks', 4, 'full disks; need root'),
         ('folders', 2, 'read-only folders; need root'),
-        ('data', 2, 'vanished data folders, and as many corrupt records'),
+        ('data', 2, 'vanished data folders, corrupt records and runs with damaged images, of each'),
         ('checked', 3, 'killed runs that check their exported modules'),
         ('seed', 0, 'of random times and choices'),
     ):

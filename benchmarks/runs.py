@@ -300,7 +300,8 @@ def _variables(run: pathlib.Path) -> State:
 
 def _results(run: pathlib.Path) -> State:
     found = {file.name: json.loads(file.read_text()) for file in run.glob('result*.json')}
-    return {name: values for name, values in found.items() if not any(map(_varies, values))}
+    lists = {file.name: file.read_text() for file in run.glob('skipped_files*.txt')}
+    return {**{name: x for name, x in found.items() if not any(map(_varies, x))}, **lists}
 
 
 def _varies(name: str) -> bool:
