@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from app.run_folder import RESTORE
 from common.file_names import SKIPPED_FILE
+from data.sources.skipped_files import UNREADABLE
 from data.sources.source import Source
 from tf2 import distribution, records
 from tf2.files import write_text, writing
@@ -23,8 +24,8 @@ def listing_skipped_files(
 ) -> Iterator[None]:
     """Lists files of `source` that are skipped within the context in `model_dir`.
 
-    Those that are listed there already, from before an interruption, stay. At the end it prints how
-    many there are.
+    Those that are listed there already, from before an interruption, stay; but files that could not
+    even be read may be there again. At the end it prints how many there are.
 
     Args:
         source: what is read; one that isn't made of files is never listed.
@@ -48,6 +49,7 @@ def listing_skipped_files(
         if len(skipped) <= _WRITTEN_AT_ONCE or len(skipped) % _WRITTEN_AT_ONCE == 0:
             write()
 
+    _forget_unreadable(path)
     skipped.on_change(write_sometimes)
     try:
         yield
@@ -56,6 +58,18 @@ def listing_skipped_files(
         if len(skipped):
             write()
             print(f'{describe(len(skipped))}: {path}', flush=True)
+
+
+def _forget_unreadable(path: str) -> None:
+    before = (records.read_text(path, RESTORE) or '').splitlines(keepends=True)
+    kept = [line for line in before if f'\t{UNREADABLE}' not in line]
+    if len(kept) == len(before):
+        return
+    with writing(os.path.dirname(path)):
+        if kept:
+            write_text(path, ''.join(kept))
+        else:
+            tf.io.gfile.remove(path)
 
 
 def file_name(worker: str | None) -> str:

@@ -20,6 +20,7 @@ from data.sources.files import NO_CLASS, Files
 
 # A grey pixel as a PGM file: what a masked row holds.
 BLANK = b'P5 1 1 255\n\x80'
+UNREADABLE = 'it cannot be read'  # how the reason begins, if not even the bytes can be had
 _LISTED = 3  # files, in a message
 
 
@@ -142,7 +143,7 @@ class SkippedFiles:
 
     def _reason(self, content: bytes, error: Exception) -> str:
         if not content and not isinstance(error, tf.errors.InvalidArgumentError):
-            return f'it cannot be read ({one_line(error, 100)})'
+            return f'{UNREADABLE} ({one_line(error, 100)})'
         try:
             decode_by_pillow(content, self._max_pixels)
         except NotAnImageError as reason:

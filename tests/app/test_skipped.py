@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from app.skipped import listing_skipped_files
 from benchmarks import runs
 from benchmarks.runs import Reader
+from data.config import DataConfig
+from data.sources import open_source
 
 DAMAGED = {'cat/3.png': b'', 'dog/1.png': b'version https://git-lfs.github.com/spec/v1\n'}
 REASONS = {'cat/3.png': 'it is empty', 'dog/1.png': 'it is a Git LFS pointer, not the file itself'}
@@ -76,6 +79,19 @@ def test_a_resumed_run_replaces_the_same_files(
     assert all('going on from' in text for text in shown)
     assert listed(folder) == REASONS
     assert runs.differences(weights(reader, folder), expected) == []
+
+
+def test_files_that_are_there_again_leave_the_list(
+    images: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """As after a disk was unmounted; damaged files stay listed."""
+    path, damaged = tmp_path / 'skipped_files.txt', 'a.png\tit is empty\n'
+    gone = 'b.png\tit cannot be read (b.png; No such file or directory)\n'
+    source = open_source(DataConfig(dataset='image_folder', data_dir=str(images)))
+    for before, after in ((gone, None), (damaged + gone, damaged)):
+        path.write_text(before)
+        with listing_skipped_files(source, str(tmp_path), tf.distribute.get_strategy()):
+            assert (path.read_text() if path.exists() else None) == after
 
 
 def train(count: int, images: pathlib.Path, folder: pathlib.Path) -> list[str]:
