@@ -270,7 +270,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
 
     logging.set_verbosity(logging.WARNING)
     seconds = given.get('connect_timeout', config.devices.connect_timeout)
-    for flag, place in remote_paths(given).items():
+    for flag, place in remote_paths(given):
         experiment.check_reachable(flag, place, seconds)
     action(config, given, stop)
 

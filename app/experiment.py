@@ -130,26 +130,21 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     recorded = recorded_run(model_dir) if trains else read_flags(model_dir)
     classes = match_classes(config, data.source, recorded, teacher, weights)
     num_classes = number_of_classes(config, data, teacher, recorded)
-    check_evaluators(
-        config,
-        given,
-        data,
-        has_classifier=num_classes is not None,
-        has_teacher=teacher is not None,
-    )
+    classified, taught = num_classes is not None, teacher is not None
+    check_evaluators(config, given, data, has_classifier=classified, has_teacher=taught)
     check_same_architecture(model_dir, config, num_classes)
     if trains:
         history = resuming.check_changes(config, data.train_examples, history)
     experiment = Experiment(
-        config,
-        _with_classes(data, classes, has_classifier=num_classes is not None),
-        strategy,
-        num_classes,
-        weights,
-        teacher,
-        classes.names if num_classes else None,
-        classes.mismatch,
-        history,
+        config=config,
+        data=_with_classes(data, classes, has_classifier=classified),
+        strategy=strategy,
+        num_classes=num_classes,
+        weights=weights,
+        teacher=teacher,
+        class_names=classes.names if num_classes else None,
+        classifier_mismatch=classes.mismatch,
+        history=history,
     )
     if trains:
         _check_length(experiment)

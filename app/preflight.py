@@ -9,7 +9,7 @@ import dataclasses
 import glob
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from app.config.schema import Config, to_values, with_values
@@ -44,23 +44,29 @@ WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE, DETAILS_FILE)
 
 def check_schemes(given: Mapping[str, Any]) -> None:
     """Raises UserError if a path in the flags `given` is on an unsupported file system."""
-    for flag, more in _PATH_FLAGS.items():
-        scheme, found, _ = (given.get(flag) or '').partition('://')
-        if found and scheme not in (*SCHEMES, *more):
-            listed = ', '.join(f'{known}://' for known in (*SCHEMES, *more))
+    for flag, place in _places(given):
+        scheme, found, _ = place.partition('://')
+        known = (*SCHEMES, *_PATH_FLAGS[flag])
+        if found and scheme not in known:
+            listed = ', '.join(f'{name}://' for name in known)
             raise UserError(
                 f'--{flag} must be a path of this machine or begin with {listed}; found '
-                f'{given[flag]!r}. Other file systems need a plugin of TensorFlow, which this '
+                f'{place!r}. Other file systems need a plugin of TensorFlow, which this '
                 'program does not load: mount it, or copy what is there.'
             )
 
 
-def remote_paths(given: Mapping[str, Any]) -> dict[str, str]:
-    """Flag -> path, for the paths in `given` that are read over a network."""
-    named = {flag: given.get(flag) or '' for flag in _PATH_FLAGS}
-    # Of several folders, the first one suffices to check the network.
-    named['data_dir'] = next(iter(folders_of(named['data_dir'])), '')
-    return {flag: place for flag, place in named.items() if place.startswith('gs://')}
+def remote_paths(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Flag and path, for each path in `given` that is read over a network."""
+    return [(flag, place) for flag, place in _places(given) if place.startswith('gs://')]
+
+
+def _places(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Flag and path, for each path in `given`; `data_dir` may name several."""
+    for flag in _PATH_FLAGS:
+        value = given.get(flag)
+        places = folders_of(value) if flag == 'data_dir' else [value or '']
+        yield from ((flag, place) for place in places)
 
 
 def check_paths(config: Config) -> None:

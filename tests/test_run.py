@@ -458,16 +458,26 @@ def test_views_finished_on_a_device_give_the_same_weights(
         np.testing.assert_allclose(found[name], value, atol=1e-3, err_msg=name)
 
 
+def unfinished(finished: pathlib.Path, folder: pathlib.Path) -> None:
+    """Makes `folder` hold the run as it was after its first checkpoint."""
+    for path in [*finished.glob('ckpt-2.*'), finished / 'flags.json']:
+        shutil.copy(path, folder)
+
+
+def resume_unfinished(finished: pathlib.Path, folder: pathlib.Path, *flags: str) -> None:
+    """Trains the run in `folder` from its first checkpoint to its end."""
+    unfinished(finished, folder)
+    (folder / 'checkpoint').write_text('model_checkpoint_path: "ckpt-2"\n')
+    shown = main('--mode=train', f'--model_dir={folder}', *flags)
+    assert f'going on from {folder}/ckpt-2' in shown
+
+
 @pytest.mark.usefixtures('train_only')
 def test_a_killed_run_resumes_with_the_same_result(
     finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     model_dir, _ = finished
-    for path in [*model_dir.glob('ckpt-2.*'), model_dir / 'flags.json']:
-        shutil.copy(path, tmp_path)
-    (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "ckpt-2"\n')
-    shown = main('--mode=train', f'--model_dir={tmp_path}', *BUNDLED)
-    assert f'going on from {tmp_path}/ckpt-2' in shown
+    resume_unfinished(model_dir, tmp_path, *BUNDLED)
     expected, found = (
         tf.train.load_checkpoint(str(folder / 'ckpt-3')) for folder in (model_dir, tmp_path)
     )
@@ -562,11 +572,7 @@ def test_a_stopped_run_with_a_memory_resumes_with_the_same_result(
     remembering: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
     model_dir, _ = remembering
-    for path in [*model_dir.glob('ckpt-2.*'), model_dir / 'flags.json']:
-        shutil.copy(path, tmp_path)
-    (tmp_path / 'checkpoint').write_text('model_checkpoint_path: "ckpt-2"\n')
-    shown = main('--mode=train', f'--model_dir={tmp_path}', *MEMORY)
-    assert f'going on from {tmp_path}/ckpt-2' in shown
+    resume_unfinished(model_dir, tmp_path, *MEMORY)
     expected, found = saved_values(model_dir, 4), saved_values(tmp_path, 4)
     (counter,) = [value for name, value in expected.items() if '/queue/enqueued/' in name]
     assert counter == 4 * 16
@@ -930,13 +936,6 @@ def test_a_classifier_is_loaded_only_if_it_fits_and_saw_no_other_labels(
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, 'SECONDS_BETWEEN_POLLS', 0.01)
     monkeypatch.setattr(evaluate, 'SECONDS_WITHOUT_TRAINING', 0.05)
-
-
-def unfinished(finished: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """The run as it was after its first checkpoint."""
-    for path in [*finished.glob('ckpt-2.*'), finished / 'flags.json']:
-        shutil.copy(path, folder)
-    return folder
 
 
 @pytest.mark.usefixtures('hurried')

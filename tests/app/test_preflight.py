@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import run
 from app.config.resolution import resolve
-from app.preflight import check_characters, check_paths, check_schemes
+from app.preflight import check_characters, check_paths, check_schemes, remote_paths
 from app.presets import PRESETS
 from common.errors import UserError
 
@@ -110,6 +110,14 @@ def test_unsupported_file_systems_are_refused(flag: str, scheme: str) -> None:
     assert '\n' not in str(e.value)
     for place in ('gs://bucket/x', 'file:///x', 'x', '', None):
         check_schemes({flag: place})
+
+
+def test_each_of_several_folders_may_be_remote() -> None:
+    given = {'model_dir': 'runs/a,b', 'data_dir': '/images, gs://b/x,gs://c/y', 'checkpoint': None}
+    check_schemes(given)
+    assert remote_paths(given) == [('data_dir', 'gs://b/x'), ('data_dir', 'gs://c/y')]
+    with pytest.raises(UserError, match=r"--data_dir must be a path .*; found 's3://c/y'"):
+        check_schemes({'data_dir': 'gs://b/x,s3://c/y'})
 
 
 def test_only_weights_may_be_urls() -> None:

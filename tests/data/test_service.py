@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import itertools
 import os
@@ -12,16 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.connections import answering, split_address
+from common.connections import answering, bounded, split_address
 from common.errors import UserError
 from common.views import SUPERVISED
 from data import service
@@ -45,22 +42,8 @@ def start(*arguments: str) -> subprocess.Popen:
     )
 
 
-def bounded(function: Callable[[], Any]) -> Any:
-    """What `function` returns, if it does in time."""
-    future = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result(timeout=TIMEOUT)
-
-
 def first_line(process: subprocess.Popen) -> str:
-    return bounded(process.stdout.readline).strip()
+    return bounded(process.stdout.readline, TIMEOUT).strip()
 
 
 def end(process: subprocess.Popen, ending: signal.Signals) -> None:
@@ -127,7 +110,7 @@ def read_until(
     deadline = time.monotonic() + TIMEOUT
     while not is_enough(found):
         assert time.monotonic() < deadline, f'{len(found)} batches are not enough'
-        found += bounded(lambda: list(itertools.islice(iterator, at_once)))
+        found += bounded(lambda: list(itertools.islice(iterator, at_once)), TIMEOUT)
     return found
 
 
