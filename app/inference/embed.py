@@ -12,7 +12,7 @@ import tensorflow as tf
 from app.config.schema import Config
 from app.inference import application, projector
 from app.inference.application import Application
-from app.inference.network import check_layer, layers_needed, pooled
+from app.inference.network import check_layer, fingerprint, layers_needed, pooled
 from app.inference.parts import Parts, folder_of, rebatched
 from app.inference.tables import ROWS_AT_ONCE, Names, Table, write_table
 from common.interruption import Stop
@@ -40,18 +40,38 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     app = application.prepare(config, given, head_layers=lambda known: layers_needed(layer, known))
     with app.strategy.scope():
         width = check_layer(app.network, layer)
-    path = application.output_path(app.config)
     with application.in_folder(app):
         application.announce(app)
-        settings = {**app.settings(), 'layer': layer}
-        parts = Parts(folder_of(path), settings, writes=app.writes)
-        shown = projector.Shown(app.examples, width)
-        with app.strategy.scope():
-            function = RowPass(lambda images: embed(app.network.model, images, layer))
-            application.pass_over(app, function, lambda rows: _kept(rows, shown), parts, stop)
-        if app.writes:
-            _write(app, path, parts, width, layer)
-        distribution.wait_for_all(app.strategy)
+        write_embeddings(app, row_pass(app, layer), layer, width, stop)
+
+
+def row_pass(app: Application, layer: str) -> RowPass:
+    """Images → what is kept of them; see `embed`."""
+    with app.strategy.scope():
+        return RowPass(lambda images: embed(app.network.model, images, layer))
+
+
+def write_embeddings(
+    app: Application, function: RowPass, layer: str, width: int, stop: Stop
+) -> None:
+    """Goes through all images and writes the files.
+
+    Args:
+        app: the data set and the model folder.
+        function: from `row_pass`.
+        layer: endpoint that is the embedding.
+        width: numbers in it.
+        stop: see `run`.
+    """
+    path = application.output_path(app.config)
+    settings = {**app.settings(), 'layer': layer}
+    parts = Parts(folder_of(path), settings, writes=app.writes)
+    shown = projector.Shown(app.examples, width)
+    with app.strategy.scope():
+        application.pass_over(app, function, lambda rows: _kept(rows, shown), parts, stop)
+    if app.writes:
+        _write(app, path, parts, width, layer)
+    distribution.wait_for_all(app.strategy)
 
 
 def embed(model: SimCLRModel, images: tf.Tensor, layer: str) -> dict[str, tf.Tensor]:
@@ -106,6 +126,7 @@ def record_of(app: Application, layer: str) -> dict[str, Any]:
     return {
         'checkpoint': place if '://' in place else os.path.abspath(place),
         'step': app.network.weights.step,
+        'weights': fingerprint(app.network.model, app.strategy),
         'layer': layer,
         'image_size': app.config.data.image_size,
         'mixed_precision': app.config.train.mixed_precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,6 +111,16 @@ def check_classifier(network: Network) -> None:
             f'{network.selector} of its projection head; found: {report.line()}. '
             'Name another one with --ft_proj_selector.'
         )
+
+
+def fingerprint(model: SimCLRModel, strategy: tf.distribute.Strategy) -> str:
+    """A hash of the encoder's weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for variable in model.backbone.variables:
+        # To read the whole variable could take all workers.
+        own, *_ = strategy.experimental_local_results(variable)
+        digest.update(own.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def layers_needed(layer: str, config: Config) -> int:

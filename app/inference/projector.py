@@ -7,6 +7,8 @@ import math
 import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 import tensorflow as tf
 from PIL import Image
 
@@ -71,7 +73,8 @@ def write(app: Application, parts: Parts) -> None:
     folder = os.path.join(model_dir, FOLDER)
     tf.io.gfile.makedirs(folder)
     places, labels, vectors, pictures = _chosen(parts)
-    write_text(f'{folder}/vectors.tsv', _lines_of(vectors))
+    with written_whole(f'{folder}/vectors.tsv') as path:
+        _write_vectors(path, vectors)
     write_text(f'{folder}/metadata.tsv', _metadata(app, places, labels))
     with written_whole(f'{folder}/sprite.jpg') as path:
         Image.fromarray(sprite(pictures)).save(path, 'JPEG', quality=90)
@@ -90,8 +93,12 @@ def _chosen(parts: Parts) -> list[np.ndarray]:
     return [np.concatenate(column) for column in zip(*found, strict=True)]
 
 
-def _lines_of(vectors: np.ndarray) -> str:
-    return ''.join('\t'.join(f'{x:.6g}' for x in row) + '\n' for row in vectors.tolist())
+def _write_vectors(path: str, vectors: np.ndarray) -> None:
+    """A line for each row of [n, d]; each number has as many digits as tell it from others."""
+    columns = [pa.array(column) for column in np.ascontiguousarray(vectors.T)]
+    table = pa.table(columns, names=[str(number) for number in range(len(columns))])
+    options = pa.csv.WriteOptions(include_header=False, delimiter='\t')
+    pa.csv.write_csv(table, path, options)
 
 
 def _metadata(app: Application, places: np.ndarray, labels: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from app.inference import page
 from app.inference.application import output_path
 from app.inference.network import (
     check_layer,
+    fingerprint,
     layers_needed,
     load_network,
     pooled,
@@ -94,15 +95,21 @@ def _as_recorded(config: Config, given: Mapping[str, Any], record: Mapping[str, 
     """`config` with what is recorded of the embeddings, where no flag says otherwise.
 
     Raises:
-        UserError: if nothing tells which network they are of.
+        UserError: if nothing tells which network they are of, or they are of another layer.
     """
+    layer, path = config.inference.layer, config.inference.embeddings
+    if 'layer' in given and record.get('layer', layer) != layer:
+        raise UserError(
+            f'--layer must be {record["layer"]}, from which {path} was made; found {layer!r}. '
+            'Leave it out, or embed the images again.'
+        )
     names = ('layer', 'image_size', 'mixed_precision', 'dataset', 'data_dir')
     known = {name: record[name] for name in names if record.get(name) and name not in given}
     checkpoint = config.learning.checkpoint or record.get('checkpoint', '')
     if not checkpoint or ('checkpoint' not in given and '://' in checkpoint):
         raise UserError(
-            f'--mode=search needs --checkpoint, the network that {config.inference.embeddings} was '
-            'made with, which the file does not tell.'
+            f'--mode=search needs --checkpoint, the network that {path} was made with, which the '
+            'file does not tell.'
         )
     return with_values(config, **known, checkpoint=checkpoint)
 
@@ -121,11 +128,6 @@ def _embedded(
         config, {'image_size': config.data.image_size} if sized else {}
     )
     name, path = f'--checkpoint={weights.path}', config.inference.embeddings
-    if record.get('step', weights.step) != weights.step:
-        raise UserError(
-            f'{name} must be the network that {path} was made with, of step {record["step"]}; '
-            f'found step {weights.step}. Name that checkpoint, or embed the images again.'
-        )
     image = view_of_file(query, config.data)
     strategy = tf.distribute.OneDeviceStrategy('/cpu:0')
     setting = precision.choose(config.train.mixed_precision, strategy)
@@ -137,6 +139,13 @@ def _embedded(
         raise UserError(
             f'{name} must give embeddings of {wanted} numbers, as {path} holds; found '
             f'{width}, from {layer}. Name another --checkpoint or --layer.'
+        )
+    own = fingerprint(network.model, strategy)
+    if record.get('weights', own) != own:
+        raise UserError(
+            f'{name} must be the network that {path} was made with, at step {record["step"]}; '
+            f'found other weights, of step {weights.step}. Name that checkpoint, or embed the '
+            'images again.'
         )
     return pooled(network.model(image[tf.newaxis], training=False)[layer])[0].numpy()
 
@@ -177,6 +186,7 @@ def _about(config: Config, path: str) -> str:
     """What similarities are, in words."""
     layer = config.inference.layer or EMBEDDING
     return (
-        f'Searched: {path}. Similarity is the cosine of the angle between embeddings, {layer} of '
-        f'{config.learning.checkpoint}: 1 for the same image, near 0 for unrelated ones.'
+        'The number below each image is its similarity to the query: 1 for the same image, near 0 '
+        f'for unrelated ones. It is the cosine of the angle between embeddings, {layer} of '
+        f'{config.learning.checkpoint}, in {path}.'
     )

@@ -25,6 +25,7 @@ from common.errors import UserError, one_line
 RECORDED = {
     'checkpoint': str,
     'step': int,
+    'weights': str,
     'layer': str,
     'image_size': int,
     'mixed_precision': str,

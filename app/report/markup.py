@@ -13,6 +13,8 @@ import tensorflow as tf
 from common.errors import printable
 
 STYLE = pathlib.Path(__file__).with_name('style.css')
+# Whatever a name of a file or a class holds: nothing is loaded or run.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 LOSSLESS = 64  # pixels; a larger image is shown as JPEG, which is far smaller and looks the same
 
 
@@ -25,6 +27,7 @@ def document(title: str, body: Iterable[str]) -> str:
     """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<title>{text(title)}</title>\n<style>\n{STYLE.read_text()}</style>\n</head>\n<body>\n'
         '<main>\n' + '\n'.join(body) + '\n</main>\n</body>\n</html>\n'

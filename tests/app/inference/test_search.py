@@ -17,6 +17,7 @@ from app.inference import search, stored, tables
 from common.errors import UserError
 from tests.app.inference.conftest import CHECKPOINT, CLASSES, Main
 
+OF_CSV = {'embeddings': 'made/v.csv', 'checkpoint': CHECKPOINT}  # no record is in it
 FLAGS = {'eval_batch_size': 4, 'mixed_precision': 'float32'}
 
 
@@ -128,8 +129,8 @@ def test_no_name_becomes_part_of_the_page(tmp_path: pathlib.Path, main: Main) ->
     assert shown.count('\n') == 6  # a line for each of five images
     page = Page(tmp_path / 'out' / 'search.html')
     assert {tag for tag, _ in page.tags} <= {
-        *('html', 'head', 'meta', 'title', 'style', 'body', 'main', 'header', 'div', 'h1', 'p'),
-        *('ol', 'li', 'img', 'strong', 'span'),
+        *('html', 'head', 'meta', 'title', 'style', 'body', 'main', 'div', 'h1', 'p'),
+        *('ol', 'li', 'img', 'b', 'span'),
     }
     assert all(not name.startswith('on') for _, values in page.tags for name in values)
     assert len(page.of('img')) == 1 + 4  # one file is gone
@@ -190,12 +191,13 @@ def changed(path: pathlib.Path, target: pathlib.Path, **record: object) -> pathl
         ({'embeddings': 'bad.parquet'}, 'bad.parquet must be a file that --mode=embed wrote'),
         ({'embeddings': 'bad.csv'}, 'that --mode=embed wrote; .*its columns are no embeddings'),
         ({'embeddings': 'plain.npz'}, 'plain.npz must be a file that --mode=embed wrote'),
-        ({'embeddings': 'step.npz'}, 'was made with, of step 7; found step 8. Name that check'),
+        ({'embeddings': 'step.npz'}, 'made with, at step 7; found other weights, of step 8. Name'),
         ({'embeddings': 'type.npz'}, 'step of its record must be a int'),
         ({'embeddings': 'remote.npz'}, 'needs --checkpoint, the network that .*remote.npz'),
         ({'embeddings': 'made/v.csv'}, 'needs --checkpoint, the network that .* does not tell'),
-        ({'layer': 'block_group1'}, 'must give embeddings of 16 numbers, as .* holds; found 2'),
-        ({'layer': 'nothing'}, "--layer must be one of .*; found 'nothing'"),
+        ({'layer': 'proj_head_input'}, '--layer must be final_avg_pool, from which made/v.npz was'),
+        ({**OF_CSV, 'layer': 'block_group1'}, 'must give embeddings of 16 numbers, as .*; found 2'),
+        ({**OF_CSV, 'layer': 'nothing'}, "--layer must be one of .*; found 'nothing'"),
         ({'output': 'page.pdf'}, "--output must be a file that ends in .html; found 'page.pdf'"),
         ({'eval_batch_size': 8}, '--eval_batch_size is for training; found --mode=search'),
     ],
@@ -216,7 +218,7 @@ def test_what_cannot_be_searched_costs_one_line(
         (tmp_path / name).write_text('no embeddings')
     (tmp_path / 'empty.png').write_bytes(b'')
     np.savez(tmp_path / 'plain.npz', embeddings=np.zeros([2, 2], object))
-    changed(made / 'v.npz', tmp_path / 'step.npz', step=7)
+    changed(made / 'v.npz', tmp_path / 'step.npz', step=7, weights='0')
     changed(made / 'v.npz', tmp_path / 'type.npz', step='8')
     changed(made / 'v.npz', tmp_path / 'remote.npz', checkpoint='https://host/module')
     before = sorted(tmp_path.iterdir())
@@ -227,6 +229,16 @@ def test_what_cannot_be_searched_costs_one_line(
     assert said.count('\n') == 1
     assert re.search(words, said), said
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_same_weights_may_be_in_another_file(
+    made: pathlib.Path, images: pathlib.Path, tmp_path: pathlib.Path, main: Main
+) -> None:
+    flags = {'query': images / 'test' / 'cat' / '0.png', 'embeddings': made / 'v.parquet'}
+    module = f'{CHECKPOINT}/module'
+    status, shown, said = main('search', checkpoint=module, model_dir=tmp_path, **flags)
+    assert status == 0, said
+    assert shown == main('search', model_dir=tmp_path, **flags)[1]
 
 
 def test_an_array_that_is_cut_off_is_told(tmp_path: pathlib.Path, made: pathlib.Path) -> None:
