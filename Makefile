@@ -59,7 +59,7 @@ test: $(VENV)/installed-test  ## run the tests (ARGS='-k name': some; STACK=tf22
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile \
 	  --no-loadscope-reorder $(ARGS)
 
-bench: $(VENV)/installed  ## run all benchmarks (50 minutes) and write benchmarks/results.md
+bench: $(VENV)/installed  ## run all benchmarks (an hour) and write benchmarks/results.md
 	$(VENV)/bin/python -m benchmarks.speed $(ARGS)
 
 lint: $(VENV)/installed-test  ## check style and formatting

@@ -44,16 +44,33 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     app = application.prepare(config, given, head_layers=lambda known: layers_needed(LOGITS, known))
     check_classifier(app.network)
     count = number_shown(config.inference.top_k, app)
-    path = application.output_path(app.config)
     with application.in_folder(app):
         application.announce(app)
-        parts = Parts(folder_of(path), {**app.settings(), 'top_k': count}, writes=app.writes)
-        with app.strategy.scope():
-            function = RowPass(lambda images: classify(app.network.model, images, count))
-            application.pass_over(app, function, _kept, parts, stop)
-        if app.writes:
-            _write(app, path, parts, count)
-        distribution.wait_for_all(app.strategy)
+        write_predictions(app, row_pass(app, count), count, stop)
+
+
+def row_pass(app: Application, count: int) -> RowPass:
+    """Images → their `count` most likely classes; see `classify`."""
+    with app.strategy.scope():
+        return RowPass(lambda images: classify(app.network.model, images, count))
+
+
+def write_predictions(app: Application, function: RowPass, count: int, stop: Stop) -> None:
+    """Goes through all images and writes the file.
+
+    Args:
+        app: the data set and the model folder.
+        function: from `row_pass`.
+        count: classes of each image.
+        stop: see `run`.
+    """
+    path = application.output_path(app.config)
+    parts = Parts(folder_of(path), {**app.settings(), 'top_k': count}, writes=app.writes)
+    with app.strategy.scope():
+        application.pass_over(app, function, _kept, parts, stop)
+    if app.writes:
+        _write(app, path, parts, count)
+    distribution.wait_for_all(app.strategy)
 
 
 def classify(model: SimCLRModel, images: tf.Tensor, count: int) -> dict[str, tf.Tensor]:

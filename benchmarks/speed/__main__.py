@@ -3,7 +3,7 @@
     make bench
     make bench ARGS='--runs=1 --parts steps loss'
 
-All of it takes about 50 minutes on two otherwise idle cores. Each run goes through all parts once,
+All of it takes about an hour on two otherwise idle cores. Each run goes through all parts once,
 so that slow spells of the machine are spread over them.
 """
 
@@ -36,6 +36,7 @@ PARTS = {
     'inputs': 'Input',
     'start': 'Start',
     'loss': 'Growth of the loss',
+    'inference': 'Embedding and prediction',
 }
 PACKAGES = ('tensorflow', 'keras', 'numpy')
 
@@ -89,6 +90,7 @@ def goals(found: Mapping[str, Runs]) -> list[Goal]:
         'inputs': _goals_of_inputs,
         'start': lambda runs: _goals_of_start(runs, decodes),
         'loss': _goals_of_loss,
+        'inference': _goals_of_inference,
     }
     return [goal for part in judges if part in found for goal in judges[part](found[part])]
 
@@ -169,6 +171,20 @@ def _goals_of_loss(runs: Runs) -> list[Goal]:
     ]
     what = 'time of the loss of 8,192, times the plain formulation'
     return [*made, Goal(what, False, 1.0, pairs)] if pairs else made
+
+
+def _goals_of_inference(runs: Runs) -> list[Goal]:
+    rate = '_images_per_processor_second'  # varies far less while other programs run
+    return [
+        Goal(
+            f'{mode} with {case}, times a bare Keras loop, per processor second',
+            True,
+            1.0,
+            [run[f'{case}: own_{mode}{rate}'] / run[f'{case}: plain_{mode}{rate}'] for run in runs],
+        )
+        for case in dict.fromkeys(name.split(': ')[0] for run in runs for name in run)
+        for mode in ('embed', 'predict')
+    ]
 
 
 def table_of(made: Sequence[Goal]) -> str:
