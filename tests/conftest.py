@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import pathlib
+import signal
 from collections.abc import Iterator
 
 from common.legacy_keras import choose_keras_2
@@ -33,6 +34,10 @@ SLOWEST = (
     'hub_export/test_module.py',
     'hub_export/test_fresh_process.py',
 )
+
+# Processes that tests start inherit it, and would not see a SIGHUP if tests are run under nohup.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(
