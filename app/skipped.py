@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from app.run_folder import RESTORE
 from common.file_names import SKIPPED_FILE
-from data.sources.skipped_files import UNREADABLE
+from data.image_files import UNREADABLE
 from data.sources.source import Source
 from tf2 import distribution, records
 from tf2.files import write_text, writing

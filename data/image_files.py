@@ -21,6 +21,7 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 _HEADER_BYTES = 4096  # Exif data with the orientation lie within
 _MARK_WITHIN = 32  # bytes from the beginning of a file, in which their mark begins
 NOT_AN_IMAGE = 'Not an image: '
+UNREADABLE = 'it cannot be read'  # how a reason begins, if not even the bytes can be had
 _EXIF, _ORIENTATION = b'Exif\0\0', 0x0112
 # Values of it: rows, or columns after transposing those from 5 on, are stored in reverse.
 _ROWS_TURNED, _COLUMNS_TURNED = (3, 4, 7, 8), (2, 3, 6, 7)
@@ -157,10 +158,10 @@ def decode_by_pillow(content: bytes, max_pixels: int = 0) -> np.ndarray:
         raise NotAnImageError(f'it is damaged ({one_line(error, 100)})') from error
 
 
-def why_undecodable(content: bytes) -> str | None:
+def why_undecodable(content: bytes, max_pixels: int = 0) -> str | None:
     """Why a file with this `content` can't be decoded, part of a line; None if Pillow can."""
     try:
-        decode_by_pillow(content)
+        decode_by_pillow(content, max_pixels)
     except NotAnImageError as error:
         return str(error)
     return None

@@ -19,7 +19,7 @@ import tensorflow as tf
 from data.batches import decode_stored
 from data.config import DataConfig
 from data.failures import as_user_errors, said
-from data.image_files import NotAnImageError, decode_by_pillow, format_of
+from data.image_files import UNREADABLE, format_of, why_undecodable
 from data.sources.source import NO_LABEL, Source
 
 LOOK = 8  # height and width of the small images that are compared
@@ -151,7 +151,8 @@ def thumbnails(
         return _reduced(image, tf.maximum(1, tf.cast(tf.round(size * factor), tf.int32)))
 
     for position, example in look_again(source, split, positions):
-        with contextlib.suppress(tf.errors.OpError):  # it was there a moment ago
+        # It was there a moment ago; of a name that is not UTF-8, the second is raised.
+        with contextlib.suppress(tf.errors.OpError, UnicodeDecodeError):
             yield position, small(example).numpy()
 
 
@@ -233,9 +234,5 @@ def _reason(source: Source, example: Any, max_pixels: int, failure: Exception) -
     try:
         content = _contents(source, example).numpy()
     except (tf.errors.OpError, UnicodeDecodeError) as error:
-        return f'it cannot be read ({said(error)})'
-    try:
-        decode_by_pillow(content, max_pixels)
-    except NotAnImageError as error:
-        return str(error)
-    return f'TensorFlow cannot decode it ({said(failure)})'
+        return f'{UNREADABLE} ({said(error)})'
+    return why_undecodable(content, max_pixels) or f'it is damaged ({said(failure)})'

@@ -7,6 +7,8 @@ restart and on any number of workers. In evaluation its row is masked.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError, one_line, printable
-from data.image_files import NotAnImageError, decode_by_pillow
+from data.image_files import UNREADABLE, why_undecodable
 from data.sources.files import NO_CLASS, Files
 
-# A grey pixel as a PGM file: what a masked row holds.
+# A gray pixel as a PGM file: what a masked row holds.
 BLANK = b'P5 1 1 255\n\x80'
-UNREADABLE = 'it cannot be read'  # how the reason begins, if not even the bytes can be had
 _LISTED = 3  # files, in a message
 
 
@@ -47,7 +48,8 @@ class SkippedFiles:
         max_fraction: float,
     ) -> None:
         self._name = name
-        self._select = select
+        # A part of a split, or another order, may take long to make.
+        self._select = functools.lru_cache(maxsize=4)(select)
         # As a graph, so that all failures are TensorFlow's.
         signature = [tf.TensorSpec([], tf.string)]
         self._decode = tf.function(decode, input_signature=signature, autograph=False)
@@ -55,6 +57,7 @@ class SkippedFiles:
         self._max_fraction = max_fraction
         self._lock = threading.RLock()
         self._found: dict[str, dict[bytes, str]] = {}
+        self._in_place_of: dict[tuple[str, bytes], tuple[bytes, bool]] = {}
         self._listed: dict[str, str] = {}
         self._changed: Callable[[], None] = lambda: None
 
@@ -97,7 +100,7 @@ class SkippedFiles:
         return np.array(contents, object), np.array(same)
 
     def blank(self, split: str, paths: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """As `replace`, for rows to be masked: a grey pixel where a file can't be decoded."""
+        """As `replace`, for rows to be masked: a gray pixel where a file can't be decoded."""
         with self._lock:
             contents = [self._read(split, path) for path in paths]
         found = [BLANK if content is None else content for content in contents]
@@ -107,9 +110,12 @@ class SkippedFiles:
         content = self._read(split, path)
         if content is not None:
             return content, True
-        for other, is_same in _after(self._select(split), path):
+        known = self._in_place_of.get((split, path))
+        others = _after(self._select(split), path)
+        for other, is_same in itertools.chain([known] if known else [], others):
             content = self._read(split, other)
             if content is not None:
+                self._in_place_of[split, path] = other, is_same
                 return content, is_same
         raise UserError(
             f'Images must be whole image files; none of {self._name} can be decoded. '
@@ -144,11 +150,8 @@ class SkippedFiles:
     def _reason(self, content: bytes, error: Exception) -> str:
         if not content and not isinstance(error, tf.errors.InvalidArgumentError):
             return f'{UNREADABLE} ({one_line(error, 100)})'
-        try:
-            decode_by_pillow(content, self._max_pixels)
-        except NotAnImageError as reason:
-            return str(reason)
-        return f'it is damaged ({one_line(error, 100)})'
+        reason = why_undecodable(content, self._max_pixels)
+        return reason or f'it is damaged ({one_line(error, 100)})'
 
     def _check_count(self, split: str) -> None:
         found, count = self._found[split], len(self._select(split))
@@ -175,9 +178,9 @@ def _after(files: Files, path: bytes) -> Iterator[tuple[bytes, bool]]:
     """
     position = files.find(path)
     label = files.labels[position]
-    order = np.roll(np.arange(len(files)), -position - 1)[:-1]
-    is_same = files.labels[order] == label
+    # Without classes all files are of one.
+    has_class = label != NO_CLASS
     for same in (True, False):
-        for other in order[is_same == same]:
-            # Without classes all files are of one.
-            yield files.take(slice(other, other + 1)).paths()[0], same or label == NO_CLASS
+        for other in itertools.chain(range(position + 1, len(files)), range(position)):
+            if (files.labels[other] == label) == same:
+                yield files.take(slice(other, other + 1)).paths()[0], same or not has_class
