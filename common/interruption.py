@@ -49,9 +49,8 @@ class Stop:
     def handling(self) -> Iterator[Stop]:
         """Handles signals within the context; to be entered in the main thread."""
         before = [signal.getsignal(number) for number in SIGNALS]
-        if (
-            signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        ):  # nohup: the program is to outlive its terminal
+        # Under nohup the program is to outlive its terminal.
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
             self._numbers = tuple(number for number in SIGNALS if number != signal.SIGHUP)
         self.listen()
         try:

@@ -26,6 +26,8 @@ from tf2.files import write_text, writing
 from tf2.progress import Progress
 
 _DAMAGED_SHOWN = 5
+_OWN = ('mode', 'model_dir')  # flags that training doesn't share
+_SPLITS = ('train_split', 'eval_split')
 
 
 def check(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
@@ -188,7 +190,3 @@ def _commands(given: Mapping[str, Any]) -> list[tuple[str, str]]:
         ('Train', command_line(train)),
         ('Check again, once files were removed or restored', command_line(again)),
     ]
-
-
-_OWN = ('mode', 'model_dir')
-_SPLITS = ('train_split', 'eval_split')

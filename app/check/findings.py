@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -183,8 +184,7 @@ def _sizes(checked: Checked) -> dict[str, Any]:
     shapes = np.histogram(width / height, [*_RATIOS, np.inf])[0]
     pairs, counts = np.unique(np.stack([width, height], 1), axis=0, return_counts=True)
     often = np.argsort(-counts, kind='stable')[:5]
-    ends = [f'{side - 1}' for side in _SIDES[1:]]
-    names = [f'{low:,} to {int(high):,} pixels' for low, high in zip(_SIDES, ends)]
+    names = [f'{low:,} to {above - 1:,} pixels' for low, above in itertools.pairwise(_SIDES)]
     return {
         'shorter_side': dict(zip([*names, f'{_SIDES[-1]:,} pixels and more'], sides.tolist())),
         'shape': dict(zip(_SHAPES, shapes.tolist())),

@@ -97,7 +97,7 @@ def _record(text: str | bytes | None) -> dict[str, Any] | None:
     record = json.loads(text)
     for name, kind in RECORDED.items():
         if not isinstance(record[name], kind):
-            raise ValueError(f'{name} of its record must be a {kind.__name__}')
+            raise ValueError(f'{name} of its record must be of type {kind.__name__}')
     return record
 
 

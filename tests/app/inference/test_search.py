@@ -192,7 +192,7 @@ def changed(path: pathlib.Path, target: pathlib.Path, **record: object) -> pathl
         ({'embeddings': 'bad.csv'}, 'that --mode=embed wrote; .*its columns are no embeddings'),
         ({'embeddings': 'plain.npz'}, 'plain.npz must be a file that --mode=embed wrote'),
         ({'embeddings': 'step.npz'}, 'made with, at step 7; found other weights, of step 8. Name'),
-        ({'embeddings': 'type.npz'}, 'step of its record must be a int'),
+        ({'embeddings': 'type.npz'}, 'step of its record must be of type int'),
         ({'embeddings': 'remote.npz'}, 'needs --checkpoint, the network that .*remote.npz'),
         ({'embeddings': 'made/v.csv'}, 'needs --checkpoint, the network that .* does not tell'),
         ({'layer': 'proj_head_input'}, '--layer must be final_avg_pool, from which made/v.npz was'),
