@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, TiffTags, UnidentifiedImageError
 
 from common.errors import one_line
 
@@ -27,6 +29,10 @@ _EXIF, _ORIENTATION = b'Exif\0\0', 0x0112
 _ROWS_TURNED, _COLUMNS_TURNED = (3, 4, 7, 8), (2, 3, 6, 7)
 _WHITE = 65535.0
 _DEEP = ('I;16', 'I;16B', 'I;16L', 'I')
+_TIFF = (b'II*\0', b'MM\0*')
+# Tags of a TIFF file, and values of the last two.
+_BITS, _SAMPLES, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 277, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 _NOT_IMAGES = (  # how a file begins → what it is
     (b'', 'it is empty'),
     (b'version https://git-lfs', 'it is a Git LFS pointer, not the file itself'),
@@ -40,8 +46,7 @@ _FORMATS = (  # how a file begins → its format
     (_PNG, 'PNG'),
     (b'GIF8', 'GIF'),
     (b'BM', 'BMP'),
-    (b'II*\0', 'TIFF'),
-    (b'MM\0*', 'TIFF'),
+    *((magic, 'TIFF') for magic in _TIFF),
     (b'P4', 'PBM'),
     (b'P1', 'PBM'),
     (b'P5', 'PGM'),
@@ -63,6 +68,7 @@ _EXTENSIONS = {
 # `max_pixels` is the limit here; a second one of Pillow's would speak of attacks.
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings('ignore', module='PIL')  # odd metadata, of which nothing is used
+logging.getLogger('PIL').setLevel(logging.CRITICAL)  # a reason is given for each file
 
 
 class NotAnImageError(Exception):
@@ -149,7 +155,7 @@ def decode_by_pillow(content: bytes, max_pixels: int = 0) -> np.ndarray:
                 raise NotAnImageError(
                     f'it has {pixels:,} pixels, more than --max_pixels={max_pixels:,}'
                 )
-            return _to_uint16(ImageOps.exif_transpose(image))
+            return _to_uint16(image)
     except UnidentifiedImageError as error:
         raise NotAnImageError(_what_it_is(content)) from error
     except (NotAnImageError, MemoryError):
@@ -167,16 +173,35 @@ def why_undecodable(content: bytes, max_pixels: int = 0) -> str | None:
     return None
 
 
-def _to_uint16(image: Image.Image) -> np.ndarray:
-    if image.mode in _DEEP:
-        gray = np.clip(np.asarray(image, np.int64), 0, 65535).astype(np.uint16)
-        return np.repeat(gray[..., np.newaxis], 3, axis=-1)
-    if image.mode == 'F':
+def _to_uint16(stored: Image.Image) -> np.ndarray:
+    if stored.mode == 'F':
         raise NotAnImageError('its pixels are floating-point numbers of no known range')
+    tags = getattr(stored, 'tag_v2', {})
+    is_signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
+    if is_signed or (stored.mode == 'I' and stored.format != 'PPM'):  # Pillow scales those
+        raise NotAnImageError('its pixels are signed or 32-bit integers of no known range')
+    image = ImageOps.exif_transpose(stored)
+    if image.mode in _DEEP:
+        gray = _deep_gray(np.asarray(image, np.int64), tags)
+        return np.repeat(gray[..., np.newaxis], 3, axis=-1)
+    if image.mode == 'La':  # color times alpha, which Pillow converts to nothing else
+        gray, alpha = np.moveaxis(np.asarray(image, np.uint16), -1, 0)
+        return np.repeat(np.minimum(gray + 255 - alpha, 255)[..., np.newaxis] * 257, 3, axis=-1)
     if image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return np.asarray(image.convert('RGB'), np.uint16) * 257
+
+
+def _deep_gray(gray: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
+    """Gray values [h, w] int64 of more than 8 bits, as Pillow has them → uint16, of 65,535.
+
+    `tags` are those of a TIFF file. Pillow regards them only in images of 8 bits.
+    """
+    white = 2 ** tags.get(_BITS, (16,))[0] - 1
+    gray = np.clip(gray, 0, white)
+    gray = white - gray if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else gray
+    return (gray * 65535 // white).astype(np.uint16)
 
 
 def _what_it_is(content: bytes) -> str:
@@ -185,7 +210,26 @@ def _what_it_is(content: bytes) -> str:
     for magic, reason in _NOT_IMAGES:
         if begins.startswith(magic) if magic else not begins:
             return reason
+    if content.startswith(_TIFF):
+        return _what_tiff_it_is(content)
     return 'it is no image of a known format'
+
+
+def _what_tiff_it_is(content: bytes) -> str:
+    """Why Pillow opens no TIFF file with this `content`."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+        file = io.BytesIO(content)
+        file.seek(tags.next)
+        tags.load(file)
+        channels, bits, colors = tags.get(_SAMPLES, 1), tags[_BITS][0], tags[_PHOTOMETRIC]
+    except Exception:  # nothing says what it raises for a damaged directory
+        return 'it is damaged (its directory of tags is not complete)'
+    names = {value: name for name, value in TiffTags.lookup(_PHOTOMETRIC).enum.items()}
+    return (
+        f'it is a TIFF file of {channels} {"channel" if channels == 1 else "channels"} of {bits} '
+        f'bits and photometric interpretation {names.get(colors, colors)}, which is not supported'
+    )
 
 
 def _decode_jpeg(content: tf.Tensor) -> tf.Tensor:

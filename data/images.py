@@ -74,8 +74,8 @@ def to_rgb(image: tf.Tensor, image_range: str = '0..1', name: str | tf.Tensor = 
 
     Returns:
         [h, w, 3], either integers as stored, for `to_unit_range`, or float32 in [0, 1]. The graph
-        fails with a one-line message if a floating-point image is not within `image_range`, apart
-        from rounding.
+        fails with a one-line message if an image turns out to have more channels, or a
+        floating-point one is not within `image_range`, apart from rounding.
 
     Raises:
         UserError: if the image has another rank or number of channels.
@@ -90,9 +90,15 @@ def to_rgb(image: tf.Tensor, image_range: str = '0..1', name: str | tf.Tensor = 
             'Choose a data set of gray or color images.'
         )
     if channels != 3:
-        # A gather works for every channel count, even if it is unknown until the file is read.
-        is_color = tf.shape(image)[-1] >= 3
-        image = tf.gather(image, tf.where(is_color, [0, 1, 2], [0, 0, 0]), axis=-1)
+        # A gather works for every channel count, even if it is unknown until the image is read.
+        count = tf.shape(image)[-1]
+        refusal = _refuse_unless(
+            count <= 4,
+            *('Images must have 1 to 4 channels; ', name, ' has ', count, '. Leave it out.'),
+        )
+        with tf.control_dependencies([refusal]):
+            colors = tf.where(count >= 3, [0, 1, 2], [0, 0, 0])
+        image = tf.gather(image, colors, axis=-1)
         image.set_shape([None, None, 3])
     return _from_range(image, image_range, name) if image.dtype.is_floating else image
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from data.batches import eval_batches
 from data.config import DataConfig
@@ -49,8 +49,8 @@ def transparent(mode: str) -> Image.Image:
     return image
 
 
-def laid_over_white(image: Image.Image) -> np.ndarray:
-    rgba = np.asarray(image.convert('RGBA'), np.float64)
+def laid_over_white(image: Image.Image | np.ndarray) -> np.ndarray:
+    rgba = np.asarray(image.convert('RGBA') if isinstance(image, Image.Image) else image, float)
     share = rgba[..., 3:] / 255
     return 257 * (share * rgba[..., :3] + (1 - share) * 255)
 
@@ -61,6 +61,54 @@ def with_exif(orientation: int, byte_order: str) -> bytes:
     exif[0x010F] = 'A maker'  # so that the tag isn't the first one
     exif[0x0112] = orientation
     return saved(picture(), 'JPEG', quality=95, exif=exif)
+
+
+BLACK_IS_ZERO, WHITE_IS_ZERO, IN_RGB = 1, 0, 2
+
+
+def tiff(
+    pixels: bytes, channels: int, photometric: int, *, bits: int = 8, extra=(), sample_format=1
+) -> bytes:
+    """An uncompressed TIFF file (TIFF 6.0) of SIZE.
+
+    `extra` tells what channels beyond the colors are: 1 is associated alpha, 2 unassociated alpha,
+    0 unspecified. `sample_format` is 1 for unsigned, 2 for signed, 3 for floating-point numbers.
+    """
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    values = {256: SIZE[0], 257: SIZE[1], 258: (bits,) * channels, 259: 1, 262: photometric}
+    values |= {273: 0, 277: channels, 278: SIZE[1], 279: len(pixels)}
+    values |= {339: (sample_format,) * channels} | ({338: extra} if extra else {})
+    for tag, value in values.items():
+        tags[tag] = value
+    return b'II*\0\x08\0\0\0' + tags.tobytes(8) + pixels  # `tobytes` adds to 273, the offset
+
+
+def bands(channels: int, dtype: str = 'u1') -> np.ndarray:
+    most = np.iinfo(dtype).max
+    return np.random.RandomState(1).randint(0, most, (24, 40, channels)).astype(dtype)
+
+
+def banded(channels: int, photometric: int, *extra: int) -> bytes:
+    return tiff(bands(channels).tobytes(), channels, photometric, extra=extra)
+
+
+def with_colors_times_alpha(channels: int) -> tuple[bytes, np.ndarray]:
+    """A file whose last channel is associated alpha, and what it looks like over white."""
+    image = bands(channels).astype(np.float64)
+    colors, alpha = image[..., :-1], image[..., -1:]
+    stored = np.concatenate([colors * alpha / 255, alpha], axis=-1).round().astype(np.uint8)
+    seen = (stored[..., :-1] + 255.0 - alpha) * 257
+    photometric = IN_RGB if channels == 4 else BLACK_IS_ZERO
+    content = tiff(stored.tobytes(), channels, photometric, extra=(1,))
+    return content, np.broadcast_to(seen, (24, 40, 3))
+
+
+def of_twelve_bits() -> tuple[bytes, np.ndarray]:
+    values = bands(1, 'u2') >> 4  # [24, 40, 1]
+    first, second = values[:, ::2], values[:, 1::2]
+    three = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]
+    packed = np.concatenate(three, axis=-1).astype(np.uint8)  # [24, 20, 3]
+    return tiff(packed.tobytes(), 1, BLACK_IS_ZERO, bits=12), values.repeat(3, -1) * (65535 / 4095)
 
 
 def deep() -> np.ndarray:
@@ -78,6 +126,20 @@ SOUND = {
     'bits.tif': (saved(picture().convert('1'), 'TIFF'), pixels(picture().convert('1'))),
     'rgb.tif': (saved(picture(), 'TIFF'), pixels(picture())),
     'deep.tif': (saved(Image.fromarray(deep()), 'TIFF'), np.repeat(deep()[..., None], 3, -1)),
+    'deep, white is zero.tif': (
+        tiff(deep().tobytes(), 1, WHITE_IS_ZERO, bits=16),
+        65535.0 - deep()[..., None].repeat(3, -1),
+    ),
+    'twelve bits.tif': of_twelve_bits(),
+    'three of five.tif': (banded(5, IN_RGB, 0, 0), 257.0 * bands(5)[..., :3]),
+    'alpha and more.tif': (banded(5, IN_RGB, 2, 0), laid_over_white(bands(5)[..., :4])),
+    'gray and alpha.tif': (
+        banded(2, BLACK_IS_ZERO, 2),
+        laid_over_white(bands(2)[..., [0, 0, 0, 1]]),
+    ),
+    'gray and other.tif': (banded(2, BLACK_IS_ZERO, 0), 257.0 * bands(2)[..., [0, 0, 0]]),
+    'gray times alpha.tif': with_colors_times_alpha(2),
+    'rgb times alpha.tif': with_colors_times_alpha(4),
     'rgb.bmp': (saved(picture(), 'BMP'), pixels(picture())),
     'rgb.ppm': (saved(picture(), 'PPM'), pixels(picture())),
     'gray.pgm': (saved(picture().convert('L'), 'PPM'), pixels(picture().convert('L'))),
@@ -174,6 +236,14 @@ DAMAGED = {
     'it has 10,201 pixels, more than --max_pixels=10,000': saved(Image.new('L', (101, 101)), 'PNG'),
     'more than --max_pixels': saved(Image.new('L', (1, 10_001)), 'JPEG'),
     'floating-point': saved(Image.fromarray(np.zeros([3, 3], np.float32)), 'TIFF'),
+    'signed or 32-bit integers': saved(Image.fromarray(np.zeros([3, 3], np.int32)), 'TIFF'),
+    'signed or': tiff(bands(1).tobytes(), 1, BLACK_IS_ZERO, sample_format=2),
+    'TIFF file of 5 channels of 8 bits .*BlackIsZero': banded(5, BLACK_IS_ZERO, 0, 0, 0, 0),
+    'TIFF file of 2 channels of 8 bits': banded(2, BLACK_IS_ZERO),
+    'TIFF file of 7 channels of 8 bits .*RGB': banded(7, IN_RGB, 0, 0, 0, 0),
+    'its directory of tags is not complete': banded(7, IN_RGB, 0, 0, 0, 0)[:60],
+    'of tags is not complete': b'II*\0\0\0\0\x99',
+    'tags is not complete': b'II*\0',
 }
 
 

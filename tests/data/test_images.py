@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
+from common.errors import UserError, line_within
 from data.images import resize, to_rgb, to_unit_range
 
 
@@ -46,6 +46,14 @@ def test_channels_may_be_unknown_until_the_file_is_read(channels):
     in_graph = tf.function(to_rgb, input_signature=[unknown])(image)
     np.testing.assert_array_equal(in_graph, to_rgb(image))
     assert in_graph.shape == [3, 5, 3]
+
+
+def test_more_channels_are_refused_as_soon_as_they_are_known():
+    unknown = tf.TensorSpec([None, None, None], tf.uint8)
+    in_graph = tf.function(to_rgb, input_signature=[unknown])
+    with pytest.raises(tf.errors.InvalidArgumentError) as failure:
+        in_graph(np.zeros([2, 2, 5], np.uint8))
+    assert 'must have 1 to 4 channels; one has 5.' in line_within(failure.value)
 
 
 @pytest.mark.parametrize('shape', [(2, 2, 13), (4, 2, 2, 3), (2,)])
