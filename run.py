@@ -22,7 +22,7 @@ from app import output, scratch
 from app.capacity import check_on_host
 from app.config.resolution import resolve
 from app.config.schema import DEFAULTS, OPTIONS, Config, all_options
-from app.modes import MODES
+from app.modes import MODES, Outcome
 from app.preflight import check_characters, check_paths, check_schemes, remote_paths
 from app.presets import PRESETS
 from common.errors import UserError, command_line, printable
@@ -246,7 +246,34 @@ def _tasks_of_step(environment: Mapping[str, str]) -> int:
         ) from error
 
 
-def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
+@contextlib.contextmanager
+def completed(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Provides what `complete` makes of the flags that were asked for.
+
+    A folder that it makes is removed at the end of the context if nothing is in it.
+    """
+    had_runs = os.path.isdir(RUNS)
+    given = complete(asked, os.environ)
+    try:
+        yield given
+    finally:
+        if asked.get('model_dir') is None and given.get('model_dir') is not None:
+            _remove_empty(given['model_dir'], *([] if had_runs else [RUNS]))
+
+
+def perform(given: dict[str, Any], stop: Stop) -> Outcome:
+    """Does what the flags `given`, which are `completed`, say.
+
+    Raises:
+        UserError: for whatever the user can fix.
+        Interrupted: when a signal came.
+    """
+    config = resolve(given, PRESETS)
+    with scratch.own_folder():
+        return run(config, given, stop)
+
+
+def run(config: Config, given: dict[str, Any], stop: Stop) -> Outcome:
     """Does what `config.run.mode` says.
 
     Args:
@@ -272,7 +299,7 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> None:
     seconds = given.get('connect_timeout', config.devices.connect_timeout)
     for flag, place in remote_paths(given):
         experiment.check_reachable(flag, place, seconds)
-    action(config, given, stop)
+    return action(config, given, stop)
 
 
 @contextlib.contextmanager
@@ -308,14 +335,10 @@ def main(arguments: list[str]) -> int:
 
 def _exit_status(arguments: list[str]) -> int:
     """Runs the program; prints what the user can fix, or how to resume, as one line."""
-    asked, given, stop, had_runs = {}, {}, Stop(), os.path.isdir(RUNS)
+    given, stop = {}, Stop()
     try:
-        with stop.handling():
-            asked = parse(arguments)
-            given = complete(asked, os.environ)
-            config = resolve(given, PRESETS)
-            with scratch.own_folder():
-                run(config, given, stop)
+        with stop.handling(), completed(parse(arguments)) as given:
+            perform(given, stop)
     except UserError as error:
         print(f'{os.path.basename(arguments[0])}: error: {printable(str(error))}', file=sys.stderr)
         return 2
@@ -323,9 +346,6 @@ def _exit_status(arguments: list[str]) -> int:
         command = _resume_command(arguments, given)
         print(f'\nStopped by {error}. To resume: {command}', file=sys.stderr)
         return 128 + error.number
-    finally:
-        if asked.get('model_dir') is None and given.get('model_dir') is not None:
-            _remove_empty(given['model_dir'], *([] if had_runs else [RUNS]))
     return 0
 
 

@@ -22,7 +22,8 @@ from app.experiment import (
     show_data,
     within_memory,
 )
-from app.run_folder import read_flags, read_result
+from app.modes import Outcome
+from app.run_folder import newest_module, read_flags, read_result
 from app.skipped import listing_skipped_files
 from app.splits import GivenUpError, Splits
 from common.errors import UserError
@@ -48,7 +49,7 @@ SAMPLED = 'eval/sample/'  # prefix of results on samples
 TOP_1 = 'eval/label_top_1_accuracy'
 
 
-def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
     """Evaluates each new checkpoint of a model folder until the last one of its training.
 
     Args:
@@ -81,6 +82,7 @@ def follow(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
             step = _load(path, model, experiment.class_names)
             if step is not None:
                 tracker.measure(step)
+        return Outcome(tracker.folder, read_result(tracker.folder), newest_module(model_dir))
 
 
 def _model_dir(given: Mapping[str, Any]) -> str:
@@ -223,6 +225,9 @@ class Tracker:
     Args:
         experiment: what is run.
         model: the model to evaluate.
+
+    Attributes:
+        folder: where the results go.
     """
 
     def __init__(self, experiment: Experiment, model: SimCLRModel) -> None:
@@ -235,15 +240,15 @@ class Tracker:
         self._samples, self._latest_sample = bool(self._evaluators), 0
         # An evaluation with a name, of another split say, keeps its results apart from the run's.
         model_dir = config.output.model_dir
-        self._folder = os.path.join(model_dir, config.evaluation.eval_name or '')
-        _check_is_own(model_dir, self._folder)
+        self.folder = os.path.join(model_dir, config.evaluation.eval_name or '')
+        _check_is_own(model_dir, self.folder)
         self._latest: int | None = None
         self._final: Mapping[str, float] = {}
         self._best = self._recorded_best()
 
     def _recorded_best(self) -> dict[str, float]:
         """The best results so far of a resumed run."""
-        recorded = read_result(self._folder)
+        recorded = read_result(self.folder)
         best = {name: value for name, value in recorded.items() if name.startswith('best/')}
         return best if None not in (best.get(f'best/{TOP_1}'), best.get('best/global_step')) else {}
 
@@ -308,28 +313,28 @@ class Tracker:
     ) -> None:
         """Writes `results` and `details`, and prints the former."""
         if distribution.is_chief(self._experiment.strategy):
-            with writing(self._folder):
+            with writing(self.folder):
                 self._write(step, results, details or {})
         values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
         name = f'{self._experiment.config.data.eval_split!r} of {self._experiment.source.name}'
         tqdm.write(f'Step {step} on {part}{name}: {values}')  # above a progress bar
 
     def _write(self, step: int, results: Mapping[str, float], details: Mapping[str, Any]) -> None:
-        tf.io.gfile.makedirs(self._folder)
-        writer = tf.summary.create_file_writer(self._folder)
+        tf.io.gfile.makedirs(self.folder)
+        writer = tf.summary.create_file_writer(self.folder)
         with writer.as_default():
             for key, value in results.items():
                 tf.summary.scalar(key, value, step)
         writer.close()
         best = self._best if self._experiment.stage.classifies else {}
         if details:
-            write_details(self._folder, step, details)
-        write_results(self._folder, step, {**results, **best})
+            write_details(self.folder, step, details)
+        write_results(self.folder, step, {**results, **best})
 
     def catch_up(self, step: int) -> None:
         """Evaluates the checkpoint of `step` if the run was stopped before it could."""
         # `write_results` writes this file last.
-        recorded = read_result(self._folder)
+        recorded = read_result(self.folder)
         if step % self._experiment.checkpoint_steps == 0 and recorded.get('global_step') != step:
             self.measure(step)
 

@@ -15,6 +15,7 @@ import hub_export
 from app import lock
 from app.config.schema import Config
 from app.experiment import show_report, with_weights, within_memory
+from app.modes import Outcome
 from app.preflight import with_model_dir
 from common.errors import UserError
 from common.file_names import CHECKPOINT, FLAGS_FILE, MODULES, PIPELINE_FILE
@@ -25,7 +26,7 @@ from tf2.models.encoder import SimCLRModel
 from tf2.weights import Report, Weights
 
 
-def export_checkpoint(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+def export_checkpoint(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
     """Exports the weights that `--checkpoint` names, in any format, to the model folder.
 
     Args:
@@ -53,7 +54,8 @@ def export_checkpoint(config: Config, given: Mapping[str, Any], stop: Stop) -> N
     show_report(report, config.run.verbosity)
     _check_complete(model, weights, report)
     with lock.held(config.output.model_dir):
-        export_model(config, model, weights.step, class_names=weights.class_names)
+        path = export_model(config, model, weights.step, class_names=weights.class_names)
+    return Outcome(config.output.model_dir, {'global_step': weights.step}, path)
 
 
 def _check_own_folder(model_dir: str, checkpoint: str) -> None:
@@ -89,7 +91,7 @@ def export_model(
     folder: str = MODULES,
     *,
     class_names: Sequence[str] | None,
-) -> None:
+) -> str:
     """Exports `model` to a folder below the model folder, and prints how to load it.
 
     To be called outside of a strategy's scope.
@@ -100,6 +102,9 @@ def export_model(
         step: number of updates its weights have had.
         folder: name of the folder of modules.
         class_names: of the classes of its classifier; None if unknown.
+
+    Returns:
+        The module's path.
 
     Raises:
         UserError: if the module can't be written.
@@ -122,3 +127,4 @@ def export_model(
         print(
             'Before others load it, rename the folder with [ or \\, which TensorFlow cannot read.'
         )
+    return path

@@ -1,8 +1,26 @@
-"""The choices of `--mode`: a mode is a line in `MODES`."""
+"""The choices of `--mode`: a mode is a line in `MODES`. What each of them returns."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run, or anything else that the program did, has left behind.
+
+    Attributes:
+        folder: the folder that it wrote to.
+        results: what was found, name -> value; see the functions of `simclr.py`.
+        path: the newest module of a run, or the file or page that was written; None if there is
+            none.
+    """
+
+    folder: str
+    results: Mapping[str, Any]
+    path: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,7 +28,8 @@ class Mode:
     """One thing the program does.
 
     Attributes:
-        action: 'module:function'; takes the `Config`, the flags that were given, and a `Stop`.
+        action: 'module:function'; takes the `Config`, the flags that were given, and a `Stop`;
+            returns an `Outcome`.
         trains: whether it trains.
         measures: whether it evaluates; if it doesn't train, with the settings that the run in the
             folder recorded.

@@ -17,6 +17,7 @@ from app import experiment, lock, report, resuming, train
 from app.config.resolution import why_unread
 from app.config.schema import DEFAULTS, LABELS, OPTIONS, PATHS, TRAIN_EXAMPLES, Config, to_values
 from app.data_checks import open_data
+from app.modes import Outcome
 from app.planned_run import PlannedRun
 from app.preflight import check_writable, with_model_dir
 from app.presets import PRESETS
@@ -49,7 +50,7 @@ _OF_THE_PIPELINE = ('train_mode', 'checkpoint', 'teacher', 'eval_name', 'allow_c
 _OF_FINE_TUNING = ('fine_tune_after_block', 'zero_init_logits_layer')
 
 
-def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
     """Runs every stage that is not done yet; ends with a table and `report.html`.
 
     Args:
@@ -76,6 +77,8 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         _run(plan, stop)
         if writes:
             _conclude(model_dir, plan)
+    results = {planned.name: read_result(planned.folder) for planned in plan}
+    return Outcome(model_dir, results, os.path.join(model_dir, REPORT_FILE))
 
 
 def _run(plan: list[PlannedRun], stop: Stop) -> None:

@@ -20,7 +20,8 @@ from app.config.schema import TRAIN_EXAMPLES, Config
 from app.evaluate import Tracker
 from app.experiment import Experiment, prepare, show_data, show_report, within_memory
 from app.export import export_model
-from app.run_folder import RESTORE, write_flags
+from app.modes import Outcome
+from app.run_folder import RESTORE, newest_module, read_result, write_flags
 from app.skipped import listing_skipped_files
 from common.file_names import LABELS_FILE, MODULES, MOMENTUM_MODULES
 from common.interruption import Stop
@@ -37,7 +38,7 @@ SAMPLE_VIEWS = 8  # images whose views TensorBoard shows
 DIVERGED = 10  # times the loss of the first step
 
 
-def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+def run(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
     """Checks everything, then trains, and evaluates if the mode says so.
 
     Args:
@@ -45,7 +46,10 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         given: those of them that were given on the command line.
         stop: whether a signal has come.
     """
-    train(prepare(config, given), evaluate=config.run.does.measures, stop=stop)
+    experiment = prepare(config, given)
+    train(experiment, evaluate=config.run.does.measures, stop=stop)
+    model_dir = experiment.config.output.model_dir
+    return Outcome(model_dir, read_result(model_dir), newest_module(model_dir))
 
 
 def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:

@@ -375,7 +375,7 @@ def test_the_last_evaluation_is_repeated_unless_both_of_its_files_are_there(
     measured: list[int] = []
     tracker = types.SimpleNamespace(
         _experiment=types.SimpleNamespace(checkpoint_steps=2),
-        _folder=str(tmp_path),
+        folder=str(tmp_path),
         measure=measured.append,
     )
     evaluate.Tracker.catch_up(tracker, 4)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from app.check import page
 from app.check.findings import Checked, describe
 from app.config.schema import Config
+from app.modes import Outcome
 from app.preflight import check_writable
 from common.errors import UserError, command_line, printable
 from common.interruption import Stop
@@ -30,7 +31,7 @@ _OWN = ('mode', 'model_dir')  # flags that training doesn't share
 _SPLITS = ('train_split', 'eval_split')
 
 
-def check(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+def check(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
     """Reads all images of a data set; writes `check.html` and `check.json` to the model folder.
 
     Args:
@@ -66,6 +67,7 @@ def check(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
             f'{described["images"]:,} files. {path} says why.'
         )
     print(f'To train: {commands[0][1]}')
+    return Outcome(model_dir, described, path)
 
 
 def read_all(source: Source, config: Config, given: Mapping[str, Any]) -> Checked:

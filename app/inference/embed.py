@@ -15,6 +15,7 @@ from app.inference.application import Application
 from app.inference.network import check_layer, fingerprint, layers_needed, pooled
 from app.inference.parts import Parts, folder_of, rebatched
 from app.inference.tables import ROWS_AT_ONCE, Names, Table, write_table
+from app.modes import Outcome
 from common.interruption import Stop
 from tf2 import distribution
 from tf2.features import EMBEDDING, RowPass
@@ -24,7 +25,7 @@ from tf2.models.encoder import SimCLRModel
 HEAD = ('proj_head_input', 'proj_head_output')
 
 
-def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+def run(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
     """Writes the embedding of every image, with its file and label.
 
     Args:
@@ -42,7 +43,8 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         width = check_layer(app.network, layer)
     with application.in_folder(app):
         application.announce(app)
-        write_embeddings(app, row_pass(app, layer), layer, width, stop)
+        results = write_embeddings(app, row_pass(app, layer), layer, width, stop)
+    return Outcome(app.config.output.model_dir, results, application.output_path(app.config))
 
 
 def row_pass(app: Application, layer: str) -> RowPass:
@@ -53,7 +55,7 @@ def row_pass(app: Application, layer: str) -> RowPass:
 
 def write_embeddings(
     app: Application, function: RowPass, layer: str, width: int, stop: Stop
-) -> None:
+) -> dict[str, Any]:
     """Goes through all images and writes the files.
 
     Args:
@@ -62,6 +64,9 @@ def write_embeddings(
         layer: endpoint that is the embedding.
         width: numbers in it.
         stop: see `run`.
+
+    Returns:
+        'images', 'width' and 'layer' of what was written; empty if another worker writes.
     """
     path = application.output_path(app.config)
     settings = {**app.settings(), 'layer': layer}
@@ -69,9 +74,9 @@ def write_embeddings(
     shown = projector.Shown(app.examples, width)
     with app.strategy.scope():
         application.pass_over(app, function, lambda rows: _kept(rows, shown), parts, stop)
-    if app.writes:
-        _write(app, path, parts, width, layer)
+    count = _write(app, path, parts, width, layer) if app.writes else None
     distribution.wait_for_all(app.strategy)
+    return {} if count is None else {'images': count, 'width': width, 'layer': layer}
 
 
 def embed(model: SimCLRModel, images: tf.Tensor, layer: str) -> dict[str, tf.Tensor]:
@@ -91,8 +96,8 @@ def _kept(rows: Mapping[str, np.ndarray], shown: projector.Shown) -> dict[str, n
     }
 
 
-def _write(app: Application, path: str, parts: Parts, width: int, layer: str) -> None:
-    """Writes the final files, then removes those that hold the rows."""
+def _write(app: Application, path: str, parts: Parts, width: int, layer: str) -> int:
+    """Writes the final files, then removes those that hold the rows; returns how many there are."""
     table = table_of(app, parts, width, layer)
     print(f'Writing {path}.', flush=True)
     with writing(os.path.dirname(path)):
@@ -103,6 +108,7 @@ def _write(app: Application, path: str, parts: Parts, width: int, layer: str) ->
     parts.remove()
     print(f'{table.count:,} embeddings of {width} numbers each, from {layer}: {path}')
     print(f'To look at them: tensorboard --logdir {app.config.output.model_dir}, "Projector"')
+    return table.count
 
 
 def table_of(app: Application, parts: Parts, width: int, layer: str) -> Table:

@@ -18,6 +18,7 @@ from app.inference.application import Application
 from app.inference.network import check_classifier, layers_needed
 from app.inference.parts import Parts, folder_of, rebatched
 from app.inference.tables import ROWS_AT_ONCE
+from app.modes import Outcome
 from common.errors import UserError
 from common.interruption import Stop
 from data.labels import same_classes
@@ -29,7 +30,7 @@ from tf2.models.encoder import SimCLRModel
 TOP = 5  # classes of each image, unless --top_k says how many
 
 
-def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+def run(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
     """Writes the most likely classes of every image, with their probabilities.
 
     Args:
@@ -46,7 +47,8 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
     count = number_shown(config.inference.top_k, app)
     with application.in_folder(app):
         application.announce(app)
-        write_predictions(app, row_pass(app, count), count, stop)
+        results = write_predictions(app, row_pass(app, count), count, stop)
+    return Outcome(app.config.output.model_dir, results, application.output_path(app.config))
 
 
 def row_pass(app: Application, count: int) -> RowPass:
@@ -55,7 +57,9 @@ def row_pass(app: Application, count: int) -> RowPass:
         return RowPass(lambda images: classify(app.network.model, images, count))
 
 
-def write_predictions(app: Application, function: RowPass, count: int, stop: Stop) -> None:
+def write_predictions(
+    app: Application, function: RowPass, count: int, stop: Stop
+) -> dict[str, Any]:
     """Goes through all images and writes the file.
 
     Args:
@@ -63,14 +67,17 @@ def write_predictions(app: Application, function: RowPass, count: int, stop: Sto
         function: from `row_pass`.
         count: classes of each image.
         stop: see `run`.
+
+    Returns:
+        'images', and 'top_1_accuracy' if there are labels; empty if another worker writes.
     """
     path = application.output_path(app.config)
     parts = Parts(folder_of(path), {**app.settings(), 'top_k': count}, writes=app.writes)
     with app.strategy.scope():
         application.pass_over(app, function, _kept, parts, stop)
-    if app.writes:
-        _write(app, path, parts, count)
+    results = _write(app, path, parts, count) if app.writes else {}
     distribution.wait_for_all(app.strategy)
+    return results
 
 
 def classify(model: SimCLRModel, images: tf.Tensor, count: int) -> dict[str, tf.Tensor]:
@@ -115,13 +122,17 @@ class Accuracy:
     right: int = 0
     labeled: int = 0
 
+    @property
+    def share(self) -> float:
+        """Of the images with a label."""
+        return self.right / self.labeled
+
     def __str__(self) -> str:
-        share = self.right / self.labeled
-        return f'Top-1 accuracy on {self.labeled:,} images with a label: {share:.4f}.'
+        return f'Top-1 accuracy on {self.labeled:,} images with a label: {self.share:.4f}.'
 
 
-def _write(app: Application, path: str, parts: Parts, count: int) -> None:
-    """Writes the final file, then removes those that hold the rows."""
+def _write(app: Application, path: str, parts: Parts, count: int) -> dict[str, Any]:
+    """Writes the final file, then removes those that hold the rows; returns what it holds."""
     accuracy = Accuracy()
     with writing(os.path.dirname(path)):
         tf.io.gfile.makedirs(os.path.dirname(path) or '.')
@@ -129,8 +140,10 @@ def _write(app: Application, path: str, parts: Parts, count: int) -> None:
             written = _write_csv(partial, app, parts, count, accuracy)
     parts.remove()
     print(f'Predictions for {written:,} images: {path}')
-    if accuracy.labeled and knows_labels(app):
-        print(accuracy)
+    if not (accuracy.labeled and knows_labels(app)):
+        return {'images': written}
+    print(accuracy)
+    return {'images': written, 'top_1_accuracy': accuracy.share}
 
 
 def _write_csv(path: str, app: Application, parts: Parts, count: int, accuracy: Accuracy) -> int:

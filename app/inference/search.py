@@ -24,6 +24,7 @@ from app.inference.network import (
 )
 from app.inference.pictures import Pictures
 from app.inference.stored import Rows, open_table
+from app.modes import Outcome
 from app.preflight import check_writable
 from common.errors import UserError, printable
 from common.interruption import Stop
@@ -52,7 +53,7 @@ class Match:
     class_name: str
 
 
-def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
+def run(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
     """Prints the most similar images, and writes a page with them.
 
     Args:
@@ -81,6 +82,8 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> None:
         tf.io.gfile.makedirs(os.path.dirname(target))
         write_text(target, page.page_of(query, found, pictures, about=_about(config, path)))
     print(f'With pictures: {target}')
+    matches = [dataclasses.asdict(match) for match in found]
+    return Outcome(config.output.model_dir, {'matches': matches}, target)
 
 
 def _with_folder(config: Config, folder: str) -> Config:
