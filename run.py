@@ -158,7 +158,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     values = define_flags()
     try:
         rest = values(arguments)[1:]
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # ValueError: for --nouse_blur=True
         raise UserError(_explain(error)) from error
     if rest:
         raise UserError(f'Expected only --flags; found {rest[0]!r}. See python run.py --help.')
@@ -171,7 +171,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     return given
 
 
-def _explain(error: flags.Error) -> str:
+def _explain(error: Exception) -> str:
     """The error as one line. For a value of the wrong type, absl's has the error of a parser."""
     text = ' '.join(str(error).split())
     match = re.match(r'flag --(\w+)=(.*?): ', text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -36,28 +37,39 @@ class Stop:
 
     A signal raises `Interrupted` at once or, while that is deferred, at the end of the deferral.
 
+    Args:
+        ends_process: whether a second Ctrl-C ends the process, as a second SIGTERM does. Otherwise
+            it has the effect that it had before: Python raises KeyboardInterrupt.
+
     Attributes:
         number: of the signal that came; None before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_process: bool = True) -> None:
         self.number: int | None = None
         self._deferred = False
         self._numbers = SIGNALS
+        self._second = dict.fromkeys(WARNINGS, signal.SIG_IGN)
+        self._ends_process = ends_process
 
     @contextlib.contextmanager
     def handling(self) -> Iterator[Stop]:
-        """Handles signals within the context; to be entered in the main thread."""
-        before = [signal.getsignal(number) for number in SIGNALS]
+        """Handles signals within the context; in the main thread, the only one that gets them."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        in_main = threading.current_thread() is threading.main_thread()
+        # Python can't put back a handler that it doesn't know.
+        known = [number for number in SIGNALS if before[number] is not None and in_main]
         # Under nohup the program is to outlive its terminal.
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-            self._numbers = tuple(number for number in SIGNALS if number != signal.SIGHUP)
+        ignored = {signal.SIGHUP} if before[signal.SIGHUP] == signal.SIG_IGN else set()
+        self._numbers = tuple(number for number in known if number not in ignored)
+        if not self._ends_process:
+            self._second[signal.SIGINT] = before[signal.SIGINT]
         self.listen()
         try:
             yield self
         finally:
-            for number, handler in zip(SIGNALS, before, strict=True):
-                signal.signal(number, handler)
+            for number in known:
+                signal.signal(number, before[number])
 
     def listen(self) -> None:
         """Installs the handlers; to be repeated after TensorFlow has connected workers."""
@@ -66,7 +78,7 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         for each in self._numbers:
-            signal.signal(each, signal.SIG_IGN if each in WARNINGS else signal.SIG_DFL)
+            signal.signal(each, self._second.get(each, signal.SIG_DFL))
         self.number = number
         if not self._deferred:
             raise Interrupted(number)

@@ -12,6 +12,7 @@ ROOMS = ('common', 'app', 'data', 'tf2', 'hub_export', 'benchmarks')
 
 # A module may import from these parts of the project; the longest matching prefix decides.
 ALLOWED = {
+    'simclr': ('run', 'app', 'common'),
     'run': ('app', 'tf2.methods', 'tf2.evaluators.EVALUATORS', 'common'),
     'app': ('app', 'hub_export', 'data', 'tf2', 'common'),
     'app.config': (
@@ -33,6 +34,7 @@ ALLOWED = {
         'common',
     ),
     'app.modes': (),
+    'app.isolation': (),
     'app.presets': (),
     'app.lock': ('common',),
     'app.output': (),
@@ -146,11 +148,12 @@ def test_usage_errors_need_no_tensorflow() -> None:
     """What is imported before flags are checked must not import TensorFlow."""
     light = [
         'run',
+        'simclr',
         *(
             f'app/{name}'
             for name in ('modes', 'output', 'scratch', 'preflight', 'capacity', 'presets')
         ),
-        'app/run_folder',
+        *(f'app/{name}' for name in ('isolation', 'run_folder')),
         *(f'app/config/{name}' for name in ('schema', 'resolution', 'compatibility')),
         *(str(file.with_suffix('')) for file in modules() if file.parts[0] == 'common'),
         *(f'data/{name}' for name in ('config', 'names')),

@@ -149,6 +149,7 @@ def refused(
         (['--width_multiplier=wide'], '--width_multiplier must be a number; found .wide'),
         (['--use_blur=perhaps'], '--use_blur must be true or false; found .perhaps'),
         (['--train_batch_size'], 'Missing value for flag --train_batch_size'),
+        (['--nouse_blur=True'], '--nouse_blur=True does not take an argument'),
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )

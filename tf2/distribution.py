@@ -93,7 +93,7 @@ def split_device(count: int) -> None:
     """Splits the CPU, or the only GPU, into `count` logical devices, before TensorFlow uses it.
 
     Raises:
-        UserError: if there are several GPUs.
+        UserError: if there are several GPUs, or TensorFlow has used the device undivided.
     """
     gpus = tf.config.list_physical_devices('GPU')
     if len(gpus) > 1:
@@ -105,7 +105,15 @@ def split_device(count: int) -> None:
     memory = GPU_MEMORY // count if gpus else None
     parts = [tf.config.LogicalDeviceConfiguration(memory_limit=memory) for _ in range(count)]
     (device,) = gpus or tf.config.list_physical_devices('CPU')
-    tf.config.set_logical_device_configuration(device, parts)
+    if len(tf.config.get_logical_device_configuration(device) or ()) == count:
+        return  # by an earlier run of this process
+    try:
+        tf.config.set_logical_device_configuration(device, parts)
+    except RuntimeError as error:
+        raise UserError(
+            f'--logical_devices={count} must come before TensorFlow uses the device; found it in '
+            'use in this process. Start another process.'
+        ) from error
 
 
 # TensorFlow allows one per process; all stages of a pipeline share it.

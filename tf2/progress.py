@@ -1,4 +1,4 @@
-"""Shows the progress of a training: a bar in a terminal, else a line every few seconds."""
+"""Shows the progress of a run: a bar in a terminal or notebook, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_BARS = 1.0  # in a notebook, which may keep each of them
 _DAY = 86_400.0  # seconds
 _LONGEST = 100 * 365  # days; longer times are shown as 'over 100 years'
 
@@ -21,6 +22,14 @@ def time_left(seconds: float) -> str:
     if days < 3:
         return tqdm.format_interval(seconds)
     return f'{days:,.0f} days' if days < _LONGEST else 'over 100 years'
+
+
+def _is_notebook(stream: TextIO) -> bool:
+    """Whether what is written to `stream` appears below a cell.
+
+    There a bar of characters needs no extension, unlike one of widgets.
+    """
+    return type(stream).__module__.partition('.')[0] == 'ipykernel'
 
 
 class _Bar(tqdm):
@@ -44,7 +53,8 @@ class Progress:
         total_steps: updates of the run.
         batch_size: images per update.
         shown: names of the metrics to show.
-        stream: where to write; default: stderr.
+        stream: where to write; default: stderr, in a notebook stdout, because it shows stderr as
+            errors.
         noun: what the steps are called.
     """
 
@@ -57,14 +67,15 @@ class Progress:
         stream: TextIO | None = None,
         noun: str = 'step',
     ) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = stream or (sys.stdout if _is_notebook(sys.stdout) else sys.stderr)
         self._total, self._batch, self._shown = total_steps, batch_size, shown
         self._noun = noun
         self._last_line = time.monotonic()
         # The rate excludes the first call of the training function, which traces it.
         self._measured_from: tuple[float, int] | None = None
         self._bar = None
-        if self._stream.isatty():
+        notebook = _is_notebook(self._stream)
+        if notebook or self._stream.isatty():
             layout = '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{left} left{postfix}]'
             self._bar = _Bar(
                 total=total_steps,
@@ -72,7 +83,8 @@ class Progress:
                 desc=noun,
                 file=self._stream,
                 bar_format=layout,
-                dynamic_ncols=True,
+                dynamic_ncols=not notebook,
+                mininterval=SECONDS_BETWEEN_BARS if notebook else 0.1,
             )
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:

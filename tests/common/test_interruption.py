@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -87,6 +88,27 @@ def test_handlers_are_restored() -> None:
         stop.listen()
         assert signal.getsignal(signal.SIGTERM) == stop._handle
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_second_interrupt_of_a_process_that_goes_on_is_raised() -> None:
+    stop = Stop(ends_process=False)
+    with stop.handling(), contextlib.suppress(Interrupted), stop.deferred():
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_other_threads_run_without_handlers() -> None:
+    def program() -> list[object]:
+        stop = Stop()
+        with stop.handling(), stop.deferred():
+            stop.listen()
+            return [signal.getsignal(number) for number in SIGNALS]
+
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        assert threads.submit(program).result() == before
 
 
 WAITING = """

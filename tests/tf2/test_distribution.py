@@ -109,6 +109,14 @@ def test_several_gpus_are_not_split(devices: dict) -> None:
         distribution.split_device(2)
 
 
+def test_a_device_in_use_is_not_split_otherwise() -> None:
+    """Tests run on four logical CPUs, which an earlier run may have made."""
+    tf.config.list_logical_devices()
+    distribution.split_device(4)
+    with pytest.raises(UserError, match=r'--logical_devices=2 must .*; found it'):
+        distribution.split_device(2)
+
+
 @pytest.mark.parametrize('cluster', [None, '{', '[]', '{"cluster": {}}'])
 def test_unnamed_workers_are_an_error(monkeypatch: pytest.MonkeyPatch, cluster: str | None) -> None:
     for name in [name for name in os.environ if name.startswith(('TF_CONFIG', 'SLURM'))]:

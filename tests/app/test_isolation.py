@@ -1,0 +1,65 @@
+"""What a run changes in its process is restored."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import logging
+from tensorflow.python.framework import config
+
+from app.isolation import LOG_LEVEL, isolated
+
+
+def draws() -> list[float]:
+    """The next numbers of all generators that a program might use."""
+    layer = tf.keras.layers.Dense(1)
+    layer.build([1, 1])
+    numbers = (random.random(), np.random.rand(), tf.random.uniform([]), layer.kernel[0, 0])
+    return [float(number) for number in numbers]
+
+
+@pytest.fixture
+def seeded() -> Iterator[None]:
+    tf.keras.utils.set_random_seed(7)
+    yield
+    with isolated():  # so that determinism isn't left behind if the test fails
+        pass
+
+
+@pytest.mark.usefixtures('seeded')
+def test_random_numbers_go_on_as_without_the_run() -> None:
+    draws()
+    expected = draws()
+    tf.keras.utils.set_random_seed(7)
+    draws()
+    with isolated():
+        tf.keras.utils.set_random_seed(0)
+        draws()
+    assert draws() == expected
+
+
+def test_determinism_log_levels_and_the_garbage_collector_are_restored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(LOG_LEVEL, raising=False)
+    verbosity, frozen = logging.get_verbosity(), gc.get_freeze_count()
+    gc.unfreeze()
+    try:
+        with isolated():
+            tf.config.experimental.enable_op_determinism()
+            os.environ[LOG_LEVEL] = '3'
+            logging.set_verbosity(logging.ERROR)
+            gc.freeze()
+        assert not config.is_op_determinism_enabled()
+        assert LOG_LEVEL not in os.environ
+        assert logging.get_verbosity() == verbosity
+        assert gc.get_freeze_count() == 0
+    finally:
+        if frozen:
+            gc.freeze()
