@@ -21,6 +21,7 @@ from common.errors import one_line
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _HEADER_BYTES = 4096  # Exif data with the orientation lie within
+BEGINNING = 32  # bytes that tell a file's format
 _MARK_WITHIN = 32  # bytes from the beginning of a file, in which their mark begins
 NOT_AN_IMAGE = 'Not an image: '
 UNREADABLE = 'it cannot be read'  # how a reason begins, if not even the bytes can be had
@@ -76,7 +77,7 @@ class NotAnImageError(Exception):
 
 
 def format_of(beginning: bytes) -> str:
-    """The format of an image file by its first 32 bytes, 'other' if it is a rarer one."""
+    """The format of an image file by its first `BEGINNING` bytes, 'other' if it is a rarer one."""
     if beginning[:4] == b'RIFF' and beginning[8:12] == b'WEBP':
         return 'WebP'
     if beginning[4:8] == b'ftyp':
@@ -149,6 +150,8 @@ def decode_by_pillow(content: bytes, max_pixels: int = 0) -> np.ndarray:
         NotAnImageError: if it can't be decoded.
     """
     try:
+        if format_of(content[:BEGINNING]) == 'HEIF':
+            _teach_pillow_heif()
         with Image.open(io.BytesIO(content)) as image:
             pixels = image.width * image.height
             if max_pixels and pixels > max_pixels:
@@ -162,6 +165,13 @@ def decode_by_pillow(content: bytes, max_pixels: int = 0) -> np.ndarray:
         raise
     except Exception as error:  # what Pillow's many readers raise for damaged files has no type
         raise NotAnImageError(f'it is damaged ({one_line(error, 100)})') from error
+
+
+@functools.cache
+def _teach_pillow_heif() -> None:
+    import pillow_heif  # only here: few data sets hold such files
+
+    pillow_heif.register_heif_opener(thumbnails=False)
 
 
 def why_undecodable(content: bytes, max_pixels: int = 0) -> str | None:

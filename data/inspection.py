@@ -19,12 +19,11 @@ import tensorflow as tf
 from data.batches import decode_stored
 from data.config import DataConfig
 from data.failures import as_user_errors, said
-from data.image_files import UNREADABLE, format_of, why_undecodable
+from data.image_files import BEGINNING, UNREADABLE, format_of, why_undecodable
 from data.sources.source import NO_LABEL, Source
 
 LOOK = 8  # height and width of the small images that are compared
 _ROWS_AT_ONCE = 32
-_BEGINNING = 32  # bytes that tell the format
 _NO_SIZE = 0  # of files that can't be decoded
 _BUCKETS = 2**63 - 1
 _KEYS = ((1, 2), (3, 4))  # of two hashes of 63 bits
@@ -204,7 +203,7 @@ def _measure(source: Source, config: DataConfig, position: tf.Tensor, example: A
         'label': example['label'],
         'shape': tf.ensure_shape(tf.shape(image)[:2], [2]),
         'size': tf.strings.length(content),
-        'beginning': tf.strings.substr(content, 0, _BEGINNING),
+        'beginning': tf.strings.substr(content, 0, BEGINNING),
         'content': tf.stack(hashes),
         'look': tf.reshape(look, [LOOK * LOOK * 3]),
     }

@@ -7,6 +7,7 @@ import os
 import re
 
 import numpy as np
+import pillow_heif
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
@@ -34,6 +35,14 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
+def heic(image: Image.Image, **options) -> bytes:
+    """A HEIC file, without loss; without making Pillow know the format."""
+    file = io.BytesIO()
+    exact = {'quality': -1, 'chroma': 444, 'matrix_coefficients': 0}
+    pillow_heif.from_pillow(image).save(file, **exact, **options)
+    return file.getvalue()
+
+
 def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert('RGB'), np.float64) * 257
 
@@ -55,12 +64,16 @@ def laid_over_white(image: Image.Image | np.ndarray) -> np.ndarray:
     return 257 * (share * rgba[..., :3] + (1 - share) * 255)
 
 
-def with_exif(orientation: int, byte_order: str) -> bytes:
+def turned(orientation: int, byte_order: str = '<') -> Image.Exif:
     exif = Image.Exif()
     exif.endian = byte_order
     exif[0x010F] = 'A maker'  # so that the tag isn't the first one
     exif[0x0112] = orientation
-    return saved(picture(), 'JPEG', quality=95, exif=exif)
+    return exif
+
+
+def with_exif(orientation: int, byte_order: str) -> bytes:
+    return saved(picture(), 'JPEG', quality=95, exif=turned(orientation, byte_order))
 
 
 BLACK_IS_ZERO, WHITE_IS_ZERO, IN_RGB = 1, 0, 2
@@ -143,6 +156,12 @@ SOUND = {
     'rgb.bmp': (saved(picture(), 'BMP'), pixels(picture())),
     'rgb.ppm': (saved(picture(), 'PPM'), pixels(picture())),
     'gray.pgm': (saved(picture().convert('L'), 'PPM'), pixels(picture().convert('L'))),
+    'rgb.heic': (heic(picture()), pixels(picture())),
+    'rgba.heic': (heic(transparent('RGBA')), laid_over_white(transparent('RGBA'))),
+    'turned.heic': (
+        heic(picture(), exif=turned(6).tobytes()),
+        pixels(picture().transpose(Image.Transpose.ROTATE_270)),
+    ),
     'rgb.webp': (saved(picture(), 'WEBP', lossless=True), pixels(picture())),
     'rgba.webp': (
         saved(transparent('RGBA'), 'WEBP', lossless=True, exact=True),
@@ -233,7 +252,9 @@ DAMAGED = {
     r'it is damaged \(.*[Tt]runcated': saved(picture(), 'JPEG')[:-100],
     r'it is damaged \(image file is trunc': saved(picture(), 'PNG')[:100],
     'it is damaged': saved(picture(), 'WEBP')[:-100],
+    'it is damaged .': heic(picture())[:-100],
     'it has 10,201 pixels, more than --max_pixels=10,000': saved(Image.new('L', (101, 101)), 'PNG'),
+    'it has 10,404 pixels': heic(Image.new('RGB', (102, 102))),
     'more than --max_pixels': saved(Image.new('L', (1, 10_001)), 'JPEG'),
     'floating-point': saved(Image.fromarray(np.zeros([3, 3], np.float32)), 'TIFF'),
     'signed or 32-bit integers': saved(Image.fromarray(np.zeros([3, 3], np.int32)), 'TIFF'),
