@@ -68,7 +68,6 @@ def _function(**own: str) -> Callable[[Function], Function]:
     def decorate(documented: Function) -> Function:
         @functools.wraps(documented)
         def call(**flags: Any) -> Outcome:
-            __tracebackhide__ = True  # IPython leaves out this frame
             outcome = _outcome(documented.__name__, own, flags)
             if isinstance(outcome, BaseException):
                 raise outcome

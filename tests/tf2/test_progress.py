@@ -1,4 +1,4 @@
-"""The progress of a training: lines in a log, a bar in a terminal."""
+"""The progress of a run: lines in a log, a bar in a terminal or notebook."""
 
 from __future__ import annotations
 
@@ -102,3 +102,17 @@ def test_a_terminal_gets_a_bar(clock: list[float]) -> None:
     last = terminal.getvalue().rstrip('\n').split('\r')[-1]
     assert re.search(r'step 100%\|.*\| 8/8 \[.* left, contrast_loss 1\.500, 32 images/s', last)
     assert ' 3/8 ' in terminal.getvalue()
+
+
+def test_a_notebook_gets_a_bar_without_widgets(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On stdout, because it shows stderr as errors, and with all metrics, however narrow it is."""
+    cell = type('OutStream', (io.StringIO,), {'__module__': 'ipykernel.iostream'})()
+    monkeypatch.setattr(progress.sys, 'stdout', cell)
+    shown = Progress(0, 8, 16, ('contrast_loss', 'supervised_loss', 'supervised_acc'))
+    clock[0] += 2
+    shown.update(8, dict.fromkeys(('contrast_loss', 'supervised_loss', 'supervised_acc'), 1.5))
+    shown.close()
+    last = cell.getvalue().rstrip('\n').split('\r')[-1]
+    assert re.search(r'^step 100%\|.*\| 8/8 \[.*, supervised_acc 1\.500\]$', last.rstrip())
