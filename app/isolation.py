@@ -26,7 +26,7 @@ def isolated() -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         stack.callback(gc.collect)  # models refer to themselves
-        for keep in (_garbage_collector, _random_state, _log_levels, _tensorflow_state):
+        for keep in _KEPT:
             stack.callback(keep())
         yield
 
@@ -84,6 +84,25 @@ def _tensorflow_state() -> Callable[[], None]:
     return restore
 
 
+def _custom_gradients() -> Callable[[], None]:
+    """TensorFlow never forgets a traced `tf.custom_gradient`, which refers to graph and weights.
+
+    Those of another thread are lost too if it traces one during the run.
+    """
+    before = set(_gradients()) if 'tensorflow' in sys.modules else set()
+
+    def restore() -> None:
+        traced = _gradients() if 'tensorflow' in sys.modules else {}
+        for name in traced.keys() - before:
+            if name.startswith('CustomGradient-'):
+                del traced[name]
+
+    return restore
+
+
+_KEPT = (_garbage_collector, _random_state, _log_levels, _tensorflow_state, _custom_gradients)
+
+
 def _seeds() -> tuple[int | None, Any, random.Random | None]:
     """TensorFlow's seed, the state that it has reached, and Keras's generator."""
     context = _context()
@@ -102,6 +121,12 @@ def _config() -> Any:
     from tensorflow.python.framework import config
 
     return config
+
+
+def _gradients() -> dict[str, Any]:
+    from tensorflow.python.framework import ops
+
+    return ops.gradient_registry._registry
 
 
 def _keras_seeds() -> Any:

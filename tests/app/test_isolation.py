@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -63,3 +64,28 @@ def test_determinism_log_levels_and_the_garbage_collector_are_restored(
     finally:
         if frozen:
             gc.freeze()
+
+
+def test_what_a_run_has_traced_is_freed() -> None:
+    @tf.custom_gradient
+    def doubled(x: tf.Tensor) -> tuple[tf.Tensor, object]:
+        return 2 * x, lambda upstream: 2 * upstream
+
+    def gradient(weight: tf.Variable) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            y = doubled(weight * 1)
+        return tape.gradient(y, weight)
+
+    def traced() -> weakref.ref:
+        weight = tf.Variable(1.0)
+        function = tf.function(lambda: gradient(weight), autograph=False)
+        assert function() == 2
+        return weakref.ref(function.get_concrete_function().graph)
+
+    with isolated():
+        graph = traced()
+    assert graph() is None
+    kept = traced()  # what others trace is theirs
+    with isolated():
+        pass
+    assert kept() is not None
