@@ -79,6 +79,6 @@ def file_name(worker: str | None) -> str:
 
 
 def describe(count: int) -> str:
-    """How many files were skipped, in words."""
-    files = '1 image file' if count == 1 else f'{count:,} image files'
-    return f'{files} could not be decoded and {"was" if count == 1 else "were"} skipped'
+    """How many images were skipped, in words."""
+    images = '1 image' if count == 1 else f'{count:,} images'
+    return f'{images} could not be decoded and {"was" if count == 1 else "were"} skipped'

@@ -584,7 +584,7 @@ def _map_files(
     *,
     masks: bool = False,
 ) -> tf.data.Dataset:
-    """Maps `function` over (..., example), with files read, and damaged ones replaced or masked."""
+    """Maps `function` over (..., example): files are read, damaged images replaced or masked."""
     # The workers of a tf.data service have no Python to find replacements.
     if source.skipped is None or config.tf_data_service:
         return _map(source.with_contents(dataset), function)

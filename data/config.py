@@ -92,7 +92,7 @@ class DataConfig:
     )
     max_bad_fraction: float = option(
         0.01,
-        'Own images: largest share of the files of a split that may be unreadable or damaged; one '
+        'Own images: largest share of the images of a split that may be unreadable or damaged; one '
         'always may be, unless this is 0. They are skipped and listed in skipped_files.txt.',
         at_least=0,
         at_most=1,

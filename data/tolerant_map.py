@@ -1,4 +1,4 @@
-"""Maps a function over examples whose files may be damaged."""
+"""Maps a function over examples whose images may be damaged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tolerant_map(
     *,
     group: int,
 ) -> tf.data.Dataset:
-    """Maps `function` over examples, and does without those files that can't be read or decoded.
+    """Maps `function` over examples, and does without images that can't be read or decoded.
 
     Failures are caught for a group of examples at a time: to catch one costs about as much as to
     decode a small image.
@@ -31,8 +31,9 @@ def tolerant_map(
     Args:
         dataset: of (..., example).
         function: (..., example as `read` returns it) → dictionary with 'label'.
-        read: example → example with contents as 'image' and the file's path as 'path'.
-        replace: paths [n] of files for which `function` failed → contents [n], and whether they
+        read: example → example with contents as 'image' and as 'path' the path or name that
+            `replace` knows it by.
+        replace: paths [n] of images for which `function` failed → contents [n], and whether they
             fit the label [n]. Where they don't, 'label' becomes -1 and 'mask', if there is one,
             False.
         group: examples at a time.

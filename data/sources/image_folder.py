@@ -18,7 +18,6 @@ from common.errors import UserError, one_line, printable
 from data.config import DataConfig
 from data.image_files import decode_file
 from data.image_range import check_integers
-from data.images import check_size
 from data.names import folders_of
 from data.sources.files import Files, concatenate
 from data.sources.layout import LAYOUT, Asked, Images, understand
@@ -32,7 +31,7 @@ from data.sources.listing import (
     scan_local,
 )
 from data.sources.listing_cache import list_with_cache
-from data.sources.skipped_files import SkippedFiles
+from data.sources.skipped_files import SkippedFiles, others_in_listing
 from data.sources.source import Source
 from data.sources.splits import distinct, parts_of, split_names
 from data.worker import Worker
@@ -103,17 +102,16 @@ def source_of_images(
         files = splits[split] if split in splits else _select(name, splits, split)
         return files if mixed else files.in_listing_order()
 
-    def check_and_decode(content: tf.Tensor) -> tf.Tensor:
-        return decode(check_size(content, config.max_pixels, 'it'))
+    # A part of a split, or another order, may take long to make.
+    selected = functools.lru_cache(maxsize=4)(select)
 
-    decode = functools.partial(decode_file, max_pixels=config.max_pixels)
     return Source(
         name=name,
         num_classes=len(classes) or None,
         class_names=tuple(map(printable, classes)) or None,
         num_examples=lambda split: len(select(split)),
         examples=lambda split: _examples(select(split)),
-        decode=decode,
+        decode=functools.partial(decode_file, max_pixels=config.max_pixels),
         share=lambda split, worker: _share(select(split), worker),
         labels=lambda split: iter([select(split).labels]),
         identify=lambda split, positions: _names(images, select(split), positions),
@@ -122,8 +120,9 @@ def source_of_images(
         in_listing_order=lambda: source_of_images(name, images, config, mixed=False),
         skipped=SkippedFiles(
             name,
-            select,
-            check_and_decode,
+            count=lambda split: len(selected(split)),
+            read=lambda path: tf.io.read_file(path).numpy(),
+            others=lambda split, path: others_in_listing(selected(split), path),
             max_pixels=config.max_pixels,
             max_fraction=config.max_bad_fraction,
         ),

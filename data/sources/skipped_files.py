@@ -1,13 +1,12 @@
-"""Files that can't be read or decoded: listed with their reasons, and replaced.
+"""Image files, or records, that can't be read or decoded: listed with their reasons, and replaced.
 
-A batch keeps its rows: in training, such a file is replaced by the next one of its class in the
-listing that can be decoded. This depends on nothing but the files, so it is the same after a
-restart and on any number of workers. In evaluation its row is masked.
+A batch keeps its rows: in training, such a file is replaced by the next one of its class that can
+be decoded. This depends on nothing but the files, so it is the same after a restart and on any
+number of workers. In evaluation its row is masked.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import threading
@@ -17,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError, one_line, printable
-from data.image_files import UNREADABLE, why_undecodable
+from data.image_files import UNREADABLE, decode_file, why_undecodable
+from data.images import check_size
 from data.sources.files import NO_CLASS, Files
 
 # A gray pixel as a PGM file: what a masked row holds.
@@ -32,8 +32,10 @@ class SkippedFiles:
 
     Args:
         name: of the data set, for messages.
-        select: split → its files.
-        decode: contents of a file, scalar string → image. Fails if the file can't be decoded.
+        count: split → number of its files.
+        read: path → contents. Raises OSError or one of TensorFlow's if they can't be read.
+        others: split, path of one of its files → the other ones' paths in the order in which they
+            may replace it, each with whether it is of the same class.
         max_pixels: of an image; 0 for no limit.
         max_fraction: largest share of a split's files that may be skipped; above 0, one may be.
     """
@@ -41,15 +43,19 @@ class SkippedFiles:
     def __init__(
         self,
         name: str,
-        select: Callable[[str], Files],
-        decode: Callable[[tf.Tensor], tf.Tensor],
         *,
+        count: Callable[[str], int],
+        read: Callable[[bytes], bytes],
+        others: Callable[[str, bytes], Iterator[tuple[bytes, bool]]],
         max_pixels: int,
         max_fraction: float,
     ) -> None:
         self._name = name
-        # A part of a split, or another order, may take long to make.
-        self._select = functools.lru_cache(maxsize=4)(select)
+        self._count, self._contents, self._others = count, read, others
+
+        def decode(content: tf.Tensor) -> tf.Tensor:
+            return decode_file(check_size(content, max_pixels, 'it'), max_pixels)
+
         # As a graph, so that all failures are TensorFlow's.
         signature = [tf.TensorSpec([], tf.string)]
         self._decode = tf.function(decode, input_signature=signature, autograph=False)
@@ -111,7 +117,7 @@ class SkippedFiles:
         if content is not None:
             return content, True
         known = self._in_place_of.get((split, path))
-        others = _after(self._select(split), path)
+        others = self._others(split, path)
         for other, is_same in itertools.chain([known] if known else [], others):
             content = self._read(split, other)
             if content is not None:
@@ -135,9 +141,9 @@ class SkippedFiles:
             return None
         content = b''
         try:
-            content = tf.io.read_file(path).numpy()
+            content = self._contents(path)
             self._decode(tf.constant(content))
-        except (tf.errors.OpError, UnicodeDecodeError) as error:
+        except (OSError, tf.errors.OpError, UnicodeDecodeError) as error:
             if isinstance(error, tf.errors.ResourceExhaustedError):
                 raise
             found[path] = self._reason(content, error)
@@ -154,7 +160,7 @@ class SkippedFiles:
         return reason or f'it is damaged ({one_line(error, 100)})'
 
     def _check_count(self, split: str) -> None:
-        found, count = self._found[split], len(self._select(split))
+        found, count = self._found[split], self._count(split)
         allowed = max(1, int(self._max_fraction * count)) if self._max_fraction else 0
         if len(found) > allowed:
             raise UserError(
@@ -170,8 +176,8 @@ class SkippedFiles:
         return f'Among them: {", ".join(files)}.'
 
 
-def _after(files: Files, path: bytes) -> Iterator[tuple[bytes, bool]]:
-    """The other files: those of the same class first, each time from `path` on and round again.
+def others_in_listing(files: Files, path: bytes) -> Iterator[tuple[bytes, bool]]:
+    """The others of `files`: those of the same class first, each time from `path` on and round.
 
     Yields:
         Path, and whether the class is the same.

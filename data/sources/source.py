@@ -43,7 +43,9 @@ class Source:
         examples: split → finite dataset of {'image': what `read` takes, or `decode` if there is no
             `read`; 'label': scalar int32, NO_LABEL if there is none; any other features}, always
             in the same order. 'index', scalar int64, is the position in the split if that is not
-            the one in this dataset. Raises UserError if there is no such split.
+            the one in this dataset; 'path', scalar string, what `skipped` and messages call an
+            image that is not read from a file of its own. Raises UserError if there is no such
+            split.
         decode: image as stored → decoded image, [h, w] or [h, w, c] of any real dtype.
         share: split, worker → the worker's own part of the files: a finite dataset of (position
             in the order of `examples`, scalar int64; example), always in the same order. The
@@ -65,8 +67,8 @@ class Source:
         splits: names of all splits, each once; empty if nothing tells.
         in_listing_order: makes the same data set, with each split in the order in which its files
             are listed, not a mixed one; None if there is no other order.
-        skipped: the files that could not be decoded so far. None for a source that isn't made of
-            files.
+        skipped: the files or records that could not be decoded so far. None for a source whose
+            examples can't be read again by name.
         summary: what was understood of the user's own files, a line without a full stop; may be
             empty.
     """

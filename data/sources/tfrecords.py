@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import os
 import re
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -22,7 +21,15 @@ from data.image_range import check_integers
 from data.names import PREPARED_FILE, folders_of, how_to_open, is_record_file
 from data.sources.image_folder import asked_by
 from data.sources.layout import EVALUATION, TRAIN, Asked, describe_classes
-from data.sources.records import find_corrupt, read_files
+from data.sources.record_names import (
+    Numbers,
+    data_offsets,
+    name_of,
+    others_in_files,
+    read_record,
+)
+from data.sources.records import find_corrupt
+from data.sources.skipped_files import SkippedFiles
 from data.sources.source import BYTES_SAMPLED, NO_LABEL, Source
 from data.sources.splits import distinct, parts_of
 
@@ -31,8 +38,7 @@ _LABEL_KEYS = ('image/class/label', 'label', 'image/class/text', 'labels', 'clas
 _SPLITS = ('train', 'training', 'validation', 'val', 'valid', 'test')
 _BEGINNINGS = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'RIFF', b'BM', b'II*\0', b'MM\0*')
 _FILES_AT_ONCE, _IN_A_ROW = 16, 16  # in turns, as TFDS reads
-_FRAME = 16  # bytes of a record besides its data
-_LABELS_AT_ONCE = 1024
+_LABELS_AT_ONCE, _PLACES_AT_ONCE = 1024, 4096
 _GZIP = b'\x1f\x8b'
 
 
@@ -87,19 +93,31 @@ class _Part:
         return sum(file.size for file in self.files)
 
     def records(self) -> tf.data.Dataset:
-        """The serialized examples, always in the same order."""
+        """(name, serialized example), always in the same order."""
         if self.chosen is None:
             return self._all_records()
         chosen = tf.constant(self.chosen)
-        numbered = self._all_records().enumerate().filter(lambda number, _: chosen[number])
+        numbered = self._all_records().enumerate().filter(lambda place, _: chosen[place])
         return numbered.map(lambda _, record: record)
+
+    def places(self) -> np.ndarray:
+        """Number of the file, and position in it, of each record as `records` reads, [n, 2]."""
+
+        def of_file(file: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.Dataset.range(count).map(lambda number: tf.stack([file, number]))
+
+        counts = tf.data.Dataset.from_tensor_slices([file.count for file in self.files])
+        rows = counts.map(lambda count: tf.cast(count, tf.int64)).enumerate()
+        batches = _in_turns(rows, of_file).batch(_PLACES_AT_ONCE)
+        places = np.concatenate(list(batches.as_numpy_iterator()))
+        return places if self.chosen is None else places[self.chosen]
 
     def labels(self, features: _Features) -> Iterator[np.ndarray]:
         """The labels as they are stored, in the order of `records`, in arrays of many."""
         spec = features.spec(image=False)
         batches = self._all_records().batch(_LABELS_AT_ONCE)
         read = batches.map(
-            lambda records: tf.io.parse_example(records, spec)[features.label],
+            lambda _, records: tf.io.parse_example(records, spec)[features.label],
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -110,8 +128,26 @@ class _Part:
             before = after
 
     def _all_records(self) -> tf.data.Dataset:
-        files = [(file.path, 0, file.count) for file in self.files]
-        return read_files(files, {}, at_once=_FILES_AT_ONCE, in_a_row=_IN_A_ROW)
+        def of_file(path: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+            records = tf.data.TFRecordDataset(path).take(count).enumerate()
+            return records.map(lambda number, record: (name_of(path, number), record))
+
+        paths = [os.fsencode(file.path) for file in self.files]
+        counts = np.array([file.count for file in self.files], np.int64)
+        return _in_turns(tf.data.Dataset.from_tensor_slices((paths, counts)), of_file)
+
+
+def _in_turns(
+    files: tf.data.Dataset, of_file: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
+) -> tf.data.Dataset:
+    """What `of_file` makes of each of `files`, in an order that depends on their lengths alone."""
+    return files.interleave(
+        tf.autograph.experimental.do_not_convert(of_file),
+        cycle_length=_FILES_AT_ONCE,
+        block_length=_IN_A_ROW,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
 
 
 def open_tfrecords(config: DataConfig) -> Source:
@@ -138,7 +174,7 @@ def open_tfrecords(config: DataConfig) -> Source:
         *(_described(classes) if classes else []),
     ]
     line = f'{printable(config.data_dir or "")}: {"; ".join(summary)}'
-    return _source(parts, features, classes, line, config.max_pixels)
+    return _source(parts, features, classes, line, config)
 
 
 def _described(classes: _Classes) -> list[str]:
@@ -167,21 +203,32 @@ def _source(
     features: _Features,
     classes: _Classes | None,
     summary: str,
-    max_pixels: int,
+    config: DataConfig,
 ) -> Source:
     number = _numbering(features, classes)
 
     def pieces(split: str) -> list[tuple[str, range]]:
         return _pieces(parts, split)
 
-    def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
+    def parse(name: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         parsed = tf.io.parse_single_example(record, features.spec())
-        return {'image': parsed[features.image], 'label': number(parsed)}
+        return {'image': parsed[features.image], 'label': number(parsed), 'path': name}
 
     def labels(split: str) -> Iterator[np.ndarray]:
         for name, numbers in pieces(split):
             for stored in _cut(parts[name].labels(features), numbers):
                 yield _numbers(stored, classes)
+
+    @functools.lru_cache(maxsize=4)
+    def members(split: str) -> Numbers:
+        return _members(parts, pieces(split))
+
+    @functools.lru_cache(maxsize=4)
+    def labels_of_file(path: str) -> np.ndarray:
+        (file,) = {f for part in parts.values() for f in part.files if f.path == path}
+        if classes is None:
+            return np.full([file.count], NO_LABEL, np.int32)
+        return _numbers(np.concatenate(list(_Part((file,)).labels(features))), classes)
 
     def mean_size(split: str) -> float | None:
         found = [parts[name] for name, _ in pieces(split)]
@@ -197,7 +244,7 @@ def _source(
         class_names=tuple(map(printable, classes.names)) if classes and classes.names else None,
         num_examples=count,
         examples=lambda split: _read(parts, pieces(split), parse),
-        decode=functools.partial(decode_file, max_pixels=max_pixels),
+        decode=functools.partial(decode_file, max_pixels=config.max_pixels),
         labels=labels if classes else None,
         label_hint=features.hint,
         label_bytes=lambda split: int(count(split) * (mean_size(split) or 0)),
@@ -206,9 +253,31 @@ def _source(
             (file.path for part in parts.values() for file in part.files), place
         ),
         bytes_per_example=mean_size,
+        skipped=SkippedFiles(
+            'tfrecords',
+            count=count,
+            read=lambda name: _image_of(read_record(name), features),
+            others=lambda split, name: others_in_files(members(split), labels_of_file, name),
+            max_pixels=config.max_pixels,
+            max_fraction=config.max_bad_fraction,
+        ),
         splits=distinct(parts),
         summary=summary,
     )
+
+
+def _members(parts: Mapping[str, _Part], pieces: Sequence[tuple[str, range]]) -> Numbers:
+    """The positions of the records of a split by the file that they are in."""
+    found: dict[str, list[np.ndarray]] = {}
+    for name, numbers in pieces:
+        places = parts[name].places()[numbers.start : numbers.stop]
+        for number, file in enumerate(parts[name].files):
+            found.setdefault(file.path, []).append(places[places[:, 0] == number, 1])
+    return {path: np.unique(np.concatenate(those)) for path, those in sorted(found.items())}
+
+
+def _image_of(record: bytes, features: _Features) -> bytes:
+    return tf.io.parse_single_example(record, features.spec())[features.image].numpy()
 
 
 def _cut(arrays: Iterator[np.ndarray], numbers: range) -> Iterator[np.ndarray]:
@@ -260,9 +329,9 @@ def _pieces(parts: Mapping[str, _Part], split: str) -> list[tuple[str, range]]:
 def _read(
     parts: Mapping[str, _Part],
     pieces: Sequence[tuple[str, range]],
-    parse: Callable[[tf.Tensor], tf.Tensor | dict[str, tf.Tensor]],
+    parse: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
 ) -> tf.data.Dataset:
-    """What `parse` makes of each record of `pieces`."""
+    """What `parse` makes of the name and data of each record of `pieces`."""
     plain = tf.autograph.experimental.do_not_convert(parse)
     datasets = [
         parts[name].records().skip(numbers.start).take(len(numbers)) for name, numbers in pieces
@@ -320,28 +389,13 @@ def _counted(path: str) -> _File:
                 f'{printable(path)} must be a TFRecord file without compression; found gzip. '
                 'Unpack it first.'
             )
-        count = _count_remote(path) if '://' in path else _count(path, size)
+        count = _count_remote(path) if '://' in path else sum(1 for _ in data_offsets(path, size))
     except (OSError, tf.errors.OpError) as error:
         raise UserError(
             f'{printable(path)} must be a TFRecord file that can be read; found otherwise '
             f'({printable(one_line(error))}). Restore it, or leave it out.'
         ) from error
     return _File(path, count, size)
-
-
-def _count(path: str, size: int) -> int:
-    """The number of records, by their lengths alone."""
-    count = place = 0
-    with open(path, 'rb', buffering=0) as file:
-        while place < size:
-            file.seek(place)
-            header = file.read(8)
-            length = struct.unpack('<Q', header)[0] if len(header) == 8 else size
-            place += length + _FRAME
-            if place > size:
-                raise OSError(f'what follows record {count} is none, or is cut off')
-            count += 1
-    return count
 
 
 def _count_remote(path: str) -> int:

@@ -10,12 +10,14 @@ import pytest
 import tensorflow as tf
 
 from common.errors import UserError
-from common.views import CONTRAST
-from data.batches import train_batches
+from common.views import CONTRAST, EVALUATION
+from data.batches import eval_batches, train_batches
 from data.config import DataConfig
 from data.failures import as_user_errors
 from data.labels import count_labels, read_labels
 from data.sources import open_source
+from data.sources.record_names import encoded_name, parse_name, read_record
+from data.worker import Worker
 
 
 def png(number: int) -> bytes:
@@ -231,3 +233,119 @@ def test_what_tfds_prepared_is_told_by_name(tmp_path, write_builder):
         with pytest.raises(UserError, match='found a data set that TensorFlow Data') as error:
             open_records(place)
         assert f'--dataset=house_pets --data_dir={data_dir}.' in str(error.value)
+
+
+# --- damaged images within records
+
+BATCH = 6
+# Two in a row, and the last of their class in the second file, after which it begins anew.
+DAMAGED = ('a.tfrecord[#3]', 'a.tfrecord[#6]', 'b.tfrecord[#13]')
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
+    """A folder with damaged images, and one in which their replacements are in their place."""
+    root = tmp_path_factory.mktemp('records')
+    files = {'a': rows(0, 15), 'b': rows(15, 30)}
+    for name, written in files.items():
+        write(root / 'mended' / f'{name}.tfrecord', written)
+    # Record 9 is the next of the class of 3 and 6, but held out.
+    assert numbers(open_records(root / 'mended'), 'validation') == [9, 19, 29]
+    for name, number in (('a', 3), ('a', 6), ('b', 13)):
+        files[name][number] = {**files[name][number], 'image': png(7)[:50]}
+    for name, written in files.items():
+        write(root / 'damaged' / f'{name}.tfrecord', written)
+    for name, number, other in (('a', 3, 12), ('a', 6, 12), ('b', 13, 16)):
+        files[name][number] = {**files[name][number], 'image': png(other)}
+    for name, written in files.items():
+        write(root / 'mended' / f'{name}.tfrecord', written)
+    return root / 'damaged', root / 'mended'
+
+
+def opened(folder: pathlib.Path, **settings):
+    settings = {'image_size': 8, 'max_bad_fraction': 0.2, **settings}
+    config = DataConfig(dataset='tfrecords', data_dir=str(folder), **settings)
+    return open_source(config), config
+
+
+def train(folder: pathlib.Path, count: int = 8, *, cache_dataset: bool = False, **more) -> list:
+    source, config = opened(folder, cache_dataset=cache_dataset)
+    settings = {'split': 'train', 'views': EVALUATION, 'batch_size': BATCH, 'seed': 3, **more}
+    return list(train_batches(source, config, finished=False, **settings).take(count))
+
+
+def assert_equal(found: list, expected: list) -> None:
+    assert len(found) == len(expected) > 0
+    for one, other in zip(tf.nest.flatten(found), tf.nest.flatten(expected)):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope='module')
+def expected(folders: tuple[pathlib.Path, pathlib.Path]) -> list:
+    return train(folders[1])
+
+
+def test_the_next_record_of_the_class_is_in_the_place_of_a_damaged_one(folders, expected):
+    assert_equal(train(folders[0]), expected)
+
+
+def test_a_resumed_run_replaces_the_same_records(folders, expected):
+    """Here those that a cache holds, the rows of one of two workers."""
+    worker = Worker(1, 2)
+    found = train(folders[0], 3, start=5 * BATCH, worker=worker, cache_dataset=True)
+    rest = [tf.nest.map_structure(lambda part: part[BATCH // 2 :], batch) for batch in expected[5:]]
+    assert_equal(found, rest)
+
+
+def test_evaluation_masks_a_damaged_record(folders):
+    source, config = opened(folders[0], holdout_fraction=0.0)
+    (batch,) = eval_batches(source, config, split='train', batch_size=30)
+    names = [bytes(raw['path'].numpy()).decode() for raw in source.examples('train')]
+    is_damaged = [name.rpartition('/')[2] in DAMAGED for name in names]
+    np.testing.assert_array_equal(batch['mask'], np.logical_not(is_damaged))
+    assert set(batch['label'].numpy()[is_damaged]) == {-1}
+    listed = [line.split('\t') for line in source.skipped.listing().splitlines()]
+    assert [path.removeprefix(f'{folders[0]}/') for path, _ in listed] == sorted(DAMAGED)
+    assert {reason[:15] for _, reason in listed} == {'it is damaged ('}
+
+
+def test_more_damaged_records_than_allowed_end_a_run(folders):
+    source, config = opened(folders[0], holdout_fraction=0.0, max_bad_fraction=0.07)
+    with (
+        pytest.raises(UserError, match=r'At most 2 of the 30 images .*found 3\. .*\[#'),
+        as_user_errors(source),
+    ):
+        list(eval_batches(source, config, split='train', batch_size=30))
+
+
+def test_a_class_without_a_sound_record_is_replaced_without_a_label(tmp_path):
+    written = [{'image': png(n), 'label': 0} for n in range(5)]
+    written[2] = {'image': b'', 'label': 1}
+    write(tmp_path / 'x.tfrecord', written)
+    source, config = opened(tmp_path, holdout_fraction=0.0)
+    settings = {'split': 'train', 'views': EVALUATION, 'batch_size': 5, 'seed': 1}
+    batch = next(iter(train_batches(source, config, finished=False, **settings)))
+    (row,) = np.flatnonzero(batch['index'] == 2)
+    assert batch['label'][row] == -1
+    np.testing.assert_allclose(batch['views'][0][row], 3 / 255, atol=1e-6)  # that of the next one
+
+
+def test_each_record_is_known_by_file_and_position(tmp_path):
+    """In any number of files of any length, a part of whose records is held out."""
+    counts = [int(count) for count in np.random.RandomState(1).randint(1, 60, 40)]
+    for file, count in enumerate(counts):
+        number = sum(counts[:file])
+        some = [{'image': b'', 'label': n} for n in range(number, number + count)]
+        write(tmp_path / f'{file:02}.tfrecord', [{'image': png(0), 'label': number}, *some[1:]])
+    source, _ = opened(tmp_path)
+    for split in ('train', 'validation', 'train[30%:]+validation[:5]'):
+        seen = {bytes(raw['path'].numpy()): int(raw['label']) for raw in source.examples(split)}
+        for name, label in seen.items():
+            path, number = parse_name(name)
+            assert sum(counts[: int(pathlib.Path(path).stem)]) + number == label
+        first = next(iter(seen))
+        others = [name for name, _ in source.skipped._others(split, first)]
+        assert sorted([first, *others]) == sorted(seen)
+    assert serialized(some[-1]) == read_record(encoded_name(tmp_path / '39.tfrecord', count - 1))
+    with pytest.raises(OSError, match=f'no record {count}'):
+        read_record(encoded_name(tmp_path / '39.tfrecord', count))
