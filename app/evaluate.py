@@ -300,8 +300,12 @@ class Tracker:
         return results
 
     def _run(self) -> dict[str, Any]:
-        config, source = self._experiment.config, self._experiment.source
-        with within_memory('evaluation', config, self._experiment.strategy), as_user_errors(source):
+        experiment, strategy = self._experiment, self._experiment.strategy
+        with (
+            within_memory('evaluation', experiment.config, strategy),
+            as_user_errors(experiment.source),
+            strategy.scope(),  # a function is traced again outside of the scope
+        ):
             return run_all(self._inputs, self._evaluators)
 
     def _report(

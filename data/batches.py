@@ -525,6 +525,7 @@ def _augment(image: tf.Tensor, seed: tf.Tensor, view: View, config: DataConfig) 
     return image
 
 
+@functools.lru_cache(maxsize=16)  # runs in one process share what is compiled
 def _compile(view: View, config: DataConfig) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """(images, seeds) → images: applies all operations to one image of a group after another.
 

@@ -50,7 +50,7 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
 def row_pass(app: Application, layer: str) -> RowPass:
     """Images → what is kept of them; see `embed`."""
     with app.strategy.scope():
-        return RowPass(lambda images: embed(app.network.model, images, layer))
+        return RowPass(lambda batch: embed(app.network.model, batch['views'][0], layer))
 
 
 def write_embeddings(

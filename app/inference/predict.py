@@ -54,7 +54,7 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
 def row_pass(app: Application, count: int) -> RowPass:
     """Images → their `count` most likely classes; see `classify`."""
     with app.strategy.scope():
-        return RowPass(lambda images: classify(app.network.model, images, count))
+        return RowPass(lambda batch: classify(app.network.model, batch['views'][0], count))
 
 
 def write_predictions(

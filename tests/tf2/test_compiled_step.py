@@ -249,7 +249,7 @@ def _features_of(kind: type, inputs: Inputs) -> Callable[..., Any]:
 
 # What each replica runs on its share of a batch.
 EVALUATIONS = {
-    Classification: lambda inputs: Classification(inputs)._count,
+    Classification: lambda inputs: _features_of(Classification, inputs),  # with ranks
     TeacherAgreement: lambda inputs: TeacherAgreement(inputs)._count,
     PerClass: lambda inputs: _features_of(PerClass, inputs),  # with logits
     NearestNeighbors: lambda inputs: _features_of(NearestNeighbors, inputs),  # without

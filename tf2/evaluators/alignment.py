@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tf2.evaluators.base import MOST_ROWS, Inputs, Result, TooFewError, unit_rows
+from tf2.features import EMBEDDING
 
 
 def alignment(first: np.ndarray, second: np.ndarray) -> float:
@@ -29,6 +30,7 @@ class Alignment:
 
     def __init__(self, inputs: Inputs) -> None:
         self._pairs, self._pass = inputs.pairs, inputs.samples.feature_pass
+        inputs.samples.expect(EMBEDDING)
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:

@@ -12,9 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError
-from tf2.features import EMBEDDING, LOGITS, FeaturePass, Features
+from tf2.features import EMBEDDING, LOGITS, RANK, Batch, FeaturePass, Features
 
-Batch = Mapping[str, Any]
 # Name and value: a number, or nested lists or dictionaries, such as a matrix as a list of rows.
 Result = tuple[str, float | list | dict]
 
@@ -102,6 +101,7 @@ class RowStatistic:
 
     def __init__(self, inputs: Inputs) -> None:
         self._samples = inputs.samples
+        self._samples.expect(EMBEDDING)
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
@@ -129,16 +129,20 @@ class Samples:
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        self._endpoints = [EMBEDDING]
+        self._rows: set[str] = set()
         self._train_limit = 0
         self._kept: dict[str, Features] | None = None
-        self.feature_pass = FeaturePass(self._model)
+        self.feature_pass = FeaturePass(self._model, self._rows)
 
-    def expect(self, *, train: int = 0, logits: bool = False) -> None:
-        """Announces that `train` training examples, or logits, will be read."""
+    def expect(self, *rows: str, train: int = 0) -> None:
+        """Announces which rows, `EMBEDDING`, `LOGITS` or `RANK`, will be read.
+
+        Args:
+            *rows: their names.
+            train: of how many training examples too.
+        """
+        self._rows.update(rows)
         self._train_limit = max(self._train_limit, train)
-        if logits and LOGITS not in self._endpoints:
-            self._endpoints.append(LOGITS)
 
     def evaluation(self, *, labeled: bool = False) -> Features:
         """The rows of the evaluation split; only labeled ones if `labeled`."""
@@ -173,10 +177,10 @@ class Samples:
     def _model(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         inputs = self._inputs
         if inputs.endpoints is not None:
-            found = inputs.endpoints(images)
-            return {name: found[name] for name in self._endpoints}
+            return dict(inputs.endpoints(images))
+        needed = self._rows | ({LOGITS} if RANK in self._rows else set())
         functions = {EMBEDDING: inputs.embed, LOGITS: inputs.predict}
-        return {name: functions[name](images) for name in self._endpoints}
+        return {name: function(images) for name, function in functions.items() if name in needed}
 
 
 def run_all(inputs: Inputs, evaluators: Sequence[Evaluator]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tf2.evaluators.base import Inputs, Result, TooFewError
-from tf2.features import Features
+from tf2.features import LOGITS, Features
 
 
 def confusion_counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ class ConfusionMatrix:
 
     def __init__(self, inputs: Inputs) -> None:
         self._samples = inputs.samples
-        self._samples.expect(logits=True)
+        self._samples.expect(LOGITS)
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:

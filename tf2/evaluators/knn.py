@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 
 from tf2.evaluators.base import Inputs, Result, TooFewError, finite
+from tf2.features import EMBEDDING
 
 # Wu et al. 2018, arXiv:1805.01978, section 3.4.
 TEMPERATURE = 0.07
@@ -77,7 +78,7 @@ class NearestNeighbors:
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        inputs.samples.expect(train=inputs.neighbor_examples)
+        inputs.samples.expect(EMBEDDING, train=inputs.neighbor_examples)
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:

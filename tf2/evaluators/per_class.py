@@ -6,6 +6,7 @@ import numpy as np
 
 from tf2.evaluators.base import Inputs, Result
 from tf2.evaluators.confusion import counts_of
+from tf2.features import LOGITS
 
 
 class PerClass:
@@ -17,7 +18,7 @@ class PerClass:
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        inputs.samples.expect(logits=True)
+        inputs.samples.expect(LOGITS)
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 
 from tf2.evaluators.base import Inputs, Result, TooFewError, finite
+from tf2.features import EMBEDDING
 
 MOST_EXAMPLES = 5000  # of the training split, so that fitting takes seconds
 MOST_ITERATIONS = 100
@@ -66,7 +67,7 @@ class LinearProbe:
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
-        inputs.samples.expect(train=MOST_EXAMPLES)
+        inputs.samples.expect(EMBEDDING, train=MOST_EXAMPLES)
 
     @staticmethod
     def applies(inputs: Inputs) -> bool:
