@@ -5,11 +5,13 @@ What is their image and their label is told by names, or guessed from the first 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -38,6 +40,7 @@ _LABEL_KEYS = ('image/class/label', 'label', 'image/class/text', 'labels', 'clas
 _SPLITS = ('train', 'training', 'validation', 'val', 'valid', 'test')
 _BEGINNINGS = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'RIFF', b'BM', b'II*\0', b'MM\0*')
 _FILES_AT_ONCE, _IN_A_ROW = 16, 16  # in turns, as TFDS reads
+_RECORDS_LOOKED_AT = 100  # for their features
 _LABELS_AT_ONCE, _PLACES_AT_ONCE = 1024, 4096
 _GZIP = b'\x1f\x8b'
 
@@ -451,19 +454,12 @@ def _split_of(path: str, sorted_in: bool) -> str:
 
 
 def _features(file: _File, config: DataConfig) -> _Features:
-    """Image and label, by what the first record holds.
+    """Image and label, by what the first record with an image holds.
 
     Raises:
         UserError: if there is no such image, or not what is asked for.
     """
-    record = next(tf.data.TFRecordDataset(file.path).as_numpy_iterator())
-    try:
-        found = dict(tf.train.Example.FromString(record).features.feature)
-    except Exception as error:  # protobuf's, which has no public name in every release
-        raise UserError(
-            f'{printable(file.path)} must hold tf.train.Example records; found something else '
-            f'({one_line(error)}). Write them anew.'
-        ) from error
+    found = _first_with_image(file)
     image = _image_key(file, found, config.image_key)
     label = _label_key(file, found, config.label_key)
     if label is not None:
@@ -471,6 +467,26 @@ def _features(file: _File, config: DataConfig) -> _Features:
     could = [printable(key) for key, f in sorted(found.items()) if _is_label(f) and key != image]
     hint = f'{" or ".join(could[:3])} could be one: choose with --label_key' if could else ''
     return _Features(image, None, hint=hint)
+
+
+def _first_with_image(file: _File) -> dict[str, tf.train.Feature]:
+    """The features of the first record with an image, as some may be damaged, or of the first."""
+    records = tf.data.TFRecordDataset(file.path).take(_RECORDS_LOOKED_AT)
+    parsed = (_parsed(file, record) for record in records.as_numpy_iterator())
+    with _named_if_corrupt([file.path]):
+        first = next(parsed)
+        both = itertools.chain([first], parsed)
+        return next((each for each in both if any(map(_is_image, each.values()))), first)
+
+
+def _parsed(file: _File, record: bytes) -> dict[str, tf.train.Feature]:
+    try:
+        return dict(tf.train.Example.FromString(record).features.feature)
+    except Exception as error:  # protobuf's, which has no public name in every release
+        raise UserError(
+            f'{printable(file.path)} must hold tf.train.Example records; found something else '
+            f'({one_line(error)}). Write them anew.'
+        ) from error
 
 
 def _image_key(file: _File, found: Mapping[str, tf.train.Feature], asked: str | None) -> str:
@@ -531,6 +547,20 @@ def _listed(found: Mapping[str, tf.train.Feature]) -> str:
     )
 
 
+@contextlib.contextmanager
+def _named_if_corrupt(paths: Iterable[str]) -> Iterator[None]:
+    """Raises UserError with the name of the file where a record of one is found to be corrupt."""
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        place = re.search(r'corrupted record at (\d+)', str(error))
+        path = find_corrupt(paths, int(place[1])) if place else None
+        raise UserError(
+            f'{printable(path or "Each TFRecord file")} must hold whole records; found a corrupted '
+            f'record{f" at {place[1]}" if place else ""}. Restore the file, or leave it out.'
+        ) from error
+
+
 def _classes(parts: Mapping[str, _Part], features: _Features) -> _Classes:
     """The classes of all splits, by the first records where they are many.
 
@@ -541,15 +571,8 @@ def _classes(parts: Mapping[str, _Part], features: _Features) -> _Classes:
     part = _Part(tuple(files.values()))
     first = int(part.count * min(1.0, BYTES_SAMPLED / max(1, part.size)))
     complete = first >= part.count
-    try:
+    with _named_if_corrupt(files):
         seen = list(_cut(part.labels(features), range(first)))
-    except tf.errors.DataLossError as error:
-        place = re.search(r'corrupted record at (\d+)', str(error))
-        path = find_corrupt(files, int(place[1])) if place else None
-        raise UserError(
-            f'{printable(path or "Each TFRecord file")} must hold whole records; found a corrupted '
-            f'record{f" at {place[1]}" if place else ""}. Restore the file, or leave it out.'
-        ) from error
     values, counts = np.unique(np.concatenate(seen), return_counts=True)
     if features.is_text:
         known = values != b''

@@ -136,6 +136,14 @@ def test_features_are_guessed_from_the_first_record(tmp_path, row, settings, fou
     assert ('--label_key' in source.label_hint) == ('kind' in row and not settings)
 
 
+@pytest.mark.parametrize('settings', [{}, {'image_key': 'image'}])
+def test_the_image_of_the_first_record_may_be_damaged(tmp_path, settings):
+    first = {'image': b'<html>', 'label': 0, 'note': b'404'}
+    write(tmp_path / 'x.tfrecord', [first, *rows(1, 3)])
+    source = open_records(tmp_path, holdout_fraction=0.0, **settings)
+    assert '3 images (image image, label label)' in source.summary
+
+
 def test_labels_may_be_text_or_missing(tmp_path):
     labels = [b'owl', b'cat', None, b'caf\xe9', b'cat']
     written = [
@@ -200,13 +208,13 @@ def test_what_is_wrong_with_records_is_one_line(tmp_path, content, settings, wor
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize('labeled', [True, False])
-def test_a_corrupt_record_is_named(tmp_path, labeled):
-    """While labels are read, or once the images are."""
+@pytest.mark.parametrize(('labeled', 'place'), [(True, -20), (False, -20), (True, 20)])
+def test_a_corrupt_record_is_named(tmp_path, labeled, place):
+    """While features are found out, labels are read, or once the images are."""
     written = [{'image': png(n), **({'label': n} if labeled else {})} for n in range(3)]
     path = write(tmp_path / 'x.tfrecord', written)
     content = bytearray(path.read_bytes())
-    content[-20] ^= 1
+    content[place] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(UserError, match=r'x\.tfrecord must hold whole records; found a corrupt'):
         read_all(path)
