@@ -17,6 +17,7 @@ from tests.support import GOLDEN
 CHECKPOINT = str(GOLDEN / 'older_run')  # a ResNet-18 for 8 pixels, with a classifier of 10 classes
 CLASSES = ('cat', 'dog, "old"', 'élan')
 COUNTS = {'train': 9, 'test': 2}  # of each class
+FLAGS = {'eval_batch_size': 4, 'mixed_precision': 'float32'}
 
 Main = Callable[..., tuple[int, str, str]]
 
@@ -34,7 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def main() -> Main:
     """Runs the program: exit status, what is printed and what is said of errors."""
 
@@ -46,3 +47,17 @@ def main() -> Main:
         return status, shown.getvalue(), said.getvalue()
 
     return call
+
+
+@pytest.fixture(scope='session')
+def made(
+    tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path, main: Main
+) -> pathlib.Path:
+    """A folder with the embeddings of all images in each format; tests only read it."""
+    folder = tmp_path_factory.mktemp('made')
+    flags = {'checkpoint': CHECKPOINT, 'data_dir': images, 'model_dir': folder, **FLAGS}
+    for output in ('v.npz', 'v.parquet', 'v.csv'):
+        status, shown, said = main('embed', output=output, **flags)
+        assert status == 0, said
+        assert '33 embeddings of 16 numbers each, from final_avg_pool' in shown
+    return folder

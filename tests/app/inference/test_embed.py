@@ -22,11 +22,13 @@ from common.errors import UserError
 from data.batches import decode_for_evaluation
 from data.config import DataConfig
 from data.image_files import decode_by_pillow
+from tests.app.inference import conftest
 from tests.app.inference.conftest import CHECKPOINT, CLASSES, COUNTS, Main
+from tests.support import mirrored
 from tf2.weights import open_weights
 
 PROGRAM = pathlib.Path(__file__).parents[3] / 'run.py'
-FLAGS = {'checkpoint': CHECKPOINT, 'eval_batch_size': 4, 'mixed_precision': 'float32'}
+FLAGS = {'checkpoint': CHECKPOINT, **conftest.FLAGS}
 
 
 def model_outputs(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -41,19 +43,10 @@ def embedded(path: pathlib.Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored}
 
 
-@pytest.fixture
-def out(tmp_path: pathlib.Path, main: Main, images: pathlib.Path) -> pathlib.Path:
-    """A folder with the embeddings of all images."""
-    status, shown, said = main('embed', data_dir=images, model_dir=tmp_path / 'out', **FLAGS)
-    assert status == 0, said
-    assert '33 embeddings of 16 numbers each, from final_avg_pool' in shown
-    return tmp_path / 'out'
-
-
 def test_every_file_has_the_vector_that_the_model_computes(
-    out: pathlib.Path, images: pathlib.Path
+    made: pathlib.Path, images: pathlib.Path
 ) -> None:
-    found = embedded(out / 'embeddings.npz')
+    found = embedded(made / 'v.npz')
     expected = [(s, c, n) for s in ('train', 'test') for c in CLASSES for n in range(COUNTS[s])]
     extensions = ('png', 'jpg', 'webp')
     files = [f'{s}/{c}/{n}.{extensions[n % 3]}' for s, c, n in expected]
@@ -81,48 +74,50 @@ def _evaluation_view(path: pathlib.Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize('layer', ['block_group2', 'proj_head_output', 'logits_sup'])
-def test_a_layer_is_pooled_and_formats_hold_the_same(
+def test_a_layer_is_pooled(
     layer: str, tmp_path: pathlib.Path, main: Main, images: pathlib.Path
 ) -> None:
-    for name in ('v.npz', 'v.parquet', 'v.csv'):
-        status, _, said = main(
-            'embed', data_dir=images, model_dir=tmp_path, layer=layer, output=name, **FLAGS
-        )
-        assert status == 0, said
-    found = embedded(tmp_path / 'v.npz')
+    status, _, said = main('embed', data_dir=images, model_dir=tmp_path, layer=layer, **FLAGS)
+    assert status == 0, said
+    found = embedded(tmp_path / 'embeddings.npz')
     views = np.stack([_evaluation_view(images / name) for name in found['files']])
     expected = model_outputs(views)[layer]
     expected = expected.mean((1, 2)) if expected.ndim == 4 else expected
     np.testing.assert_allclose(found['embeddings'], expected, rtol=1e-4, atol=1e-5)
-    table = pyarrow.parquet.read_table(tmp_path / 'v.parquet')
+
+
+def test_formats_hold_the_same(made: pathlib.Path) -> None:
+    found = embedded(made / 'v.npz')
+    table = pyarrow.parquet.read_table(made / 'v.parquet')
     assert table['file'].to_pylist() == found['files'].tolist()
     assert table['class'].to_pylist() == [CLASSES[label] for label in found['labels']]
     np.testing.assert_array_equal(np.stack(table['embedding'].to_pylist()), found['embeddings'])
-    with open(tmp_path / 'v.csv', newline='', encoding='utf-8') as file:
+    with open(made / 'v.csv', newline='', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     assert [row['file'] for row in rows] == found['files'].tolist()
     assert [int(row['label']) for row in rows] == found['labels'].tolist()
-    vectors = [[np.float32(row[f'e{i}']) for i in range(expected.shape[1])] for row in rows]
+    width = found['embeddings'].shape[1]
+    vectors = [[np.float32(row[f'e{i}']) for i in range(width)] for row in rows]
     np.testing.assert_array_equal(vectors, found['embeddings'])
 
 
 def test_the_projector_gets_vectors_names_and_one_image(
-    out: pathlib.Path, images: pathlib.Path
+    made: pathlib.Path, images: pathlib.Path
 ) -> None:
     from google.protobuf import text_format
     from tensorboard.plugins.projector import ProjectorConfig
     from tensorboard.plugins.projector.projector_plugin import _read_tensor_tsv_file
 
-    config = text_format.Parse((out / 'projector_config.pbtxt').read_text(), ProjectorConfig())
+    config = text_format.Parse((made / 'projector_config.pbtxt').read_text(), ProjectorConfig())
     (entry,) = config.embeddings
-    found = embedded(out / 'embeddings.npz')
-    vectors = _read_tensor_tsv_file(str(out / entry.tensor_path))
+    found = embedded(made / 'v.npz')
+    vectors = _read_tensor_tsv_file(str(made / entry.tensor_path))
     np.testing.assert_allclose(vectors, found['embeddings'], rtol=1e-5)
-    heading, *lines = (out / entry.metadata_path).read_text().splitlines()
+    heading, *lines = (made / entry.metadata_path).read_text().splitlines()
     assert heading == 'class\tsplit\tfile'
     assert [line.split('\t')[2] for line in lines] == found['files'].tolist()
     (height, width) = entry.sprite.single_image_dim
-    with Image.open(out / entry.sprite.image_path) as sprite:
+    with Image.open(made / entry.sprite.image_path) as sprite:
         pixels = np.asarray(sprite, np.float32) / 255
     assert pixels.shape == (6 * height, 6 * width, 3)  # 33 images
     shown = pixels[:height, 2 * width : 3 * width]
@@ -151,7 +146,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize('how', ['signal', 'killed'])
 def test_an_interrupted_run_goes_on_to_the_same_file(
     how: str,
-    out: pathlib.Path,
+    made: pathlib.Path,
     tmp_path: pathlib.Path,
     main: Main,
     images: pathlib.Path,
@@ -192,22 +187,27 @@ def test_an_interrupted_run_goes_on_to_the_same_file(
     computed.clear()
     assert main('embed', **command)[0] == 0
     assert sum(computed) == 33 - 12
-    for name in ('embeddings.npz', 'projector/vectors.tsv', 'projector/sprite.jpg'):
-        assert (folder / name).read_bytes() == (out / name).read_bytes(), name
+    assert (folder / 'embeddings.npz').read_bytes() == (made / 'v.npz').read_bytes()
+    for name in ('projector/vectors.tsv', 'projector/sprite.jpg'):
+        assert (folder / name).read_bytes() == (made / name).read_bytes(), name
     assert not list(folder.glob('*.unfinished'))
 
 
 def test_several_replicas_compute_what_one_does(
-    out: pathlib.Path, tmp_path: pathlib.Path, images: pathlib.Path
+    made: pathlib.Path,
+    tmp_path: pathlib.Path,
+    main: Main,
+    images: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = tmp_path / 'two'
-    flags = {'data_dir': images, 'model_dir': folder, 'logical_devices': 2, **FLAGS}
-    check_program(flags)
-    check_same(folder, out)
+    monkeypatch.setattr(application.distribution, 'build_strategy', lambda config: mirrored(2))
+    status, _, said = main('embed', data_dir=images, model_dir=tmp_path, **FLAGS)
+    assert status == 0, said
+    check_same(tmp_path, made)
 
 
 def test_two_workers_write_what_one_does(
-    out: pathlib.Path, tmp_path: pathlib.Path, images: pathlib.Path
+    made: pathlib.Path, tmp_path: pathlib.Path, images: pathlib.Path
 ) -> None:
     folder = tmp_path / 'two'
     from benchmarks.runs import _free_port
@@ -221,7 +221,7 @@ def test_two_workers_write_what_one_does(
     shown = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], shown
     assert [text.count('33 embeddings') for text in shown] == [1, 0]
-    check_same(folder, out)
+    check_same(folder, made)
 
 
 def start_program(flags: dict[str, object], **environment: str) -> subprocess.Popen:
@@ -235,20 +235,14 @@ def start_program(flags: dict[str, object], **environment: str) -> subprocess.Po
     )
 
 
-def check_program(flags: dict[str, object]) -> None:
-    process = start_program(flags)
-    shown = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, shown
-
-
-def check_same(folder: pathlib.Path, expected: pathlib.Path) -> None:
+def check_same(folder: pathlib.Path, made: pathlib.Path) -> None:
     """The same rows, up to the rounding of batches of another size."""
-    found, wanted = (embedded(place / 'embeddings.npz') for place in (folder, expected))
+    found, wanted = embedded(folder / 'embeddings.npz'), embedded(made / 'v.npz')
     for name in ('files', 'splits', 'labels', 'class_names', 'record'):
         assert found[name].tolist() == wanted[name].tolist(), name
     np.testing.assert_allclose(found['embeddings'], wanted['embeddings'], rtol=1e-4, atol=1e-6)
     for name in ('metadata.tsv', 'sprite.jpg'):
-        paths = [place / 'projector' / name for place in (folder, expected)]
+        paths = [place / 'projector' / name for place in (folder, made)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 

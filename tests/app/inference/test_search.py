@@ -15,23 +15,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from app.inference import search, stored, tables
 from common.errors import UserError
-from tests.app.inference.conftest import CHECKPOINT, CLASSES, Main
+from tests.app.inference.conftest import CHECKPOINT, CLASSES, FLAGS, Main
 
 OF_CSV = {'embeddings': 'made/v.csv', 'checkpoint': CHECKPOINT}  # no record is in it
-FLAGS = {'eval_batch_size': 4, 'mixed_precision': 'float32'}
-
-
-@pytest.fixture(scope='module')
-def made(tmp_path_factory: pytest.TempPathFactory, images: pathlib.Path) -> pathlib.Path:
-    """A folder with the embeddings of all images in each format."""
-    import run
-
-    folder = tmp_path_factory.mktemp('search')
-    flags = {'checkpoint': CHECKPOINT, 'data_dir': images, 'model_dir': folder, **FLAGS}
-    for output in ('v.npz', 'v.parquet', 'v.csv'):
-        arguments = [f'--{name}={value}' for name, value in {**flags, 'output': output}.items()]
-        assert run.main(['run.py', '--mode=embed', *arguments]) == 0
-    return folder
 
 
 class Page(html.parser.HTMLParser):
