@@ -44,8 +44,8 @@ tf.config.set_logical_device_configuration(
     _cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(REPLICAS)]
 )
 
-from app import capacity
-from tests.support import shallow_resnet_18
+from app import capacity, train
+from tests.support import plain_networks, shallow_resnet_18
 from tf2 import precision
 
 precision.CPU_INFO = pathlib.Path('no such file')
@@ -67,4 +67,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shallow() -> Iterator[None]:
     """Reduces ResNet-18 to one block in each group, for all tests of a file."""
     with shallow_resnet_18():
+        yield
+
+
+@pytest.fixture(scope='module')
+def plain() -> Iterator[None]:
+    """Replaces ResNets by a few convolutions, for all tests of a file."""
+    with plain_networks():
+        yield
+
+
+@pytest.fixture(scope='module')
+def bare_runs() -> Iterator[None]:
+    """Runs write neither modules nor sample views, which take as long as all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+        patch.setattr(train, '_write_sample_views', lambda *_: None)
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tf2.methods.base import Batch, Method, Terms
-from tf2.models import resnet
+from tf2.models import BACKBONES, resnet
 from tf2.weights.layout import layers_of
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -55,6 +56,20 @@ def shallow_resnet_18() -> Iterator[None]:
         layers_of.cache_clear()  # it caches the layers of each ResNet
         yield
     layers_of.cache_clear()
+
+
+@contextlib.contextmanager
+def plain_networks() -> Iterator[None]:
+    """Replaces ResNets by five convolutions, where a test is about runs and not about networks.
+
+    Flags stay the same, and the network is traced several times faster.
+    """
+    plain = dataclasses.replace(
+        BACKBONES['resnet'], implementation='tests.toys:PlainNetwork', published=False
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, 'resnet', plain)
+        yield
 
 
 def mirrored(replicas: int) -> tf.distribute.Strategy:

@@ -15,8 +15,7 @@ import pytest
 import tensorflow as tf
 
 import run
-from hub_export import publish
-from tests.support import GOLDEN, no_checker
+from tests.support import GOLDEN
 from tf2.weights import open_weights
 
 FOLDER = GOLDEN / 'older_run'
@@ -43,10 +42,8 @@ def values(prefix: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.smoke
-def test_a_run_resumes_as_before(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(publish, '_checker', no_checker)
+@pytest.mark.usefixtures('bare_runs')
+def test_a_run_resumes_as_before(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
     folder = copy(tmp_path / 'run', 4)
     flags = json.loads((FOLDER / 'flags.json').read_text())
     names = (

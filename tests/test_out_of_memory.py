@@ -16,6 +16,8 @@ from tf2.files import checkpoints_in
 from tf2.out_of_memory import advice_for, is_out_of_memory
 from tf2.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures('plain')
+
 TINY = (
     *('--resnet_depth=18', '--width_multiplier=0.05', '--image_size=8', '--preset=demo'),
     *('--train_batch_size=16', '--eval_batch_size=32', '--train_steps=1', '--knn_neighbors=0'),
@@ -51,6 +53,7 @@ def raising(error: BaseException) -> Callable[..., None]:
     return fail
 
 
+@pytest.mark.usefixtures('bare_runs')
 @pytest.mark.parametrize('what', ['an allocator', 'the host'])
 def test_a_step_out_of_memory_gives_advice(
     what: str,
@@ -67,6 +70,7 @@ def test_a_step_out_of_memory_gives_advice(
     assert said.endswith('The last checkpoint: none was written yet.')
 
 
+@pytest.mark.usefixtures('bare_runs')
 def test_an_evaluation_or_export_out_of_memory_gives_advice_and_keeps_the_checkpoint(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""A toy backbone and a toy method, as a user outside of the project would write them."""
+"""Toy backbones and a toy method, as a user outside of the project would write them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tf2.methods.base import Batch, Method, Nest, Terms
 from tf2.models.encoder import SimCLRModel
 from tf2.models.heads import DenseBN
 from tf2.models.layers import ConvBN, Layer, Norm
+from tf2.models.resnet_sizes import GROUP_FILTERS
 
 
 class ToyBackbone(Layer):
@@ -28,6 +29,25 @@ class ToyBackbone(Layer):
             features = layer(features, training=training)
         pooled = tf.reduce_mean(tf.cast(features, tf.float32), [1, 2])
         return {'last_map': features, 'final_avg_pool': pooled}
+
+
+class PlainNetwork(Layer):
+    """ResNet's stem and groups with one convolution each, of the same widths; reads its settings.
+
+    See `tests.support.plain_networks`.
+    """
+
+    def __init__(self, config: ModelConfig, norm: Norm, image_size: int) -> None:
+        super().__init__(dtype=norm.dtype)
+        widths = [int(filters * config.width_multiplier) for filters in (64, *GROUP_FILTERS)]
+        self.width = widths[-1]
+        self.blocks = [[ConvBN(width, 3, 1 + bool(i), norm)] for i, width in enumerate(widths)]
+
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        features = images
+        for (layer,) in self.blocks:
+            features = layer(features, training=training)
+        return {'final_avg_pool': tf.reduce_mean(tf.cast(features, tf.float32), [1, 2])}
 
 
 def count_blocks(config: ModelConfig) -> int:

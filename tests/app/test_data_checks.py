@@ -165,12 +165,14 @@ def test_classes_that_only_the_evaluation_split_has_are_noted(prepare: Callable)
     assert not [note for note in whole.data.notes if 'Sized' not in note]
 
 
+@pytest.mark.usefixtures('plain')
 @pytest.mark.parametrize('stage', ['pretrain', 'finetune'])
 def test_an_evaluation_without_labels_measures_what_needs_none(
     prepare: Callable, stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     """It used to fail after the training."""
     monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+    monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
     prepared = prepare(
         train_mode=stage,
         eval_split='plain',
@@ -331,7 +333,9 @@ def test_a_pipeline_checks_the_place_of_its_report_first(
 
 
 @pytest.fixture(scope='module')
-def trained(pets: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def trained(
+    plain: None, pets: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
     """The folder of a trained classifier of `pets`."""
     model_dir = tmp_path_factory.mktemp('trained') / 'run'
     with pytest.MonkeyPatch.context() as patch:

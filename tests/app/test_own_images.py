@@ -41,7 +41,7 @@ def main(*arguments: str) -> tuple[int, str, str]:
     return status, shown.getvalue(), said.getvalue()
 
 
-def test_a_folder_of_images_is_enough(tmp_path: pathlib.Path, shallow: None) -> None:
+def test_a_folder_of_images_is_enough(tmp_path: pathlib.Path, plain: None, bare_runs: None) -> None:
     """Pretraining, evaluated on the hold-out; a resumed run keeps its hold-out."""
     images, folder = tmp_path / 'images', tmp_path / 'run'
     write_images(images, 'cat', 'dog', count=10)

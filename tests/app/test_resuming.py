@@ -25,6 +25,8 @@ from tf2.checkpoints import recorded_in
 from tf2.config import OptimizerConfig, TrainConfig
 from tf2.schedules import Position
 
+pytestmark = pytest.mark.usefixtures('plain', 'bare_runs')
+
 OLDER = GOLDEN / 'older_run'
 COMMAND = (
     '--resnet_depth=18',
@@ -54,21 +56,11 @@ def flags_in(folder: pathlib.Path) -> dict:
     return json.loads((folder / 'flags.json').read_text())
 
 
-@pytest.fixture(autouse=True)
-def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skips exports and sample views, which take seconds."""
-    monkeypatch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
-    monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
-
-
 @pytest.fixture(scope='module')
-def finished(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run of two epochs in batches of 8."""
     folder = tmp_path_factory.mktemp('resuming') / 'run'
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
-        patch.setattr(train, '_write_sample_views', lambda *_: None)
-        main(*COMMAND, f'--model_dir={folder}')
+    main(*COMMAND, f'--model_dir={folder}')
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import run
-from app import evaluate, splits, train
+from app import evaluate, splits
 from app.planned_run import PlannedRun
 from app.report import measurements, page, runs
 from common.interruption import Stop
@@ -38,10 +38,8 @@ TINY = (
 
 
 @pytest.fixture(scope='module', autouse=True)
-def quick(shallow: None) -> Iterator[None]:
+def quick(plain: None, bare_runs: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
-        patch.setattr(train, '_write_sample_views', lambda *_: None)
         patch.setattr(splits, 'SAMPLE', 16)
         yield
 
