@@ -44,8 +44,8 @@ tf.config.set_logical_device_configuration(
     _cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(REPLICAS)]
 )
 
-from app import capacity, train
-from tests.support import plain_networks, shallow_resnet_18
+from app import capacity
+from tests.support import bare_runs, plain_networks, shallow_resnet_18
 from tf2 import precision
 
 precision.CPU_INFO = pathlib.Path('no such file')
@@ -77,10 +77,8 @@ def plain() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope='module')
-def bare_runs() -> Iterator[None]:
-    """Runs write neither modules nor sample views, which take as long as all the rest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
-        patch.setattr(train, '_write_sample_views', lambda *_: None)
+@pytest.fixture(scope='module', name='bare_runs')
+def bare() -> Iterator[None]:
+    """Runs write neither modules nor sample views, for all tests of a file."""
+    with bare_runs():
         yield

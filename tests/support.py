@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from app import train
 from tf2.methods.base import Batch, Method, Terms
 from tf2.models import BACKBONES, resnet
 from tf2.weights.layout import layers_of
@@ -46,6 +47,15 @@ def assign_formula_weights(variables: Mapping[str, tf.Variable]) -> None:
 def no_checker() -> contextlib.AbstractContextManager[Callable[[str, str], None]]:
     """A replacement for `hub_export.publish._checker`, whose process takes seconds."""
     return contextlib.nullcontext(lambda path, reference: None)
+
+
+@contextlib.contextmanager
+def bare_runs() -> Iterator[None]:
+    """Runs write neither modules nor sample views, which take as long as all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
+        patch.setattr(train, '_write_sample_views', lambda *_: None)
+        yield
 
 
 @contextlib.contextmanager

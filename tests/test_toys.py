@@ -17,7 +17,7 @@ import run
 from app.planned_run import PlannedRun
 from app.report import runs
 from hub_export import publish, read_record
-from tests.support import no_checker
+from tests.support import bare_runs, no_checker
 from tests.toys import ToyBackbone
 from tf2.config import ModelConfig
 from tf2.memory_estimate import is_known
@@ -61,7 +61,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, 
     """The folder of a resumed run, and what it printed the second time."""
     folder = tmp_path_factory.mktemp('toys') / 'run'
     flags = (*BUNDLED, *HEAD, '--backbone=toy', '--memory_size=32', f'--model_dir={folder}')
-    assert 'Pretraining toy from scratch' in main(*flags, f'--train_steps={STEPS - 1}')
+    with bare_runs():
+        assert 'Pretraining toy from scratch' in main(*flags, f'--train_steps={STEPS - 1}')
     return folder, main('--mode=train_then_eval', *flags, f'--train_steps={STEPS}')
 
 
@@ -144,15 +145,16 @@ def test_layers_that_do_not_fit_are_left_out(
 def test_it_is_fine_tuned_from_a_block_on(
     pretrained: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
-    shown = main(
-        *BUNDLED,
-        '--train_mode=finetune',
-        f'--checkpoint={pretrained[0]}',
-        f'--model_dir={tmp_path}',
-        '--fine_tune_after_block=1',
-        '--ft_proj_selector=1',
-        '--train_steps=2',
-    )
+    with bare_runs():
+        shown = main(
+            *BUNDLED,
+            '--train_mode=finetune',
+            f'--checkpoint={pretrained[0]}',
+            f'--model_dir={tmp_path}',
+            '--fine_tune_after_block=1',
+            '--ft_proj_selector=1',
+            '--train_steps=2',
+        )
     assert f'Fine-tuning toy from {pretrained[0]}' in shown
     # 3 * 3 * 6 * 6 weights and 12 of BN; 6 * 6 and 12; 6 * 10 and 10 biases.
     assert 'Training 454 parameters: block_group2 336, proj_layer1 48, classifier 70.' in shown
@@ -164,20 +166,24 @@ def test_it_is_fine_tuned_from_a_block_on(
 
 
 @pytest.mark.parametrize('after_block', [2, 4])  # it has two blocks; presets say 4
-def test_it_is_a_teacher_and_is_exported(
+def test_it_is_a_teacher(
     after_block: int, pretrained: tuple[pathlib.Path, str], tmp_path: pathlib.Path
 ) -> None:
-    shown = main(
-        *BUNDLED,
-        '--train_mode=distill',
-        '--backbone=toy',
-        f'--teacher={pretrained[0]}',
-        f'--model_dir={tmp_path / "student"}',
-        f'--fine_tune_after_block={after_block}',
-        '--train_steps=1',
-    )
+    with bare_runs():
+        shown = main(
+            *BUNDLED,
+            '--train_mode=distill',
+            '--backbone=toy',
+            f'--teacher={pretrained[0]}',
+            f'--model_dir={tmp_path / "student"}',
+            f'--fine_tune_after_block={after_block}',
+            '--train_steps=1',
+        )
     assert 'Distilling into toy from scratch' in shown
     assert 'Training 70 parameters: classifier 70.' in shown
+
+
+def test_it_is_exported(pretrained: tuple[pathlib.Path, str], tmp_path: pathlib.Path) -> None:
     flags = ('--mode=export', f'--checkpoint={pretrained[0]}', f'--model_dir={tmp_path / "new"}')
     assert re.search(r"Exported: hub.load\('.*/new/saved_model/3'\)", main(*flags))
 

@@ -72,6 +72,7 @@ def finished(plain: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[pat
     model_dir = tmp_path_factory.mktemp('pipeline') / 'all'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish, '_checker', no_checker)
+        patch.setattr(train, '_write_sample_views', lambda *_: None)
         return model_dir, main(*SMALL, f'--model_dir={model_dir}')
 
 

@@ -42,6 +42,12 @@ ENDPOINTS = {
 }
 
 
+@pytest.fixture(scope='module')
+def module(exported: Exported) -> tf.Module:
+    """The module as loaded, for tests that don't train it."""
+    return hub.load(exported.path)
+
+
 def assert_same(
     found: Mapping[str, tf.Tensor], expected: Mapping[str, tf.Tensor], rtol: float = 1e-5
 ) -> None:
@@ -53,8 +59,8 @@ def assert_same(
 
 
 @pytest.mark.smoke
-def test_computes_what_the_model_does(exported: Exported) -> None:
-    module, images = tf.saved_model.load(exported.path), random_images()
+def test_computes_what_the_model_does(exported: Exported, module: tf.Module) -> None:
+    images = random_images()
     expected = exported.model(images, training=False)
     assert expected.keys() == ENDPOINTS
     for found in (
@@ -69,9 +75,10 @@ def test_computes_what_the_model_does(exported: Exported) -> None:
 
 
 @pytest.mark.parametrize('shape', [(1, 32, 32, 3), (2, 65, 40, 3)])
-def test_takes_any_image_size(exported: Exported, shape: tuple[int, ...]) -> None:
+def test_takes_any_image_size(
+    exported: Exported, module: tf.Module, shape: tuple[int, ...]
+) -> None:
     images = tf.random.stateless_uniform(shape, [0, 1])
-    module = hub.load(exported.path)
     assert_same(module(images), exported.model(images, training=False))
 
 
@@ -98,17 +105,16 @@ def test_gradients_of_the_classifier_reach_the_encoder(exported: Exported) -> No
     assert len(kernels) == 1 + 8 + 4  # stem, two in each of four blocks, shortcuts
 
 
-def test_encoded_images_are_decoded(exported: Exported) -> None:
+def test_encoded_images_are_decoded(exported: Exported, module: tf.Module) -> None:
     pixels = np.random.RandomState(0).randint(256, size=[2, 40, 31, 3]).astype(np.uint8)
     encoded = tf.stack([tf.io.encode_png(pixels[0]), tf.io.encode_jpeg(pixels[1])])
-    module = tf.saved_model.load(exported.path)
     found = module.signatures['encoded_images'](bytes=encoded)
     images = tf.stack([decode(image) for image in encoded])  # [2, SIZE, SIZE, 3]
     assert_same(found, exported.model(images, training=False))
 
 
-def test_variables_and_regularization_loss(exported: Exported) -> None:
-    module, model = tf.saved_model.load(exported.path), exported.model
+def test_variables_and_regularization_loss(exported: Exported, module: tf.Module) -> None:
+    model = exported.model
     assert len(module.variables) == len(model.variables)
     trainable = [variable.shape for variable in model.trainable_variables]
     assert [variable.shape for variable in module.trainable_variables] == trainable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 import signal
 import subprocess
@@ -249,6 +250,12 @@ def test_a_module_with_wrong_outputs_is_not_published(tmp_path: pathlib.Path) ->
     assert names(tmp_path) == set()
 
 
+@pytest.fixture(scope='module')
+def load_once() -> Callable[[str], tf.Module]:
+    """Loads each module once; the check doesn't change it."""
+    return functools.cache(tf.saved_model.load)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
@@ -261,8 +268,14 @@ def test_a_module_with_wrong_outputs_is_not_published(tmp_path: pathlib.Path) ->
     ],
 )
 def test_the_check_names_what_differs(
-    tmp_path: pathlib.Path, exported: Exported, change: Callable[..., dict], message: str
+    tmp_path: pathlib.Path,
+    exported: Exported,
+    load_once: Callable[[str], tf.Module],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[..., dict],
+    message: str,
 ) -> None:
+    monkeypatch.setattr(tf.saved_model, 'load', load_once)
     reference = str(tmp_path / 'reference.npz')
     pixels = np.random.RandomState(1).randint(256, size=[2, SIZE, SIZE, 3]).astype(np.uint8)
     images, _ = check.inputs(pixels)
