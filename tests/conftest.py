@@ -45,7 +45,7 @@ tf.config.set_logical_device_configuration(
 )
 
 from app import capacity
-from tests.support import bare_runs, plain_networks, shallow_resnet_18
+from tests.support import bare_runs, labels_read_once, plain_networks, shallow_resnet_18
 from tf2 import precision
 
 precision.CPU_INFO = pathlib.Path('no such file')
@@ -81,4 +81,11 @@ def plain() -> Iterator[None]:
 def bare() -> Iterator[None]:
     """Runs write neither modules nor sample views, for all tests of a file."""
     with bare_runs():
+        yield
+
+
+@pytest.fixture(scope='module')
+def known_labels() -> Iterator[None]:
+    """Labels are read once, for all tests of a file."""
+    with labels_read_once():
         yield

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from app import train
+from data.sources import tfds
 from tf2.methods.base import Batch, Method, Terms
 from tf2.models import BACKBONES, resnet
 from tf2.weights.layout import layers_of
@@ -55,6 +56,23 @@ def bare_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.hub_export, 'export_module', lambda *_, **__: 'nowhere')
         patch.setattr(train, '_write_sample_views', lambda *_: None)
+        yield
+
+
+@contextlib.contextmanager
+def labels_read_once() -> Iterator[None]:
+    """Reads the labels of a split of a TFDS data set once, where many runs count the same ones."""
+    kept: dict[tuple[str, str, str], list[np.ndarray]] = {}
+    read = tfds._labels
+
+    def labels(builder: Any, split: str, label: Any) -> Iterator[np.ndarray]:
+        key = (str(builder.data_path), split, label.key)
+        if key not in kept:
+            kept[key] = list(read(builder, split, label))
+        return iter(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfds, '_labels', labels)
         yield
 
 

@@ -134,7 +134,7 @@ class ReachedError(Exception):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def no_training() -> Iterator[None]:
+def no_training(known_labels: None) -> Iterator[None]:
     def reach(*_: object, **__: object) -> None:
         raise ReachedError
 

@@ -16,7 +16,7 @@ from tf2.files import checkpoints_in
 from tf2.out_of_memory import advice_for, is_out_of_memory
 from tf2.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures('plain')
+pytestmark = pytest.mark.usefixtures('plain', 'known_labels')
 
 TINY = (
     *('--resnet_depth=18', '--width_multiplier=0.05', '--image_size=8', '--preset=demo'),

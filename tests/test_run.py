@@ -341,7 +341,9 @@ def events(folder: pathlib.Path) -> Iterator[tuple[int, str]]:
 
 
 @pytest.fixture(scope='module')
-def finished(plain: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+def finished(
+    plain: None, known_labels: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, str]:
     """The folder of a run, and what it printed."""
     model_dir = tmp_path_factory.mktemp('finished') / 'run'
     return model_dir, main('--mode=train_then_eval', f'--model_dir={model_dir}', *BUNDLED)

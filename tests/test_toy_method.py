@@ -60,7 +60,7 @@ ENTRY = MethodEntry(
 
 
 @pytest.fixture(scope='module', autouse=True)
-def registered(plain: None) -> Iterator[None]:
+def registered(plain: None, known_labels: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(METHODS, 'toy', ENTRY)
         patch.setattr(publish, '_checker', no_checker)

@@ -40,7 +40,7 @@ HEAD = ('--num_proj_layers=2', '--proj_out_dim=4')
 
 
 @pytest.fixture(scope='module', autouse=True)
-def registered() -> Iterator[None]:
+def registered(known_labels: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
             BACKBONES, 'toy', BackboneEntry('tests.toys:ToyBackbone', 'tests.toys:count_blocks')

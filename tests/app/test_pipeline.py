@@ -67,7 +67,9 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope='module')
-def finished(plain: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, str]:
+def finished(
+    plain: None, known_labels: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, str]:
     """The folder of a whole pipeline, and what it printed."""
     model_dir = tmp_path_factory.mktemp('pipeline') / 'all'
     with pytest.MonkeyPatch.context() as patch:

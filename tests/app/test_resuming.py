@@ -25,7 +25,7 @@ from tf2.checkpoints import recorded_in
 from tf2.config import OptimizerConfig, TrainConfig
 from tf2.schedules import Position
 
-pytestmark = pytest.mark.usefixtures('plain', 'bare_runs')
+pytestmark = pytest.mark.usefixtures('plain', 'known_labels', 'bare_runs')
 
 OLDER = GOLDEN / 'older_run'
 COMMAND = (

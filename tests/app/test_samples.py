@@ -38,7 +38,7 @@ TINY = (
 
 
 @pytest.fixture(scope='module', autouse=True)
-def quick(plain: None, bare_runs: None) -> Iterator[None]:
+def quick(plain: None, known_labels: None, bare_runs: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(splits, 'SAMPLE', 16)
         yield
