@@ -43,7 +43,8 @@ class DataConfig:
     holdout_fraction: float = option(
         0.1,
         'Own images: share of every class that is held out as the split "validation" where no '
-        'folder is there to evaluate on, the same files in every run. 0: none.',
+        'folder is there to evaluate on, the same files in every run. 0: none. To embed or predict '
+        'an --eval_split, the default is what the run of --checkpoint held out.',
         at_least=0,
         modes=('check', *INFERENCE),
         below=1,

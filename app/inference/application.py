@@ -20,6 +20,7 @@ from app.experiment import check_devices, within_memory
 from app.inference.network import Network, load_network, with_architecture
 from app.inference.parts import Parts
 from app.preflight import with_model_dir
+from app.run_folder import read_flags
 from app.skipped import listing_skipped_files
 from common.errors import UserError
 from common.interruption import Interrupted, Stop
@@ -171,9 +172,13 @@ def prepare(
 def _open_data(
     config: Config, given: Mapping[str, Any], weights: Weights
 ) -> tuple[Source, list[tuple[str, int]]]:
-    """The data set, and its splits: those of `--eval_split`, if it is given, or all."""
-    if not {'eval_split', 'holdout_fraction'} & given.keys():
-        config = with_values(config, holdout_fraction=0.0)
+    """The data set, and its splits: those of `--eval_split`, if it is given, or all.
+
+    What is held out of own images are the files that the network's run has held out.
+    """
+    if 'holdout_fraction' not in given:
+        held_out = _recorded_holdout(config, weights) if 'eval_split' in given else 0.0
+        config = with_values(config, holdout_fraction=held_out)
     source = open_source(config.data)
     if source.in_listing_order is not None:
         source = source.in_listing_order()
@@ -187,6 +192,12 @@ def _open_data(
             '--data_dir or --eval_split.'
         )
     return source, [(name, count) for name, count in splits if count]
+
+
+def _recorded_holdout(config: Config, weights: Weights) -> float:
+    """`--holdout_fraction` of the run that the weights are of, if they are of one."""
+    recorded = read_flags(os.path.dirname(weights.prefix)) or {}
+    return recorded.get('holdout_fraction', config.data.holdout_fraction)
 
 
 def _with_batch(

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from app.config.resolution import resolve
 from app.inference import application, parts, projector, tables
+from app.presets import PRESETS
 from common.errors import UserError
 from data.batches import decode_for_evaluation
 from data.config import DataConfig
@@ -254,6 +257,42 @@ def test_a_split_that_is_asked_for_is_embedded_alone(
     found = embedded(tmp_path / 'embeddings.npz')
     assert {name.split('/')[0] for name in found['files']} == {'test'}
     assert set(found['splits'].tolist()) == {'validation'} and len(found['labels']) == 6
+
+
+@pytest.mark.parametrize(
+    ('recorded', 'given', 'held_out'),
+    [({'holdout_fraction': 0.3}, {}, 9), ({'holdout_fraction': 0.3}, {'holdout_fraction': 0.1}, 3)],
+)
+def test_the_images_that_the_run_held_out_are_those_of_the_split(
+    tmp_path: pathlib.Path,
+    images: pathlib.Path,
+    recorded: dict[str, float],
+    given: dict[str, float],
+    held_out: int,
+) -> None:
+    run_folder = run_that_recorded(tmp_path / 'run', recorded)
+    flags = {'data_dir': str(images / 'train'), 'checkpoint': run_folder, **given}
+    flags |= {'mode': 'embed', 'eval_split': 'validation', 'model_dir': str(tmp_path / 'out')}
+    app = application.prepare(resolve(flags, PRESETS), flags, head_layers=lambda _: 0)
+    assert dict(app.splits) == {'validation': held_out}
+
+
+def test_without_held_out_images_no_split_has_them(
+    tmp_path: pathlib.Path, main: Main, images: pathlib.Path
+) -> None:
+    """Images that were trained on would be taken for new ones."""
+    run_folder = run_that_recorded(tmp_path / 'run', {'holdout_fraction': 0.0})
+    flags = {'data_dir': images / 'train', 'model_dir': tmp_path / 'out', 'checkpoint': run_folder}
+    status, _, said = main('embed', eval_split='validation', **flags)
+    assert status == 2 and "no split 'validation'; its splits are: train" in said
+
+
+def run_that_recorded(folder: pathlib.Path, settings: dict[str, float]) -> str:
+    """A copy of the checkpoint with more settings in its record."""
+    shutil.copytree(CHECKPOINT, folder)
+    flags = json.loads((folder / 'flags.json').read_text())
+    (folder / 'flags.json').write_text(json.dumps({**flags, **settings}))
+    return str(folder)
 
 
 def test_a_data_set_without_files_is_named_by_slices(tmp_path: pathlib.Path, main: Main) -> None:
