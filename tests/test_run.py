@@ -558,6 +558,7 @@ def remembering(plain: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     with pytest.MonkeyPatch.context() as patch:
         # The check of a module needs another process and is tested elsewhere.
         patch.setattr(publish, '_checker', no_checker)
+        patch.setattr(train, '_write_sample_views', lambda *_: None)
         return model_dir, main('--mode=train', f'--model_dir={model_dir}', *MEMORY)
 
 
@@ -857,6 +858,7 @@ def test_an_exported_classifier_reads_the_layer_it_was_trained_on(
     monkeypatch.setattr(
         train.hub_export, 'export_module', lambda model, *_, **__: exported.append(model) or 'x'
     )
+    monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
     arguments = (f'--checkpoint={finished[0]}', f'--model_dir={tmp_path / "run"}', *FINETUNE)
     for selector in (1, -1):
         shutil.rmtree(tmp_path / 'run', ignore_errors=True)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import html
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -64,7 +65,7 @@ def train_tiny(folder: pathlib.Path, *flags: str) -> None:
 
 
 @pytest.fixture(scope='module')
-def stages(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> list[PlannedRun]:
+def stages(plain: None, tmp_path_factory: pytest.TempPathFactory) -> list[PlannedRun]:
     """Pretraining, fine-tuning on 20 labels, and distillation without labels."""
     root = tmp_path_factory.mktemp('pipeline')
     pretrained, tuned, student = (root / name for name in ('pretrain', 'finetune', 'student'))
@@ -120,17 +121,9 @@ def source_of(stage: PlannedRun) -> Source:
 
 
 def encoder_parameters() -> int:
-    """Parameters of the shallow ResNet-18 with a small stem and 1/16 of the width, by hand."""
-
-    def block(inputs: int, width: int) -> int:
-        convolutions = 9 * inputs * width + 9 * width * width + 4 * width
-        return convolutions + inputs * width + 2 * width  # and the shortcut
-
-    total, inputs = 9 * 3 * 4 + 2 * 4, 4
-    for width in (4, 8, 16, 32):
-        total += block(inputs, width)
-        inputs = width
-    return total
+    """Parameters of five convolutions of 1/16 of a ResNet's widths, each with BN, by hand."""
+    widths = (3, 4, 4, 8, 16, 32)
+    return sum(9 * inputs * width + 2 * width for inputs, width in itertools.pairwise(widths))
 
 
 def test_the_table_counts_parameters_and_labels(rows: list[report.Row]) -> None:
