@@ -259,6 +259,14 @@ def test_an_interruption_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise Interrupted(signal.SIGINT)
 
+    read, kept = command.read_all, []
+
+    def read_once(*arguments: Any) -> Checked:
+        """Each call is interrupted after the images are read."""
+        kept.append(kept[0] if kept else read(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr(command, 'read_all', read_once)
     data = tmp_path / 'data'
     write(data, *(f'{i}.png' for i in range(3)))
     monkeypatch.chdir(tmp_path)
@@ -275,6 +283,7 @@ def test_an_interruption_leaves_nothing(
     assert main(f'--data_dir={data}', f'--model_dir={old}')[0] == 130
     assert (old / 'check.html').read_bytes() == before
     assert sorted(os.listdir(old)) == ['check.html', 'check.json']
+    assert len(kept) == 4
 
 
 def test_many_classes_and_groups_are_cut(
