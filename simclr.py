@@ -210,7 +210,8 @@ def pipeline(**flags: Any) -> Outcome:
 
     Returns:
         The folder, below which each stage has its own; the results of each stage by its name:
-        'pretrain', 'finetune', 'self_distill', 'student'; the path of `report.html`.
+        'pretrain', 'finetune', 'self_distill', 'student'; the path of `report.html`,
+        None without one.
     """
 
 

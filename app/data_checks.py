@@ -61,6 +61,34 @@ class RunData:
             words += f'; {counts.examples} to evaluate on, {counts.describe(names)}'
         return f'{self.source.name}: {words}.'
 
+    def lines(self) -> list[str]:
+        """What the data are, and what is left out because of them, for the user."""
+        summary, image_range = self.source.summary, self.source.image_range
+        lines = [f'{summary}.'] if summary else []
+        lines += [self.describe(), *self.notes]
+        if image_range:
+            lines.append(f'Images are floating-point numbers, taken to be in {image_range}.')
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        """What `data.json` holds, see `app.run_folder.DATA`."""
+        names = self.source.class_names
+        return {
+            'lines': self.lines(),
+            'class_names': list(names) if names else None,
+            'train': self.train_labels.by_class.tolist(),
+            'eval': None if self.eval_labels is None else self.eval_labels.by_class.tolist(),
+        }
+
+    def in_order(self, source: Source, evaluated: Source) -> RunData:
+        """These data with their classes numbered as in `source` and `evaluated`, both alike."""
+        before, names = self.source.class_names, source.class_names
+        counts = (self.train_labels, self.eval_labels)
+        train, evaluation = (c and c.in_order(before, names) for c in counts)
+        return dataclasses.replace(
+            self, source=source, evaluated=evaluated, train_labels=train, eval_labels=evaluation
+        )
+
     @property
     def finds_neighbors(self) -> bool:
         """Whether both splits have labels, which nearest neighbors need."""

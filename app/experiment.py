@@ -192,11 +192,12 @@ def _on_devices(
 
 def _with_classes(data: RunData, classes: Classes, *, has_classifier: bool) -> RunData:
     """`data` with its classes numbered as the classifier has them, and with notes about that."""
-    evaluated = data.evaluated
-    if classes.source is not data.source:
-        evaluated = with_class_order(evaluated, classes.names, data.source.name)
     notes = (*data.notes, *(classes.notes if has_classifier else ()))
-    return dataclasses.replace(data, source=classes.source, evaluated=evaluated, notes=notes)
+    data = dataclasses.replace(data, notes=notes)
+    if classes.source is data.source:
+        return data
+    evaluated = with_class_order(data.evaluated, classes.names, data.source.name)
+    return data.in_order(classes.source, evaluated)
 
 
 def check_recorded_data(config: Config, given: Mapping[str, Any]) -> None:
@@ -391,12 +392,8 @@ def check_reachable(flag: str, place: str, seconds: float) -> None:
 
 def show_data(experiment: Experiment) -> None:
     """Prints what the data are, and what is left out because of them."""
-    if experiment.source.summary:
-        print(f'{experiment.source.summary}.')
-    for line in (experiment.data.describe(), *experiment.data.notes):
+    for line in experiment.data.lines():
         print(line)
-    if experiment.source.image_range:
-        print(f'Images are floating-point numbers, taken to be in {experiment.source.image_range}.')
 
 
 def show_report(report: Report, verbosity: int) -> None:

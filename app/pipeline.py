@@ -51,7 +51,7 @@ _OF_FINE_TUNING = ('fine_tune_after_block', 'zero_init_logits_layer')
 
 
 def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
-    """Runs every stage that is not done yet; ends with a table and `report.html`.
+    """Runs every stage that is not done yet; ends with a table and, by default, `report.html`.
 
     Args:
         config: settings of the first stage, with the mode of the pipeline.
@@ -78,7 +78,8 @@ def run_pipeline(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcom
         if writes:
             _conclude(model_dir, plan)
     results = {planned.name: read_result(planned.folder) for planned in plan}
-    return Outcome(model_dir, results, os.path.join(model_dir, REPORT_FILE))
+    path = os.path.join(model_dir, REPORT_FILE)
+    return Outcome(model_dir, results, path if tf.io.gfile.exists(path) else None)
 
 
 def _run(plan: list[PlannedRun], stop: Stop) -> None:
@@ -87,7 +88,8 @@ def _run(plan: list[PlannedRun], stop: Stop) -> None:
         if is_done(planned):
             print('It is done.')
             continue
-        train.train(experiment.prepare(planned.config, planned.given), evaluate=True, stop=stop)
+        prepared = experiment.prepare(planned.config, planned.given)
+        train.train(prepared, planned, evaluate=True, stop=stop)
         tf.keras.backend.clear_session()
 
 
@@ -232,9 +234,7 @@ def is_done(planned: PlannedRun) -> bool:
 
 
 def _conclude(model_dir: str, plan: list[PlannedRun]) -> None:
-    """Prints the table and writes the report."""
+    """Prints the table and writes the report, unless it is turned off."""
     print(f'\n{report.format_table(report.table(plan))}\n', flush=True)
-    path = os.path.join(model_dir, REPORT_FILE)
-    with writing(model_dir):
-        report.write_report(path, plan)
-    print(f'Report: {path}')
+    if plan[0].config.output.report:
+        report.report_on(model_dir, plan)

@@ -16,10 +16,12 @@ from app.config.schema import Config, to_values, with_values
 from common.errors import UserError, printable
 from common.file_names import (
     CHECKPOINT_LIST,
+    DATA_FILE,
     DETAILS_FILE,
     FLAGS_FILE,
     MODULES,
     MOMENTUM_MODULES,
+    REPORT_FILE,
     RESULT_FILE,
 )
 from data.config import OWN_IMAGES
@@ -39,7 +41,7 @@ _PATH_FLAGS = {
     'embeddings': (),
 }
 # Files that a run rewrites repeatedly.
-WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE, DETAILS_FILE)
+WRITTEN = (FLAGS_FILE, CHECKPOINT_LIST, RESULT_FILE, DETAILS_FILE, DATA_FILE, REPORT_FILE)
 
 
 def check_schemes(given: Mapping[str, Any]) -> None:

@@ -9,7 +9,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.config.schema import SECTIONS, TRAIN_EXAMPLES, Config, to_values
-from common.file_names import DETAILS_FILE, FLAGS_FILE, MODULES, PIPELINE_FILE, RESULT_FILE
+from common.file_names import (
+    DATA_FILE,
+    DETAILS_FILE,
+    FLAGS_FILE,
+    MODULES,
+    PIPELINE_FILE,
+    RESULT_FILE,
+)
 from tf2 import records
 
 _CHANGE = records.Value(
@@ -27,6 +34,18 @@ FLAGS = records.Value(
         'class_names': records.CLASS_NAMES,
         TRAIN_EXAMPLES: records.Value(int, check=records.at_least(1)),
         'changes': records.Value(list, items=_CHANGE),
+    },
+)
+_COUNTS = records.Value(list, nullable=True, items=records.Value(int))
+# What a run understood of its data: the lines that it printed, the names of the classes, and how
+# many of the labels that were read are of each class.
+DATA = records.Value(
+    dict,
+    keys={
+        'lines': records.Value(list, required=True, items=records.Value(str)),
+        'class_names': records.CLASS_NAMES,
+        'train': _COUNTS,
+        'eval': _COUNTS,
     },
 )
 RESTORE = 'Restore it, or choose another --model_dir.'
@@ -94,6 +113,23 @@ def read_details(folder: str) -> dict[str, Any]:
     """
     path = os.path.join(folder, DETAILS_FILE)
     return records.read_json(path, records.DETAILS, 'Restore it, or remove it.') or {}
+
+
+def write_data(model_dir: str, described: Mapping[str, Any]) -> None:
+    """Writes `data.json`: what a run understood of its data, see `DATA`."""
+    from tf2.files import write_text
+
+    text = json.dumps(described, indent=1)
+    write_text(os.path.join(model_dir, DATA_FILE), f'{text}\n')
+
+
+def read_data(model_dir: str) -> dict[str, Any] | None:
+    """The contents of `data.json`; None if there is none, as in runs of older releases.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    return records.read_json(os.path.join(model_dir, DATA_FILE), DATA, 'Restore it, or remove it.')
 
 
 def newest_module(model_dir: str) -> str | None:

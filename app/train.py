@@ -21,7 +21,8 @@ from app.evaluate import Tracker
 from app.experiment import Experiment, prepare, show_data, show_report, within_memory
 from app.export import export_model
 from app.modes import Outcome
-from app.run_folder import RESTORE, newest_module, read_result, write_flags
+from app.planned_run import PlannedRun
+from app.run_folder import RESTORE, newest_module, read_result, write_data, write_flags
 from app.skipped import listing_skipped_files
 from common.file_names import LABELS_FILE, MODULES, MOMENTUM_MODULES
 from common.interruption import Stop
@@ -47,16 +48,18 @@ def run(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
         stop: whether a signal has come.
     """
     experiment = prepare(config, given)
-    train(experiment, evaluate=config.run.does.measures, stop=stop)
     model_dir = experiment.config.output.model_dir
+    planned = PlannedRun(experiment.stage.title, {**given, 'model_dir': model_dir})
+    train(experiment, planned, evaluate=config.run.does.measures, stop=stop)
     return Outcome(model_dir, read_result(model_dir), newest_module(model_dir))
 
 
-def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
-    """Trains, or resumes training, in the model folder; evaluates if asked to; exports.
+def train(experiment: Experiment, planned: PlannedRun, *, evaluate: bool, stop: Stop) -> None:
+    """Trains, or resumes training, in the model folder; evaluates if asked to; exports; reports.
 
     Args:
         experiment: what to run.
+        planned: its title and flags, for the report.
         evaluate: whether to evaluate what is trained.
         stop: whether a signal has come.
 
@@ -70,10 +73,23 @@ def train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
     with (
         lock.held(model_dir) if distribution.is_chief(strategy) else contextlib.nullcontext(),
         distribution.together(strategy, model_dir),
-        within_memory('training', experiment.config, strategy),
-        listing_skipped_files(experiment.source, model_dir, strategy),
     ):
-        _train(experiment, evaluate=evaluate, stop=stop)
+        with (
+            within_memory('training', experiment.config, strategy),
+            listing_skipped_files(experiment.source, model_dir, strategy),
+        ):
+            _train(experiment, evaluate=evaluate, stop=stop)
+        if experiment.config.output.report and distribution.is_chief(strategy):
+            _report(experiment, planned)
+        distribution.wait_for_all(strategy)
+        print(f'Curves and sample views: tensorboard --logdir {model_dir}')
+
+
+def _report(experiment: Experiment, planned: PlannedRun) -> None:
+    # Imported here because the libraries that draw would delay the start.
+    from app import report
+
+    report.report_on(planned.folder, [planned], experiment.data.evaluated)
 
 
 def _check_module_folders(experiment: Experiment) -> None:
@@ -100,8 +116,6 @@ def _train(experiment: Experiment, *, evaluate: bool, stop: Stop) -> None:
     _export(session)
     if tracker is not None:
         tracker.finish(session.parts.trainer.step)
-    distribution.wait_for_all(experiment.strategy)
-    print(f'Curves and sample views: tensorboard --logdir {experiment.config.output.model_dir}')
 
 
 def _clear_leftovers(experiment: Experiment) -> None:
@@ -295,6 +309,7 @@ def _record(session: _Session) -> None:
     with writing(model_dir):
         tf.io.gfile.makedirs(model_dir)
         write_flags(model_dir, experiment.config, facts)
+        write_data(model_dir, experiment.data.record())
         _write_labels(experiment, session.resumed)
 
 

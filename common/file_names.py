@@ -6,6 +6,7 @@ CHECKPOINT = 'ckpt'  # 'ckpt-N' after N updates
 CHECKPOINT_LIST = 'checkpoint'  # where TensorFlow looks up the newest one
 FLAGS_FILE = 'flags.json'
 RESULT_FILE = 'result.json'  # the newest evaluation; result_N.json is the one of step N
+DATA_FILE = 'data.json'  # what was understood of the data
 DETAILS_FILE = 'details.json'  # results of the newest evaluation that are not single numbers
 SKIPPED_FILE = 'skipped_files.txt'  # image files that can't be decoded
 LABELS_FILE = 'labelled_examples.txt'  # if only some labels are used

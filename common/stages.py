@@ -12,6 +12,7 @@ class Stage:
     Attributes:
         title: for users.
         doing: verb before the name of the network in messages.
+        about: what happens in it, in a sentence for newcomers.
         classifies: whether the result is a classifier. Then the gradient of the classifier trains
             the encoder too, every checkpoint is evaluated, and the best one is named. Otherwise a
             classifier only measures the encoder.
@@ -22,6 +23,7 @@ class Stage:
 
     title: str
     doing: str
+    about: str
     classifies: bool = True
     needs_labels: bool = False
     has_teacher: bool = False
@@ -36,8 +38,24 @@ class Stage:
 
 
 STAGES = {
-    'pretrain': Stage('Pretraining', 'Pretraining', classifies=False),
-    'finetune': Stage('Fine-tuning', 'Fine-tuning', needs_labels=True),
-    'distill': Stage('Distillation', 'Distilling into', has_teacher=True),
+    'pretrain': Stage(
+        'Pretraining',
+        'Pretraining',
+        'An encoder, which turns an image into a vector, learned from images alone. Labels, if '
+        'there are any, only measure how much it has learned.',
+        classifies=False,
+    ),
+    'finetune': Stage(
+        'Fine-tuning',
+        'Fine-tuning',
+        'A classifier on top of an encoder learned from labeled images.',
+        needs_labels=True,
+    ),
+    'distill': Stage(
+        'Distillation',
+        'Distilling into',
+        'A network, the student, learned to give the same answers as another one, its teacher.',
+        has_teacher=True,
+    ),
 }
 FIRST = 'pretrain'

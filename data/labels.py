@@ -49,6 +49,12 @@ class LabelCounts:
         """Whether all labels were read."""
         return self.read == self.examples
 
+    def in_order(self, before: Sequence[str], names: Sequence[str]) -> LabelCounts:
+        """These counts for classes that are numbered as in `names`, not as in `before`."""
+        number = {name: label for label, name in enumerate(before)}
+        order = [number[name] for name in names]
+        return dataclasses.replace(self, by_class=self.by_class[order])
+
     def describe(self, names: Sequence[str] | None = None) -> str:
         """'10 classes of 600', or '9 of 10 classes, of 2 (owl) to 70 (cat); 5 without a label'.
 

@@ -368,6 +368,12 @@ class OutputConfig:
         modes=('export',),
         resume='free',
     )
+    report: bool = option(
+        True,
+        'Write report.html at the end: results, settings, data, curves, sample views, confusions, '
+        'nearest neighbors and a map of the images, on one page.',
+        resume='free',
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -18,7 +18,7 @@ THUMBNAIL = 120  # largest height and width of a picture, in pixels
 _GROUPS, _OF_A_GROUP = 24, 6  # of duplicates
 _CLASSES, _OF_A_CLASS, _WITHOUT_CLASS = 40, 6, 24  # samples
 _ROWS = 200  # of a table
-_UNFOLDED_GROUPS, _UNFOLDED_CLASSES, _UNFOLDED_ROWS = 6, 10, 20  # what follows is folded away
+_UNFOLDED_GROUPS, _UNFOLDED_CLASSES = 6, 10  # what follows is folded away
 _KINDS = {PROBLEM: 'Fix:', 'advice': 'Note:'}
 _PARTS = {
     'damaged': 'Damaged files',
@@ -74,7 +74,7 @@ def make_page(
         _damaged(described),
         _duplicates(checked, described, draw),
         _odd(described),
-        _commands(commands),
+        markup.commands('How to go on', commands),
     ]
     return markup.document(f'What is in {described["data"]}', filter(None, body))
 
@@ -108,8 +108,7 @@ def _tiles(described: Mapping[str, Any]) -> str:
         (len(named), 'class' if len(named) == 1 else 'classes'),
         *((row['images'], f'in {row["name"]}') for row in described['splits']),
     ]
-    cells = ''.join(f'<li><b>{count:,}</b>{text(words)}</li>' for count, words in tiles)
-    return f'<ul class="tiles">{cells}</ul>'
+    return markup.tiles([(f'{count:,}', words) for count, words in tiles])
 
 
 def _findings(notes: Sequence[Mapping[str, str]]) -> str:
@@ -137,21 +136,9 @@ def _damaged(described: Mapping[str, Any]) -> str:
     columns = ['File', 'Why it cannot be used', *_place_columns(described)]
     return (
         f'<h2 id="damaged">{_PARTS["damaged"]}</h2>\n'
-        f'<div class="left">{_long_table("Damaged files", columns, lines)}</div>'
+        f'<div class="left">{markup.long_table("Damaged files", columns, lines)}</div>'
         f'{_more(len(rows) - _ROWS)}'
     )
-
-
-def _long_table(label: str, columns: Sequence[str], lines: Sequence[str]) -> str:
-    """A table, its first rows unfolded."""
-    first, rest = lines[:_UNFOLDED_ROWS], lines[_UNFOLDED_ROWS:]
-    more = markup.table(f'More of: {label}', columns, rest) if rest else ''
-    return markup.table(label, columns, first) + _folded(f'{len(rest):,} more rows', more)
-
-
-def _folded(title: str, content: str) -> str:
-    """What opens at a click on `title`; nothing if there is no content."""
-    return f'\n<details><summary>{text(title)}</summary>\n{content}</details>' if content else ''
 
 
 def _place_columns(described: Mapping[str, Any]) -> list[str]:
@@ -200,7 +187,7 @@ def _duplicates(checked: Checked, described: Mapping[str, Any], draw: _Drawing) 
         f'<h3>{total:,} {"group" if total == 1 else "groups"} of duplicates</h3>\n'
         '<p class="quiet">First those across splits, then those across classes, then the largest.'
         f'</p>\n{"".join(shown[:_UNFOLDED_GROUPS])}'
-        f'{_folded(f"{len(rest):,} more groups", "".join(rest))}{_more(listed - len(found))}'
+        f'{markup.folded(f"{len(rest):,} more groups", "".join(rest))}{_more(listed - len(found))}'
     )
 
 
@@ -237,12 +224,14 @@ def _classes(described: Mapping[str, Any]) -> str:
         name = 'without a class' if row['name'] is None else row['name']
         counts = [f'{row["images"][split]:,}' for split in splits]
         cells = ''.join(f'<td>{cell}</td>' for cell in (f'{total:,}', *counts))
-        lines.append(f'<tr><th scope="row">{text(name)}</th>{_bar(total, most)}{cells}</tr>\n')
+        lines.append(
+            f'<tr><th scope="row">{text(name)}</th>{markup.bar(total, most)}{cells}</tr>\n'
+        )
     title = 'Classes and splits'
     columns = ['Class', '', 'Usable', *(f'in {split}' for split in splits)]
     return (
         f'<h2 id="classes">{title}</h2>\n'
-        f'<div class="classes">{_long_table(title, columns, lines)}</div>'
+        f'<div class="classes">{markup.long_table(title, columns, lines)}</div>'
         f'{_more(len(rows) - _ROWS)}<p class="quiet">Damaged files are not counted.</p>'
     )
 
@@ -256,16 +245,10 @@ def _bars_of_splits(described: Mapping[str, Any]) -> str:
     )
 
 
-def _bar(count: int, most: int) -> str:
-    """A cell with a bar; the number beside it says the same."""
-    bar = f'<i style="width:{100 * count / most:.1f}%"></i>' if count else ''
-    return f'<td class="fill">{bar}</td>'
-
-
 def _bars(label: str, counts: Mapping[str, int]) -> str:
     most = max([*counts.values(), 1])
     lines = ''.join(
-        f'<tr><th scope="row">{text(name)}</th>{_bar(count, most)}<td>{count:,}</td></tr>\n'
+        f'<tr><th scope="row">{text(name)}</th>{markup.bar(count, most)}<td>{count:,}</td></tr>\n'
         for name, count in counts.items()
     )
     return (
@@ -314,7 +297,7 @@ def _odd(described: Mapping[str, Any]) -> str:
         if rows:
             columns = ['File', 'Format', 'Width × height', *_place_columns(described)]
             lines = [_odd_row(row, described) for row in rows[:_ROWS]]
-            table = _long_table(title, columns, lines)
+            table = markup.long_table(title, columns, lines)
             parts.append(
                 f'<h3>{title}</h3>\n<div class="left">{table}</div>{_more(len(rows) - _ROWS)}'
             )
@@ -342,10 +325,5 @@ def _samples(checked: Checked, draw: _Drawing) -> str:
         f'<h2>Samples</h2>\n<p class="quiet">{what} As in training, they are upright, and '
         'transparent parts are white.</p>\n'
         f'<div class="samples">{"".join(shown[:_UNFOLDED_CLASSES])}'
-        f'{_folded(f"{len(rest):,} more classes", "".join(rest))}</div>'
+        f'{markup.folded(f"{len(rest):,} more classes", "".join(rest))}</div>'
     )
-
-
-def _commands(commands: Sequence[tuple[str, str]]) -> str:
-    parts = [f'<h3>{text(title)}</h3>\n<pre>{text(command)}</pre>' for title, command in commands]
-    return '<h2>How to go on</h2>\n' + '\n'.join(parts)

@@ -6,10 +6,11 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from tf2.files import names_in
 
@@ -25,11 +26,13 @@ class Events:
             interruption, the later value.
         views: the images of 'train/views' of the last session, as PNG files.
         seconds: how long the run took, see `_seconds`.
+        damaged: names of the files whose end can't be read.
     """
 
     scalars: dict[str, dict[int, float]]
     views: list[bytes]
     seconds: float
+    damaged: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +42,12 @@ class _File:
     Attributes:
         process: host and ID of the process that wrote it.
         events: in the order in which they were written.
+        whole: whether all of the file could be read.
     """
 
     process: str
     events: Sequence[Any]
+    whole: bool
 
     @property
     def first(self) -> float:
@@ -63,7 +68,8 @@ def read_events(folder: str) -> Events:
     """Reads all events of the files in `folder`, but not in its subfolders."""
     names = names_in(folder) if tf.io.gfile.isdir(folder) else []
     paths = [os.path.join(folder, name) for name in names if '.tfevents.' in name]
-    files = [_File(_process(path), list(_events(path))) for path in paths]
+    files = [_read(path) for path in paths]
+    damaged = [os.path.basename(path) for path, file in zip(paths, files) if not file.whole]
     files = sorted((file for file in files if file.events), key=lambda file: file.first)
     scalars: dict[str, dict[int, float]] = {}
     views: list[bytes] = []
@@ -77,7 +83,7 @@ def read_events(folder: str) -> Events:
                 elif kind == 'images' and value.tag == 'train/views':
                     views = list(value.tensor.string_val[2:])  # after width and height
     ordered = {tag: dict(sorted(points.items())) for tag, points in scalars.items()}
-    return Events(ordered, views, _seconds(files))
+    return Events(ordered, views, _seconds(files), damaged)
 
 
 def _process(path: str) -> str:
@@ -85,13 +91,15 @@ def _process(path: str) -> str:
     return found['process'] if found else path
 
 
-def _events(path: str) -> Iterator[Any]:
-    """The events of a file; a process that was killed may have left the last one incomplete."""
+def _read(path: str) -> _File:
+    """A file; a process that was killed may have left its last event incomplete."""
+    events = []
     try:
         for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-            yield tf.compat.v1.Event.FromString(record)
-    except tf.errors.DataLossError:
-        return
+            events.append(tf.compat.v1.Event.FromString(record))
+    except (tf.errors.DataLossError, DecodeError):
+        return _File(_process(path), events, whole=False)
+    return _File(_process(path), events, whole=True)
 
 
 def _seconds(files: Sequence[_File]) -> float:

@@ -17,6 +17,8 @@ from app.report.predictions import Confusion
 
 LOSSES = ('_loss',)
 ACCURACIES = ('_acc', '_accuracy', '_agreement')
+RATES, SPEEDS = ('learning_rate',), ('images_per_second',)
+_POINTS = 1000  # of a curve, at most; a screen shows no more
 # Not a loss of predictions, and tiny beside those.
 _LEFT_OUT = ('eval/regularization_loss',)
 MAX_NUMBERED_CLASSES = 20  # with more, numbers in the confusion matrix would be illegible
@@ -38,7 +40,16 @@ _NAMES = {
     'teacher_top_1_accuracy': "teacher's top-1",
 }
 # Okabe and Ito's palette, which color-blind people can distinguish.
-_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#1f2328')
+# Of text, lines of a grid and pale curves: on a light page → on a dark one.
+_INK, _GRID, _PALE = '#1f2328', '#d0d7de', '#c4ccd4'
+_ON_DARK = {_INK: '#e6edf3', _GRID: '#3d444d', _PALE: '#6e7681'}
+_STYLE = {
+    **dict.fromkeys(('text.color', 'axes.labelcolor', 'axes.edgecolor'), _INK),
+    **dict.fromkeys(('xtick.color', 'ytick.color'), _INK),
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'report',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +71,24 @@ def curves(scalars: Mapping[str, Mapping[int, float]], endings: Sequence[str]) -
     """The curves of all scalars of training and evaluation whose tag has one of `endings`."""
     found = []
     for tag, points in scalars.items():
-        kind, _, name = tag.partition('/')
-        wanted = kind in ('train', 'eval') and name.endswith(tuple(endings))
-        if wanted and tag not in _LEFT_OUT:
-            found.append(Curve(label_of(tag), points, kind == 'eval'))
+        kind, _, name = tag.rpartition('/')
+        wanted = kind.startswith(('train', 'eval')) or tag in RATES
+        if wanted and name.endswith(tuple(endings)) and tag not in _LEFT_OUT:
+            found.append(Curve(label_of(tag), _thinned(points), kind.startswith('eval')))
     return found
+
+
+def _thinned(points: Mapping[int, float]) -> Mapping[int, float]:
+    """At most about _POINTS of the points, evenly chosen, and the last one."""
+    steps = list(points)
+    chosen = steps[:: max(1, len(steps) // _POINTS)]
+    return {step: points[step] for step in dict.fromkeys([*chosen, *steps[-1:]])}
 
 
 def label_of(tag: str) -> str:
     """A label such as 'top-1, evaluation' for 'eval/label_top_1_accuracy'."""
+    if tag in RATES:
+        return 'learning rate'
     kind, _, name = tag.partition('/')
     where = 'evaluation' if kind == 'eval' else 'training'
     if tag.startswith(SAMPLED):
@@ -76,6 +96,7 @@ def label_of(tag: str) -> str:
     return f'{_NAMES.get(name, name.replace("_", " "))}, {where}'
 
 
+@matplotlib.rc_context(_STYLE)
 def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
     """A plot of curves over steps.
 
@@ -93,7 +114,7 @@ def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
             list(curve.points.values()),
             label=curve.label,
             # The total may coincide with its largest term, so it is a broad, pale line.
-            color='#c4ccd4' if total else _COLORS[number % len(_COLORS)],
+            color=_PALE if total else _COLORS[number % len(_COLORS)],
             linestyle='--' if curve.evaluated else '-',
             linewidth=5 if total else 1.6,
             marker='o' if curve.evaluated or alone else None,
@@ -106,13 +127,14 @@ def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
     axes.tick_params(labelsize=10)
     if share:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol='%'))
-    axes.grid(color='#d0d7de', linewidth=0.6)
+    axes.grid(color=_GRID, linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
     columns = 2 if max(len(curve.label) for curve in drawn) <= 27 else 1
     figure.legend(loc='outside lower center', ncols=columns, fontsize=9.5, frameon=False)
     return figure
 
 
+@matplotlib.rc_context(_STYLE)
 def confusion_figure(confusion: Confusion) -> Figure:
     """The confusion matrix: true classes are rows, colored by share; predicted ones are columns."""
     counts, classes = confusion.counts, len(confusion.names)
@@ -123,7 +145,8 @@ def confusion_figure(confusion: Confusion) -> Figure:
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     if classes <= MAX_NUMBERED_CLASSES:
         for (row, column), count in _cells(counts):
-            color = '#ffffff' if shares[row, column] > 0.5 else '#1f2328' if count else '#afb8c1'
+            # Cells are light on a dark page too, and so are not drawn in _INK.
+            color = '#ffffff' if shares[row, column] > 0.5 else '#101418' if count else '#afb8c1'
             axes.text(column, row, str(count), ha='center', va='center', fontsize=9, color=color)
     every = math.ceil(classes / _MAX_NAMED_CLASSES)
     ticks, names = range(0, classes, every), [_short(name) for name in confusion.names[::every]]
@@ -150,10 +173,21 @@ def _short(name: str, limit: int = 18) -> str:
     return name if len(name) <= limit else f'{name[: limit - 1]}…'
 
 
+@matplotlib.rc_context(_STYLE)
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG. Text stays text, so that the browser's fonts can show any script."""
+    """The figure as SVG, on any ground: it has other colors where the reader prefers dark pages.
+
+    Text stays text, so that the browser's fonts can show any script.
+    """
     written = io.StringIO()
     FigureCanvasSVG(figure)
-    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'report'}):
-        figure.savefig(written, format='svg', metadata={'Date': None, 'Creator': None})
-    return written.getvalue()
+    figure.savefig(
+        written, format='svg', transparent=True, metadata={'Date': None, 'Creator': None}
+    )
+    drawing = written.getvalue()
+    for light in _ON_DARK:
+        drawing = drawing.replace(light, f'var(--{light[1:]})')
+    on_light = ''.join(f'--{light[1:]}: {light};' for light in _ON_DARK)
+    on_dark = ''.join(f'--{light[1:]}: {dark};' for light, dark in _ON_DARK.items())
+    style = f':root {{{on_light}}} @media (prefers-color-scheme: dark) {{:root {{{on_dark}}}}}'
+    return drawing.replace('<defs>', f'<style>{style}</style><defs>', 1)

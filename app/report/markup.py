@@ -15,6 +15,7 @@ from common.errors import printable
 STYLE = pathlib.Path(__file__).with_name('style.css')
 # Whatever a name of a file or a class holds: nothing is loaded or run.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+UNFOLDED = 20  # rows of a long table; what follows is folded away
 LOSSLESS = 64  # pixels; a larger image is shown as JPEG, which is far smaller and looks the same
 
 
@@ -59,6 +60,36 @@ def row(title: str, cells: Iterable[str]) -> str:
     """A row of a table, of plain text."""
     others = ''.join(f'<td>{text(cell)}</td>' for cell in cells)
     return f'<tr><th scope="row">{text(title)}</th>{others}</tr>\n'
+
+
+def long_table(label: str, columns: Sequence[str], rows: Sequence[str]) -> str:
+    """A table, its first UNFOLDED rows unfolded; see `table`."""
+    first, rest = rows[:UNFOLDED], rows[UNFOLDED:]
+    more = table(f'More of: {label}', columns, rest) if rest else ''
+    return table(label, columns, first) + folded(f'{len(rest):,} more rows', more)
+
+
+def folded(title: str, content: str) -> str:
+    """HTML that opens at a click on `title`; nothing if there is no content."""
+    return f'\n<details><summary>{text(title)}</summary>\n{content}</details>' if content else ''
+
+
+def bar(count: int, most: int) -> str:
+    """A cell with a bar, as long as the cell if `count` is `most`; a number beside it says it."""
+    shown = f'<i style="width:{100 * count / most:.1f}%"></i>' if count else ''
+    return f'<td class="fill">{shown}</td>'
+
+
+def tiles(shown: Iterable[tuple[str, str]]) -> str:
+    """Figures, each with words for it, of plain text."""
+    cells = ''.join(f'<li><b>{text(figure)}</b>{text(words)}</li>' for figure, words in shown)
+    return f'<ul class="tiles">{cells}</ul>'
+
+
+def commands(heading: str, listed: Iterable[tuple[str, str]]) -> str:
+    """Commands to copy, each with a title, of plain text."""
+    parts = [f'<h3>{text(title)}</h3>\n<pre>{text(command)}</pre>' for title, command in listed]
+    return f'<h2>{text(heading)}</h2>\n' + '\n'.join(parts)
 
 
 def image(content: bytes, kind: str, alt: str) -> str:

@@ -1,10 +1,13 @@
-"""Runs exported modules on images: confusion matrices and nearest neighbors."""
+"""Runs exported modules on images, once: confusion matrix, nearest neighbors, sample for a map.
+
+On a million images it costs as much as on `EVALUATED` and `SEARCHED` of them.
+"""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,15 @@ from app.run_folder import newest_module
 from data.batches import eval_batches
 from data.labels import with_class_order
 from data.sources.source import NO_LABEL, Source
-from tf2.features import FeaturePass, Features, concatenated
+from tf2.evaluators.confusion import confusion_counts
+from tf2.features import FeaturePass, Features
 from tf2.weights import open_weights
 
 QUERIES = 8  # evaluation images whose neighbors are found
 NEIGHBORS = 6
-SEARCHED = 5000  # training images among which neighbors are searched
+EVALUATED = 10_000  # evaluation images that are classified
+SEARCHED = 5_000  # training images among which neighbors are searched
+MAPPED = 500  # evaluation images on the map
 THUMBNAIL = 96  # largest height and width of an image on the page, in pixels
 
 
@@ -31,15 +37,44 @@ class Confusion:
     Attributes:
         counts: [c, c] int64, row: true class, column: predicted class.
         names: of the classes.
+        read: number of images that were read, with and without a label.
     """
 
     counts: np.ndarray
     names: Sequence[str]
+    read: int = 0
 
     @property
     def accuracy(self) -> float:
         """Share of images on the diagonal."""
         return float(np.trace(self.counts) / self.counts.sum())
+
+    def by_class(self) -> list[ClassResult]:
+        """The classes that have images, best first; equally good ones in their order."""
+        found = []
+        for label, row in enumerate(self.counts):
+            wrong = row.copy()
+            wrong[label] = 0
+            other = self.names[wrong.argmax()] if wrong.any() else None
+            found.append(ClassResult(self.names[label], int(row.sum()), int(row[label]), other))
+        return sorted((c for c in found if c.images), key=lambda c: -c.right / c.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassResult:
+    """How well the images of a class were classified.
+
+    Attributes:
+        name: of the class.
+        images: how many there are.
+        right: how many of these were classified correctly.
+        taken_for: the class that most of the others were taken for; None if there are none.
+    """
+
+    name: str
+    images: int
+    right: int
+    taken_for: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +97,34 @@ class Neighborhood:
     query: Picture
     neighbors: Sequence[Picture]
     similarities: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """The first evaluation images.
+
+    Attributes:
+        pictures: n of them.
+        embeddings: [n, d] float32.
+    """
+
+    pictures: Sequence[Picture]
+    embeddings: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What the module of a run makes of its data.
+
+    Attributes:
+        confusion: None if it has no classifier, or no image a label.
+        neighborhoods: at most QUERIES, in the order of their classes.
+        sample: at most MAPPED.
+    """
+
+    confusion: Confusion | None
+    neighborhoods: Sequence[Neighborhood]
+    sample: Sample
 
 
 def load_module(run: Run) -> Callable[[Any], Any] | None:
@@ -100,93 +163,106 @@ def evaluation_batches(run: Run, source: Source) -> tf.data.Dataset:
     return batches.take(evaluation.eval_steps) if evaluation.eval_steps else batches
 
 
-def confusion(run: Run, source: Source) -> Confusion | None:
-    """Runs the module of a run on its evaluation split.
+def study(run: Run, source: Source) -> Study | None:
+    """Runs the module of a run once over some evaluation images and some training images.
+
+    These are the first EVALUATED images that the run was evaluated on, and the first SEARCHED
+    training images; sources are in mixed order. The embeddings and small pictures of MAPPED of the
+    former are in memory at a time, and the embeddings of a batch.
+
+    Args:
+        run: whose module.
+        source: the data set, with its classes in the order of the run's.
 
     Returns:
-        The matrix; None if there is no module with a classifier, or no image with a label.
-    """
-    module = load_module(run)
-    if module is None or source.num_classes is None:
-        return None
-    found = FeaturePass(module).collect(evaluation_batches(run, source), labeled=True)
-    if found.logits is None or not len(found):
-        return None
-    counts = np.zeros([source.num_classes] * 2, np.int64)
-    np.add.at(counts, (found.labels, np.argmax(found.logits, axis=1)), 1)
-    return Confusion(counts, class_names(source))
-
-
-def neighborhoods(run: Run, source: Source) -> list[Neighborhood]:
-    """The nearest training images of some evaluation images, by the encoder of a run.
-
-    The evaluation images are the first ones of as many classes as possible. The first SEARCHED
-    training images are searched; sources are in mixed order.
-
-    Returns:
-        At most QUERIES, in the order of their classes; none if there is no module.
+        None if the run exported no module.
     """
     module = load_module(run)
     if module is None:
-        return []
-    data, batch_size = run.config.data, run.config.evaluation.eval_batch_size
-    images, labels = choose_queries(evaluation_batches(run, source), source.num_classes)
-    queries = [Picture(*pair) for pair in zip(thumbnails(images), labels.tolist())]
+        return None
+    look, data = FeaturePass(module), run.config.data
+    sample, confusion = _evaluated(look, evaluation_batches(run, source), source)
+    chosen = choose_queries([picture.label for picture in sample.pictures], source.num_classes)
+    batch_size = run.config.evaluation.eval_batch_size
     train = eval_batches(source, data, split=data.train_split, batch_size=batch_size)
-    look = FeaturePass(module)
-    searched, pictures = _searched(look, train)
-    asked = look.of_batch({'views': (tf.constant(images),), 'label': tf.constant(labels)})
-    found, cosines = nearest(searched.embeddings, asked.embeddings, NEIGHBORS)
-    return [
-        Neighborhood(query, [pictures[i] for i in indices], similarities.tolist())
-        for query, indices, similarities in zip(queries, found, cosines)
+    found = _searched(look, train, sample.embeddings[chosen])
+    neighborhoods = [
+        Neighborhood(sample.pictures[row], pictures, cosines)
+        for row, (pictures, cosines) in zip(chosen, found)
     ]
+    return Study(confusion, neighborhoods, sample)
 
 
-def choose_queries(
-    batches: Iterable[Any], num_classes: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _evaluated(
+    look: FeaturePass, batches: Iterable[Any], source: Source
+) -> tuple[Sample, Confusion | None]:
+    """The sample, and the confusion matrix of all that is read."""
+    classes = source.num_classes or 0
+    counts, pictures, embeddings, read = np.zeros([classes] * 2, np.int64), [], [], 0
+    for part, images in _features(look, batches, EVALUATED):
+        kept = max(0, MAPPED - len(pictures))
+        embeddings.append(part.embeddings[:kept])
+        pictures += pictures_of(images[:kept], part.labels[:kept])
+        read += len(part)
+        if classes and part.logits is not None:
+            labeled = part.at(part.labels >= 0)
+            counts += confusion_counts(labeled.logits, labeled.labels)
+    confusion = Confusion(counts, class_names(source), read) if counts.any() else None
+    return Sample(pictures, np.concatenate(embeddings)), confusion
+
+
+def _features(
+    look: FeaturePass, batches: Iterable[Any], most: int
+) -> Iterator[tuple[Features, np.ndarray]]:
+    """Features and images of the first `most` rows, batch by batch, without padding."""
+    for batch in batches:
+        part, images = look.of_batch(batch), batch['views'][0].numpy()[batch['mask'].numpy()]
+        yield part.at(slice(most)), images[:most]
+        most -= len(part)
+        if most <= 0:
+            return
+
+
+def choose_queries(labels: Sequence[int], num_classes: int | None) -> list[int]:
     """The first images of each class, QUERIES in total if there are enough.
 
     Args:
-        batches: as `eval_batches` yields them; not read further than needed.
+        labels: of the images.
         num_classes: None if the data set has no labels.
 
     Returns:
-        Images [m, h, w, 3] float32 and labels [m], ascending; m <= QUERIES.
+        At most QUERIES row numbers, by class.
     """
     of_each = -(-QUERIES // (num_classes or 1))
-    chosen: list[tuple[int, np.ndarray]] = []
+    chosen: list[int] = []
     taken: collections.Counter[int] = collections.Counter()
-    for batch in batches:
-        for image, label in _examples(batch):
-            wanted = label == NO_LABEL or taken[label] < of_each
-            if len(chosen) < QUERIES and wanted:
-                taken[label] += 1
-                chosen.append((label, image))
-        if len(chosen) == QUERIES:
-            break
-    chosen.sort(key=lambda pair: pair[0])
-    return np.stack([image for _, image in chosen]), np.array([label for label, _ in chosen])
+    for row, label in enumerate(labels):
+        if len(chosen) < QUERIES and (label == NO_LABEL or taken[label] < of_each):
+            taken[label] += 1
+            chosen.append(row)
+    return sorted(chosen, key=lambda row: labels[row])
 
 
-def _examples(batch: Any) -> Iterable[tuple[np.ndarray, int]]:
-    """Image and label of each row, without padding."""
-    rows = batch['mask'].numpy()
-    return zip(batch['views'][0].numpy()[rows], batch['label'].numpy()[rows].tolist())
+def _searched(
+    look: FeaturePass, batches: Iterable[Any], queries: np.ndarray
+) -> list[tuple[list[Picture], list[float]]]:
+    """Pictures and cosines of the nearest images of each query, [m, d], nearest first.
 
-
-def _searched(look: FeaturePass, batches: Iterable[Any]) -> tuple[Features, list[Picture]]:
-    """Features and thumbnails of the first SEARCHED images."""
-    parts: list[Features] = []
+    Between batches, only images that are among the nearest of a query so far are kept.
+    """
     pictures: list[Picture] = []
-    for batch in batches:
-        parts.append(look.of_batch(batch))
-        images, labels = zip(*_examples(batch))
-        pictures += [Picture(*pair) for pair in zip(thumbnails(np.stack(images)), labels)]
-        if len(pictures) >= SEARCHED:
-            break
-    return concatenated(parts).at(slice(SEARCHED)), pictures[:SEARCHED]
+    embeddings = np.zeros([0, queries.shape[1]], np.float32)
+    for part, images in _features(look, batches, SEARCHED):
+        before, embeddings = len(pictures), np.concatenate([embeddings, part.embeddings])
+        rows = np.unique(nearest(embeddings, queries, NEIGHBORS)[0])
+        new = rows[rows >= before] - before
+        pictures = [pictures[row] for row in rows[rows < before]]
+        pictures += pictures_of(images[new], part.labels[new])
+        embeddings = embeddings[rows]
+    found, cosines = nearest(embeddings, queries, NEIGHBORS)
+    return [
+        ([pictures[row] for row in rows], values.tolist()) for rows, values in zip(found, cosines)
+    ]
 
 
 def nearest(searched: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -208,6 +284,11 @@ def nearest(searched: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.n
     cosines = unit(queries) @ unit(searched).T  # [m, n]
     found = np.argsort(-cosines, axis=1, kind='stable')[:, :count]
     return found, np.take_along_axis(cosines, found, axis=1)
+
+
+def pictures_of(images: np.ndarray, labels: np.ndarray) -> list[Picture]:
+    """Images [n, h, w, 3] float in [0, 1] and their labels [n] as small pictures."""
+    return [Picture(*pair) for pair in zip(thumbnails(images), labels.tolist())]
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:

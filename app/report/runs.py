@@ -1,4 +1,4 @@
-"""Reads the runs of a pipeline, and compares their results and costs in a table."""
+"""Reads runs, and compares their results and costs in a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.config.schema import TRAIN_EXAMPLES, Config
 from app.evaluate import TOP_1
 from app.planned_run import PlannedRun
 from app.report.events import Events, read_events
-from app.run_folder import read_details, read_flags, read_result
+from app.run_folder import read_data, read_details, read_flags, read_result
 from common.errors import UserError
 from common.file_names import FLAGS_FILE, LABELS_FILE
 from common.stages import Stage
@@ -62,6 +62,7 @@ class Run:
         config: the settings in `values`.
         result: `result.json`; empty if the run was not evaluated.
         details: `details.json`; empty if there is no such file.
+        data: `data.json`; None if there is no such file.
         events: what it wrote for TensorBoard.
     """
 
@@ -70,6 +71,7 @@ class Run:
     config: Config
     result: Mapping[str, Any]
     details: Mapping[str, Any]
+    data: Mapping[str, Any] | None
     events: Events
 
     @property
@@ -98,7 +100,7 @@ def read_run(planned: PlannedRun) -> Run:
         )
     events = read_events(folder)
     config, result, details = from_values(values), read_result(folder), read_details(folder)
-    return Run(planned, values, config, result, details, events)
+    return Run(planned, values, config, result, details, read_data(folder), events)
 
 
 def table(plan: Sequence[PlannedRun]) -> list[Row]:
