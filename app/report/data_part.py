@@ -20,21 +20,21 @@ _LISTS = re.compile(r'skipped_files(_.+)?\.txt')  # one for each worker
 
 def data_part(run: Run, source: Source) -> str:
     """The part of the page, as HTML."""
-    described = run.data or {'lines': []}
-    lines = ''.join(f'<li>{text(line)}</li>' for line in described['lines'])
-    said = f'<ul class="notes">{lines}</ul>' if lines else ''
-    return f'<h2>Data</h2>\n{_facts(run, source)}\n{said}\n{_classes(run)}\n{_skipped(run)}'
+    lines = run.data['lines'] if run.data else [_counted(run, source)]
+    size = run.config.data.image_size
+    lines = [*lines, f'The network sees each image at {size} × {size} pixels.']
+    said = '\n'.join(f'<p>{text(line)}</p>' for line in lines)
+    return f'<h2>Data</h2>\n{said}\n{_classes(run)}\n{_skipped(run)}'
 
 
-def _facts(run: Run, source: Source) -> str:
+def _counted(run: Run, source: Source) -> str:
     data = run.config.data
     classes = f'{source.num_classes} classes' if source.num_classes else 'no labels'
     train, test = (source.num_examples(split) for split in (data.train_split, data.eval_split))
-    words = (
+    return (
         f'{classes}; {train:,} training images ({data.train_split}) and {test:,} for evaluation '
-        f'({data.eval_split}), seen at {data.image_size} × {data.image_size} pixels.'
+        f'({data.eval_split}).'
     )
-    return f'<p>{text(words)}</p>'
 
 
 def _classes(run: Run) -> str:

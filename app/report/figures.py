@@ -41,9 +41,9 @@ _NAMES = {
 }
 # Okabe and Ito's palette, which color-blind people can distinguish.
 _COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#1f2328')
-# Of text, lines of a grid and pale curves: on a light page → on a dark one.
+# Of text, lines of a grid, and dark or pale curves: on a light page → on a dark one.
 _INK, _GRID, _PALE = '#1f2328', '#d0d7de', '#c4ccd4'
-_ON_DARK = {_INK: '#e6edf3', _GRID: '#3d444d', _PALE: '#6e7681'}
+_ON_DARK = {_INK: '#e6edf3', _GRID: '#3d444d', _PALE: '#6e7681', '#0072b2': '#3d8fd6'}
 _STYLE = {
     **dict.fromkeys(('text.color', 'axes.labelcolor', 'axes.edgecolor'), _INK),
     **dict.fromkeys(('xtick.color', 'ytick.color'), _INK),
@@ -65,6 +65,16 @@ class Curve:
     label: str
     points: Mapping[int, float]
     evaluated: bool
+
+    @property
+    def name(self) -> str:
+        """What was measured, whatever the images."""
+        return self.label.partition(', ')[0]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether it was measured on a sample of the evaluation split."""
+        return self.label.endswith(', sample')
 
 
 def curves(scalars: Mapping[str, Mapping[int, float]], endings: Sequence[str]) -> list[Curve]:
@@ -107,15 +117,17 @@ def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
     """
     figure = Figure(figsize=(4.7, 3.8), layout='constrained')
     axes = figure.add_subplot()
-    for number, curve in enumerate(drawn):
+    # What is measured has a color, on whatever images.
+    names = list(dict.fromkeys(curve.name for curve in drawn))
+    for curve in drawn:
         alone, total = len(curve.points) == 1, curve.label.startswith('total')
         axes.plot(
             list(curve.points.keys()),
             list(curve.points.values()),
             label=curve.label,
             # The total may coincide with its largest term, so it is a broad, pale line.
-            color=_PALE if total else _COLORS[number % len(_COLORS)],
-            linestyle='--' if curve.evaluated else '-',
+            color=_PALE if total else _COLORS[names.index(curve.name) % len(_COLORS)],
+            linestyle=(':' if curve.sampled else '--') if curve.evaluated else '-',
             linewidth=5 if total else 1.6,
             marker='o' if curve.evaluated or alone else None,
             markersize=6 if alone else 3.5,

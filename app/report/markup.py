@@ -45,13 +45,14 @@ def table(label: str, columns: Sequence[str], rows: Iterable[str]) -> str:
 
     Args:
         label: what it holds, for those who can't see it.
-        columns: their headings, as plain text.
+        columns: their headings, as plain text; none, if the rows speak for themselves.
         rows: as HTML, see `row`.
     """
     heading = ''.join(f'<th scope="col">{text(name)}</th>' for name in columns)
+    head = f'<thead><tr>{heading}</tr></thead>\n' if heading else ''
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{text(label)}">\n'
-        f'<table>\n<thead><tr>{heading}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody>\n</table>\n'
+        f'<table>\n{head}<tbody>\n{"".join(rows)}</tbody>\n</table>\n'
         '</div>'
     )
 

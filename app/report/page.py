@@ -160,14 +160,15 @@ def _stage(run: Run, *, folded: bool) -> str:
     other = markup.folded('Settings that differ from the defaults', settings(run)) if folded else ''
     return (
         f'<h2>{markup.text(title)}</h2>\n<p class="quiet">{markup.text(words)}</p>\n'
-        f'{training_part.curves(run)}\n{_measured(run)}{training_part.views(run)}{other}'
+        f'{training_part.curves(run)}\n{_measured(run, with_numbers=folded)}'
+        f'{training_part.views(run)}{other}'
     )
 
 
-def _measured(run: Run) -> str:
-    """The numbers in `result.json`, and accuracies per class if there are any."""
+def _measured(run: Run, *, with_numbers: bool) -> str:
+    """The numbers in `result.json`, unless they are elsewhere, and accuracies per class."""
     lines = [
-        ('Last evaluation', measurements.numbers(run.result)),
+        ('Last evaluation', measurements.numbers(run.result) if with_numbers else ''),
         ('Accuracy per class', measurements.by_class(run.details)),
     ]
     return ''.join(f'<p>{title}: {html.escape(text)}.</p>\n' for title, text in lines if text)

@@ -10,7 +10,9 @@ from app.report.markup import text
 from app.report.runs import Run, count_parameters, duration, labels_used, percent
 
 _NEIGHBORS = 'eval/knn_accuracy'
-_TILES = 4  # figures beside the main one, at most
+_TILES = 4  # accuracies, at most
+_WORDS = {TOP_1: 'classified correctly', _NEIGHBORS: 'by nearest neighbors'}
+_WORDS_BESIDE = {TOP_1: 'by a linear classifier'}  # which was trained alongside
 
 
 def title_of(run: Run, data: str) -> str:
@@ -33,19 +35,19 @@ def summary(run: Run) -> str:
 def _main_sentence(run: Run) -> str:
     """The main figure in words."""
     chance = _chance(run)
-    guess = f' Guessing would be right for {chance}.' if chance else ''
+    guess = f' Guessing would give {chance}.' if chance else ''
     neighbors, top_1 = run.result.get(_NEIGHBORS), run.top_1
     if run.stage.classifies and top_1 is not None:
         return f'It classifies {percent(top_1)} of the evaluation images correctly.{guess}'
     if neighbors is not None:
         return (
-            f'If each evaluation image gets the class of the training images that look most '
-            f'similar to the encoder, {percent(neighbors)} of the classes are right.{guess}'
+            f'{percent(neighbors)} of the evaluation images get the right class if they get that '
+            f'of the training images which the encoder finds most similar.{guess}'
         )
     if top_1 is not None:
         return (
-            f'A linear classifier that was trained on what the encoder says classifies '
-            f'{percent(top_1)} of the evaluation images correctly.{guess}'
+            f'A linear classifier on top of the encoder classifies {percent(top_1)} of the '
+            f'evaluation images correctly.{guess}'
         )
     if not run.result:
         return (
@@ -57,7 +59,7 @@ def _main_sentence(run: Run) -> str:
 
 def _chance(run: Run) -> str:
     classes = run.values.get('num_classes')
-    return percent(1 / classes) if classes else ''
+    return f'{100 / classes:.3g}%' if classes else ''
 
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
@@ -65,8 +67,10 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     shares = [key for key in run.result if key.startswith('eval/') and key.endswith('_accuracy')]
     order = [*first, *(key for key in shares if key not in first)]
     shown = [key for key in order if run.result.get(key) is not None][:_TILES]
+    words = _WORDS if run.stage.classifies else {**_WORDS, **_WORDS_BESIDE}
     tiles = [
-        (measurements.formatted(key, run.result[key]), measurements.title_of(key)) for key in shown
+        (measurements.formatted(key, run.result[key]), words.get(key, measurements.title_of(key)))
+        for key in shown
     ]
     losses = run.events.scalars.get('train/total_loss', {})
     if losses:
@@ -81,10 +85,9 @@ def _results(run: Run) -> str:
     if not rows:
         return '<p>There are no measurements: the run was not evaluated.</p>'
     lines = [markup.row(name, [value, meaning]) for name, value, meaning in rows]
-    return (
-        f'<div class="left results">{markup.table("Results", ("", "Value", "Meaning"), lines)}'
-        f'</div>\n{_best(run)}'
-    )
+    columns = ('Measurement', 'Value', 'Meaning')
+    table = markup.table('Results', columns, lines)
+    return f'<div class="left results">{table}</div>\n{_best(run)}'
 
 
 def _best(run: Run) -> str:
@@ -120,4 +123,4 @@ def _facts(run: Run) -> str:
         else run.planned.folder,
     }
     lines = [markup.row(name, [value]) for name, value in facts.items() if value]
-    return f'<div class="left facts">{markup.table("What was trained", ("", ""), lines)}</div>'
+    return f'<div class="left facts">{markup.table("What was trained", (), lines)}</div>'

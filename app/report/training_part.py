@@ -70,6 +70,7 @@ def views(run: Run) -> str:
     kind = f'views{"" if count > 1 else " single"}{" small" if small else ""}'
     caption = f'What {run.planned.title} trains on: {what}.'
     return (
+        '<h3>Sample views</h3>\n'
         f'<figure><div class="{kind}">{"".join(pictures)}</div>'
         f'<figcaption>{text(caption)}</figcaption></figure>'
     )
