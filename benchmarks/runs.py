@@ -38,6 +38,7 @@ SMALL = (
     '--train_summary_steps=5',
     '--deterministic',
     '--mixed_precision=float32',
+    '--report=False',
 )
 BUNDLED = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:40]')
 LEFTOVERS = re.compile(r'.*\.(partial|replaced)|ckpt-.*(_temp|tempstate.*)|run\.lock')
@@ -270,8 +271,6 @@ def state_of(folder: pathlib.Path) -> State:
     for run in folders_of(folder):
         for name, value in {**_variables(run), **_results(run), **_scalars(run)}.items():
             found[f'{run.name if run != folder else ""}:{name}'] = value
-    if (folder / 'pipeline.json').exists():
-        found['report.html'] = (folder / 'report.html').exists()
     return found
 
 

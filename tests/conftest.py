@@ -1,7 +1,7 @@
 """Set-up that must happen before TensorFlow starts: Keras 2, quiet logs, four logical CPUs.
 
 On every machine, tests compute in float32 unless they choose otherwise, and the memory estimate
-assumes a host of 64 GiB.
+assumes a host of 64 GiB. Runs end without a report unless a test asks for it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,18 @@ tf.config.set_logical_device_configuration(
 )
 
 from app import capacity
-from tests.support import bare_runs, labels_read_once, plain_networks, shallow_resnet_18
+from tests.support import (
+    bare_runs,
+    labels_read_once,
+    plain_networks,
+    shallow_resnet_18,
+    without_reports,
+)
 from tf2 import precision
 
 precision.CPU_INFO = pathlib.Path('no such file')
 capacity.host_memory = lambda: 64 * 2**30
+without_reports()
 
 # Tracing makes many long-lived objects. Searching them and TensorFlow's own for garbage again and
 # again took a sixth of the time.

@@ -59,6 +59,22 @@ def bare_runs() -> Iterator[None]:
         yield
 
 
+_report = train._report
+
+
+def without_reports() -> None:
+    """From now on, runs end without a report, which takes longer than a tiny run."""
+    train._report = lambda experiment, planned: None
+
+
+@contextlib.contextmanager
+def with_reports() -> Iterator[None]:
+    """Runs end with a report, as they do outside of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, '_report', _report)
+        yield
+
+
 @contextlib.contextmanager
 def labels_read_once() -> Iterator[None]:
     """Reads the labels of a split of a TFDS data set once, where many runs count the same ones."""

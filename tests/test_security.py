@@ -97,7 +97,7 @@ def test_our_own_models_are_read_as_data(
     assert code == [] and 'as code' not in capsys.readouterr().out
     if write is exported:
         planned = PlannedRun('A', {'model_dir': str(tmp_path)})
-        module = predictions.load_module(runs.Run(planned, {}, Config(), {}, {}, None))
+        module = predictions.load_module(runs.Run(planned, {}, Config(), {}, {}, None, None))
         assert module(tf.zeros([1, 8, 8, 3]))['logits_sup'].shape == [1, 5]
 
 

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from app.report.predictions import Picture, Sample
+from app.report.predictions import Picture, Sample, nearest
 from data.sources import NO_LABEL
 
 FEWEST = 10  # images; with fewer there is nothing to see
@@ -71,7 +71,8 @@ def positions(embeddings: np.ndarray) -> np.ndarray | None:
         kept = min(_COMPONENTS, *rows.shape)
         rows = PCA(kept, svd_solver='full').fit_transform(rows)
         perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
-        return TSNE(perplexity=perplexity, random_state=0).fit_transform(rows)
+        start = 'pca' if kept > 1 else 'random'
+        return TSNE(perplexity=perplexity, init=start, random_state=0).fit_transform(rows)
 
 
 def cells(points: np.ndarray) -> np.ndarray:
@@ -92,18 +93,19 @@ def cells(points: np.ndarray) -> np.ndarray:
     return grid[chosen[np.argsort(points_there)]]
 
 
-def same_class_nearest(sample: Sample, places: np.ndarray) -> float | None:
-    """Share of labeled images whose nearest labeled image on the map is of the same class.
+def same_class_nearest(sample: Sample) -> float | None:
+    """Share of labeled images whose most similar other labeled one is of the same class.
 
     None if fewer than two have labels.
     """
     labels = np.array([picture.label for picture in sample.pictures])
-    labels, places = labels[labels != NO_LABEL], places[labels != NO_LABEL]
-    if len(labels) < 2:
+    known = np.flatnonzero(labels != NO_LABEL)
+    if len(known) < 2:
         return None
-    distances = np.square(places[:, None] - places).sum(axis=-1).astype(float)
-    np.fill_diagonal(distances, np.inf)
-    return float(np.mean(labels[distances.argmin(axis=1)] == labels))
+    rows, labels = sample.embeddings[known], labels[known]
+    found, _ = nearest(rows, rows, 2)  # the image itself, and another one
+    other = np.where(found[:, 0] == np.arange(len(known)), found[:, 1], found[:, 0])
+    return float(np.mean(labels[other] == labels))
 
 
 def draw(sample: Sample, places: np.ndarray) -> bytes:

@@ -124,13 +124,12 @@ def image_map(run: Run, study: Study | None, source: Source) -> str:
     places = embedding_map.cells(points)
     caption = (
         f'{len(sample.pictures):,} images of the split {run.config.data.eval_split}. Images that '
-        'are similar to the encoder lie near each other; it has not seen these images in training. '
-        'What is near counts, not how far apart groups are, nor where they lie (t-SNE, moved to a '
-        'grid so that no image hides another).'
+        'the encoder finds similar lie near each other. What is near counts, not how far apart '
+        'groups are, nor where they lie (t-SNE, moved to a grid so that no image hides another).'
     )
-    same = embedding_map.same_class_nearest(sample, places)
+    same = embedding_map.same_class_nearest(sample)
     if same is not None:
-        caption += f' For {percent(same)} of them, the nearest image has the same class.'
+        caption += f' For {percent(same)} of them, the most similar other one has the same class.'
     image = markup.image(embedding_map.draw(sample, places), 'webp', f'Map of images. {caption}')
     return (
         f'{heading}<figure><div class="map" tabindex="0" role="region" aria-label="Map of images">'

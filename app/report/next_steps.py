@@ -38,7 +38,8 @@ def steps_of(run: Run) -> list[tuple[str, str]]:
     if run.stage.classifies:
         title = 'Write the most likely classes of every image'
         steps.append((title, _apply(run, 'predict', f'{folder}-predictions')))
-    return [*steps, ('Use the network in a program', _program(run))]
+    module = newest_module(folder)
+    return [*steps, *([('Use the network in a program', _program(module))] if module else [])]
 
 
 def _trainings(run: Run) -> list[tuple[str, str]]:
@@ -117,8 +118,7 @@ def _data_flags(run: Run, names: Iterable[str], known: dict[str, object]) -> lis
     return [f'--{name}={value}' for name, value in differing.items() if value != known[name]]
 
 
-def _program(run: Run) -> str:
-    module = newest_module(run.planned.folder)
+def _program(module: str) -> str:
     return (
         'import tensorflow_hub as hub\n\n'
         f'm = hub.load({module!r})\n'

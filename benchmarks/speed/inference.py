@@ -82,7 +82,13 @@ def write_images(folder: str, count: int, *, large: bool) -> None:
 def train_a_step(case: argparse.Namespace, data: str, folder: str) -> None:
     """Makes a run of one step in `folder`."""
     command = [
-        *(sys.executable, str(ROOT / 'run.py'), '--mode=train', '--train_mode=pretrain'),
+        *(
+            sys.executable,
+            str(ROOT / 'run.py'),
+            '--mode=train',
+            '--train_mode=pretrain',
+            '--report=False',
+        ),
         *('--train_steps=1', '--train_batch_size=8', f'--data_dir={data}', f'--model_dir={folder}'),
         f'--resnet_depth={case.depth}',
         f'--width_multiplier={case.width}',

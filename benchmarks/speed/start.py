@@ -46,6 +46,7 @@ def command_of(part: str, given: argparse.Namespace, folder: str) -> tuple[list[
         return [sys.executable, '-m', 'benchmarks.speed.start', f'--plain={folder}', *shape], 0
     training = [
         '--mode=train',
+        '--report=False',
         '--train_mode=pretrain',
         '--optimizer=lars',
         '--train_steps=1',

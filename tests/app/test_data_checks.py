@@ -20,12 +20,13 @@ from app.classes import check_recorded
 from app.config.resolution import from_values, resolve
 from app.config.schema import to_values
 from app.experiment import Experiment
+from app.planned_run import PlannedRun
 from app.presets import PRESETS
 from app.run_folder import write_flags
 from common.errors import UserError
 from data import sources
 from data.config import DataConfig
-from data.labels import relabeled
+from data.labels import read_labels, relabeled
 from data.sources.image_folder import open_image_folder
 from data.sources.source import Source
 from hub_export import publish, read_record
@@ -184,8 +185,9 @@ def test_an_evaluation_without_labels_measures_what_needs_none(
     )
     assert prepared.num_classes == 3
     assert "No image in 'plain' has a label: there is no accuracy." in prepared.data.notes
+    planned = PlannedRun('Pretraining', {'model_dir': prepared.config.output.model_dir})
     with contextlib.redirect_stdout(io.StringIO()) as shown:
-        train.train(prepared, evaluate=True, stop=run.Stop())
+        train.train(prepared, planned, evaluate=True, stop=run.Stop())
     assert shown.getvalue().index('No image in') < shown.getvalue().index('Step 1')
     results = json.loads((tmp_path / 'run' / 'result.json').read_text())
     assert {name for name in results if 'label' in name or 'knn' in name} == set()
@@ -424,10 +426,13 @@ def stages_after(trained: pathlib.Path) -> dict[str, dict]:
 def test_the_order_of_classes_follows_the_first_that_names_them(
     prepare: Callable, trained: pathlib.Path, stage: str
 ) -> None:
-    prepared = prepare(**stages_after(trained)[stage])
+    prepared = prepare(**{**stages_after(trained)[stage], 'eval_split': 'test[:5]'})
     assert prepared.class_names == NAMES and prepared.source.class_names == NAMES
     assert [note for note in prepared.data.notes if note.startswith('Classes are numbered as in')]
     assert prepared.classifier_mismatch is None
+    # What is printed about the labels goes with the new order of the names.
+    labels = read_labels(prepared.data.evaluated, 'test[:5]')
+    assert prepared.data.record()['eval'] == np.bincount(labels, minlength=3).tolist()
 
 
 @pytest.mark.parametrize('stage', ['resume', 'distillation'])

@@ -14,7 +14,7 @@ import pathlib
 import re
 import types
 import xml.etree.ElementTree
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -25,11 +25,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import run
 from app import report, train
 from app.planned_run import PlannedRun
-from app.report import events, figures, page, predictions, runs
+from app.report import events, figures, page, predictions, runs, training_part
 from common.errors import UserError
 from data.batches import eval_batches
 from data.sources import NO_LABEL, Source, open_source
-from tests.support import no_checker
+from tests.support import no_checker, with_reports
 
 SPLITS = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:32]')
 TINY = (
@@ -72,7 +72,8 @@ def stages(plain: None, tmp_path_factory: pytest.TempPathFactory) -> list[Planne
     with pytest.MonkeyPatch.context() as patch:
         # The check of a module needs another process and is tested elsewhere.
         patch.setattr('hub_export.publish._checker', no_checker)
-        train_tiny(pretrained, *SMALL, '--knn_neighbors=5')
+        with with_reports():
+            train_tiny(pretrained, *SMALL, '--knn_neighbors=5')
         tuning = ('--train_mode=finetune', '--labels_per_class=2', f'--checkpoint={pretrained}')
         with pytest.MonkeyPatch.context() as unexported:
             # The report doesn't need this module.
@@ -267,6 +268,7 @@ def test_the_time_of_a_run_excludes_pauses_and_other_evaluations(
     write_events(file(90010, 9, 0))
     found = events.read_events(str(tmp_path))
     assert found.seconds == 130 + 64
+    assert found.damaged == [killed.name]
     assert found.scalars == {
         'train/a_loss': {10: 3, 20: 1, 30: 0.5},
         'eval/x_accuracy': {10: pytest.approx(0.1), 30: 0.25},
@@ -294,10 +296,11 @@ def lines(figure: Figure) -> dict[str, np.ndarray]:
 
 
 def test_curves_are_those_of_the_run(written: Written) -> None:
-    assert len(written.curve_figures) == 2 * len(written.stages)
-    for stage, *drawn in zip(written.stages, *(written.curve_figures[i::2] for i in (0, 1))):
+    kinds = (figures.LOSSES, figures.ACCURACIES, figures.RATES, figures.SPEEDS)
+    assert len(written.curve_figures) == len(kinds) * len(written.stages)
+    for stage, *drawn in zip(written.stages, *(written.curve_figures[i::4] for i in range(4))):
         points = recorded(stage.folder)
-        for figure, endings in zip(drawn, (figures.LOSSES, figures.ACCURACIES)):
+        for figure, endings in zip(drawn, kinds):
             shown = lines(figure)
             tags = [t for t in points if t.endswith(endings) and 'regularization' not in t]
             assert len(tags) == len(shown) and tags
@@ -310,10 +313,11 @@ def test_every_stage_shows_its_losses_and_accuracies(written: Written) -> None:
     shown = [set(lines(figure)) for figure in written.curve_figures]
     assert shown[0] == {'total, training', 'contrastive, training', 'classifier, training'}
     assert {'top-1, evaluation', 'neighbors, evaluation', 'contrastive, training'} <= shown[1]
-    assert shown[2] == {'total, training', 'classifier, training'}
-    assert {'top-1, evaluation', 'top-5, evaluation', 'classifier, training'} <= shown[3]
-    assert 'distillation, training' in shown[4]
-    assert {'top-1, evaluation', 'agreement, training'} <= shown[5]
+    assert shown[2:4] == [{'learning rate'}, {'images per second, training'}]
+    assert shown[4] == {'total, training', 'classifier, training'}
+    assert {'top-1, evaluation', 'top-5, evaluation', 'classifier, training'} <= shown[5]
+    assert 'distillation, training' in shown[8]
+    assert {'top-1, evaluation', 'agreement, training'} <= shown[9]
 
 
 def test_axes_and_legend_of_curves_fit_into_the_figure() -> None:
@@ -360,8 +364,8 @@ def test_the_confusion_matrix_covers_the_evaluated_batches(stages: list[PlannedR
     last = runs.read_run(stages[-1])
     settings = dataclasses.replace(last.config.evaluation, eval_steps=1)
     short = dataclasses.replace(last, config=dataclasses.replace(last.config, evaluation=settings))
-    found = predictions.confusion(short, source_of(stages[-1]))
-    assert found.counts.sum() == 20
+    found = predictions.study(short, source_of(stages[-1])).confusion
+    assert found.counts.sum() == found.read == 20
 
 
 def test_many_classes_have_no_numbers_and_odd_names_are_kept() -> None:
@@ -410,7 +414,7 @@ def test_neighbors_are_those_of_the_pretrained_encoder(stages: list[PlannedRun])
             yield pixels, int(batch['label'][0]), feature / np.linalg.norm(feature)
 
     train_examples, test_examples = list(examples('train[:64]')), list(examples('test[:32]'))
-    found = predictions.neighborhoods(first, source)
+    found = predictions.study(first, source).neighborhoods
     labels = [neighborhood.query.label for neighborhood in found]
     assert len(found) == 8 and labels == sorted(set(labels))
     for neighborhood in found:
@@ -425,32 +429,105 @@ def test_neighbors_are_those_of_the_pretrained_encoder(stages: list[PlannedRun])
             assert picture.label == expected[1]
 
 
-def batches_of(labels: Sequence[int]) -> list[Mapping[str, object]]:
-    views = tf.zeros([len(labels), 4, 4, 3])
-    mask = tf.constant([True] * (len(labels) - 1) + [False])
-    return [{'views': (views,), 'label': tf.constant(labels), 'mask': mask}]
-
-
 @pytest.mark.parametrize(
     ('labels', 'classes', 'chosen'),
     [
-        ([1, 1, 0, 1, 0, 0, 0, 1, 1, 0], 2, [0, 0, 0, 0, 1, 1, 1, 1]),
-        ([2, 2, 0, 1, 1, 2, 2], 3, [0, 1, 1, 2, 2, 2]),
-        ([NO_LABEL] * 12, None, [NO_LABEL] * 8),
-        ([*range(20)], 20, [*range(8)]),
+        ([1, 1, 0, 1, 0, 0, 0, 1, 1], 2, [2, 4, 5, 6, 0, 1, 3, 7]),
+        ([2, 2, 0, 1, 1, 2], 3, [2, 3, 4, 0, 1, 5]),
+        ([NO_LABEL] * 12, None, [*range(8)]),
+        ([*range(19, -1, -1)], 20, [*range(7, -1, -1)]),
+        ([], 3, []),
     ],
 )
 def test_queries_are_spread_over_classes(
     labels: list[int], classes: int | None, chosen: list[int]
 ) -> None:
-    images, found = predictions.choose_queries(batches_of(labels), classes)
-    assert found.tolist() == chosen and len(images) == len(chosen)
+    assert predictions.choose_queries(labels, classes) == chosen
 
 
 def test_thumbnails_are_small_and_keep_their_colors() -> None:
     assert predictions.thumbnails(np.full([2, 28, 28, 3], 0.5, np.float32)).shape == (2, 28, 28, 3)
     large = predictions.thumbnails(np.full([1, 224, 112, 3], 0.2, np.float32))
     assert large.shape == (1, 96, 48, 3) and np.unique(large) == [51]
+
+
+# --- the page of a single run
+
+
+@pytest.fixture(scope='module')
+def own_page(stages: list[PlannedRun]) -> str:
+    """The page that the pretraining wrote at its end."""
+    return (pathlib.Path(stages[0].folder) / 'report.html').read_text()
+
+
+def rows_after(text: str, heading: str) -> dict[str, list[str]]:
+    """First cell of each row → the other cells, of the first table after a heading."""
+    body = text[text.index(f'{heading}</h') :].split('<tbody>')[1].split('</tbody>')[0]
+    rows = [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', line) for line in body.strip().splitlines()]
+    return {html.unescape(name): [html.unescape(cell) for cell in cells] for name, *cells in rows}
+
+
+def test_a_run_ends_with_a_page_whose_numbers_are_its_results(
+    stages: list[PlannedRun], own_page: str
+) -> None:
+    found = {key: value for key, value in result(stages[0]).items() if key.startswith('eval/')}
+    shown = rows_after(own_page, 'Results')
+    assert len(shown) == len(found)
+    assert shown['top-1'][0] == f'{found["eval/label_top_1_accuracy"]:.2%}'
+    assert shown['neighbors'][0] == f'{found["eval/knn_accuracy"]:.2%}'
+    assert shown['regularization loss'][0] == f'{found["eval/regularization_loss"]:.4g}'
+    tiles = re.findall(r'<li><b>(.*?)</b>(.*?)</li>', own_page)
+    assert (shown['neighbors'][0], 'by nearest neighbors') in tiles
+    assert f'{found["eval/knn_accuracy"]:.2%} of the evaluation images' in own_page
+    assert 'Guessing would give 10%' in own_page
+    # So few images make one confusion matrix: its classes add up to the accuracy.
+    classes = rows_after(own_page, 'Best and worst classes').values()
+    images = [int(row[2]) for row in classes]
+    right = sum(float(row[1].rstrip('%')) / 100 * count for row, count in zip(classes, images))
+    assert sum(images) == 32
+    assert right / 32 == pytest.approx(found['eval/label_top_1_accuracy'], abs=1e-4)
+    assert list(classes) == sorted(classes, key=lambda row: -float(row[1].rstrip('%')))
+
+
+def test_the_page_of_a_run_has_its_settings_and_data(
+    stages: list[PlannedRun], own_page: str
+) -> None:
+    settings = rows_after(own_page, 'Settings')
+    assert settings['--knn_neighbors'] == ['5', '0', 'flag']
+    assert settings['--resnet_depth'] == ['18', '50', 'flag']
+    assert settings['--eval_split'] == ['test[:32]', 'validation', 'flag']
+    assert '--temperature' not in settings and '--model_dir' not in settings
+    described = json.loads((pathlib.Path(stages[0].folder) / 'data.json').read_text())
+    assert all(f'<p>{html.escape(line)}</p>' in own_page for line in described['lines'])
+    assert 'bundled: 64 training images' in own_page
+    counts = rows_after(own_page, 'Labels by class')
+    assert list(counts) == list(source_of(stages[0]).class_names) == described['class_names']
+    assert sum(int(row[1]) for row in counts.values()) == 64
+    assert [int(row[2]) for row in counts.values()] == described['eval']
+
+
+def test_the_page_of_a_run_has_all_parts_in_order(own_page: str) -> None:
+    titles = re.findall(r'<h([1-6])>(.*?)</h', own_page)
+    assert [title for level, title in titles if level in '12'] == [
+        'Pretraining on bundled',
+        'Results',
+        'What was trained',
+        'Settings',
+        'Data',
+        'How the training went',
+        'Which classes are confused',
+        'Nearest neighbors of the encoder',
+        'A map of the images',
+        'How to go on',
+    ]
+    levels = [int(level) for level, _ in titles]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(later - level <= 1 for level, later in itertools.pairwise(levels))
+    assert len(images(own_page, 'svg+xml')) == 5 and len(images(own_page, 'webp')) == 1
+    legend = own_page[own_page.index('class="legend"') :].split('</ul>')[0]
+    assert legend.count('<li>') == 9 and 'Ankle boot' in legend  # no bag among them
+    assert all('alt="' in picture for picture in re.findall(r'<img [^>]*>', own_page))
+    assert '<script' not in own_page and len(own_page) < 1_000_000
 
 
 # --- the page
@@ -477,7 +554,7 @@ def test_the_page_has_every_row_of_the_table(written: Written, rows: list[report
 
 def test_the_page_has_every_figure(written: Written) -> None:
     drawings = images(written.text, 'svg+xml')
-    assert len(drawings) == 2 * 3 + 1
+    assert len(drawings) == 4 * 3 + 1
     texts = [
         {e.text for e in xml.etree.ElementTree.fromstring(svg).iter() if e.tag.endswith('text')}
         for svg in drawings
@@ -506,7 +583,7 @@ def test_large_views_are_reduced(stages: list[PlannedRun]) -> None:
     recorded_events = dataclasses.replace(
         recorded_run.events, views=[tf.io.encode_png(strip).numpy()]
     )
-    text = page._views(dataclasses.replace(recorded_run, events=recorded_events))
+    text = training_part.views(dataclasses.replace(recorded_run, events=recorded_events))
     (shown,) = images(text, 'jpeg')
     pixels = tf.io.decode_jpeg(shown).numpy().astype(int)
     assert pixels.shape == (96, 192, 3)
@@ -520,7 +597,7 @@ def test_views_of_several_sizes_are_shown_completely() -> None:
     strip = tf.image.convert_image_dtype(train.side_by_side(views)[0], tf.uint8)
     events = types.SimpleNamespace(views=[tf.io.encode_png(strip).numpy()])
     planned_run = planned('Pretraining', pathlib.Path('m'))
-    text = page._views(types.SimpleNamespace(events=events, planned=planned_run))
+    text = training_part.views(types.SimpleNamespace(events=events, planned=planned_run))
     (shown,) = images(text, 'png')
     squares = np.split(tf.io.decode_png(shown).numpy(), 5, axis=1)
     for square, size, value in zip(squares, sizes, values, strict=True):
@@ -540,9 +617,9 @@ def test_the_page_is_self_contained(written: Written) -> None:
 
 def test_every_image_has_an_alt_text(written: Written) -> None:
     pictures = re.findall(r'<img [^>]*>', written.text)
-    assert len(pictures) == 7 + 24 + 56
+    assert len(pictures) == 13 + 24 + 56 + 1
     assert all(re.search(r'alt="[^"]{10,}"', picture) for picture in pictures)
-    assert written.text.count('<figcaption>') == 2 * 3 + 3 + 1 + 1
+    assert written.text.count('<figcaption>') == 4 * 3 + 3 + 1 + 1 + 1
 
 
 def test_commands_and_names_are_escaped(written: Written) -> None:
@@ -584,7 +661,8 @@ def test_a_stage_without_module_and_accuracy_has_a_page(
     report.write_report(str(tmp_path / 'report.html'), [planned('Bare', tmp_path)])
     text = (tmp_path / 'report.html').read_text()
     assert 'There is no confusion matrix' in text and 'Bare exported no network' in text
-    assert 'This stage wrote no curves.' in text and '–' in text
+    assert 'This stage wrote no curves.' in text and 'was not evaluated' in text
+    assert 'hub.load' not in text
     assert not images(text, 'png') and not images(text, 'svg+xml')
 
 

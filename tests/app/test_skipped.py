@@ -32,6 +32,7 @@ FLAGS = (
     '--max_bad_fraction=0.2',
     '--deterministic',
     '--mixed_precision=float32',
+    '--report=False',
 )
 
 

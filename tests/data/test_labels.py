@@ -94,6 +94,11 @@ def test_classes_are_renumbered_by_name() -> None:
         assert read_labels(renamed, 'train').tolist() == expected
         without = dataclasses.replace(renamed, labels=None)
         assert read_labels(without, 'train').tolist() == expected
+        # Counts of the old numbers, renumbered, are those of the new ones.
+        counts = count_labels(source_of([0, 0, 0, 1, 2, 2, -1]), 'train')
+        renumbered = counts.in_order(NAMES, order)
+        assert renumbered.by_class.tolist() == [2, 3, 1]
+        assert renumbered.describe(order) == counts.describe(NAMES)
     assert with_class_order(source, NAMES, 'it') is source
     alone = dataclasses.replace(source, share=lambda split, worker: None)
     assert relabeled(alone, order).share('train', Worker(0, 2)) is None
