@@ -121,6 +121,7 @@ def _overview(read: Sequence[Run]) -> list[str]:
         'Parameters: of encoder and projection head in pretraining; later of encoder and '
         'classifier.',
         'Time: training with its evaluations, without pauses between sessions.',
+        'The folder of each stage has a report.html of its own, with more about it.',
     ]
     listed = ''.join(f'<li>{html.escape(note)}</li>' for note in notes)
     return [

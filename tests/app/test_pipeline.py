@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import run
 from app import pipeline, train
+from app.report import page
 from common.interruption import Interrupted
 from hub_export import publish
 from tests.support import no_checker
@@ -54,8 +55,8 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces reports and modules, which take seconds, by empty ones."""
-    write = lambda path, stages: pathlib.Path(path).write_text('brief')  # noqa: E731
-    monkeypatch.setattr(pipeline.report, 'write_report', write)
+    write = lambda path, *_: pathlib.Path(path).write_text('brief')  # noqa: E731
+    monkeypatch.setattr(page, 'write_report', write)
 
     def export(model: object, root: str, step: int, **_: object) -> str:
         folder = pathlib.Path(root, str(step))
@@ -97,10 +98,10 @@ def test_every_stage_leaves_a_run_and_a_table_and_a_report_follow(
         assert row.startswith(pipeline.TITLES[name])
         assert f'{result["eval/label_top_1_accuracy"]:.2%}' in row
         assert (model_dir / name / 'saved_model' / '3').is_dir()
-    page = (model_dir / 'report.html').read_text()
+    written = (model_dir / 'report.html').read_text()
     for name, result in results(model_dir).items():
-        assert f'{result["eval/label_top_1_accuracy"]:.2%}' in page
-        assert f'--model_dir={model_dir / name}' in page
+        assert f'{result["eval/label_top_1_accuracy"]:.2%}' in written
+        assert f'--model_dir={model_dir / name}' in written
 
 
 def test_each_stage_starts_from_the_one_before(finished: tuple[pathlib.Path, str]) -> None:
@@ -148,7 +149,7 @@ def die(*_: object, **__: object) -> None:
 @pytest.mark.usefixtures('brief')
 @pytest.mark.parametrize(
     'place',
-    [(train, '_export'), (train.Tracker, 'finish'), (pipeline.report, 'write_report')],
+    [(train, '_export'), (train.Tracker, 'finish'), (page, 'write_report')],
     ids=['before the export', 'before the last evaluation', 'before the report'],
 )
 def test_a_pipeline_killed_after_a_training_ends_with_the_same_table(
@@ -159,7 +160,7 @@ def test_a_pipeline_killed_after_a_training_ends_with_the_same_table(
 ) -> None:
     model_dir, moved = tmp_path / 'all', tmp_path / 'of another name'
     shutil.copytree(finished[0], model_dir)
-    if place[0] is not pipeline.report:  # it was restored by then
+    if place[0] is not page:  # it was restored by then
         shutil.rmtree(model_dir / 'student')
     (model_dir / 'report.html').unlink()
     with monkeypatch.context() as patch:
