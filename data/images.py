@@ -35,6 +35,7 @@ def check_size(encoded: tf.Tensor, most: int, name: str | tf.Tensor) -> tf.Tenso
         return tf.identity(encoded)
 
 
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _size_in_header(encoded: tf.Tensor) -> tf.Tensor:
     """[2] int32, height and width; zeros if this is no image, which decoding will report."""
     head = tf.io.decode_raw(encoded, tf.int32, little_endian=False, fixed_length=28)

@@ -41,6 +41,7 @@ def tolerant_map(
     Returns:
         Dataset of what `function` returns, in the order of `dataset`.
     """
+    function = tf.function(function, autograph=False)  # traced once for both of its uses
 
     def attempt(rows: tf.Tensor, parts: Parts) -> tuple[tf.Tensor, dict[str, Any]]:
         return _succeeded(lambda *parts: function(*parts[:-1], read(parts[-1])), rows, parts)

@@ -196,7 +196,8 @@ def test_errors_are_those_of_the_command_line(
         (simclr.pretrain, {'flagfile': os.devnull}, "Unknown flag 'flagfile'"),
         (simclr.embed, {'checkpoint': 'c'}, '--mode=embed needs --checkpoint and --model_dir'),
     ],
-    ids=str,
+    # Not their addresses, which differ from process to process.
+    ids=lambda value: getattr(value, '__name__', str(value)),
 )
 def test_what_only_python_can_ask_for_is_refused(
     function: Callable[..., Outcome], flags: dict[str, Any], words: str
