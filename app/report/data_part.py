@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from app.report import markup
 from app.report.markup import text
+from app.report.predictions import examples_in
 from app.report.runs import Run
 from common.file_names import SKIPPED_FILE
 from data.sources.source import Source
@@ -30,7 +31,7 @@ def data_part(run: Run, source: Source) -> str:
 def _counted(run: Run, source: Source) -> str:
     data = run.config.data
     classes = f'{source.num_classes} classes' if source.num_classes else 'no labels'
-    train, test = (source.num_examples(split) for split in (data.train_split, data.eval_split))
+    train, test = (examples_in(source, split) for split in (data.train_split, data.eval_split))
     return (
         f'{classes}; {train:,} training images ({data.train_split}) and {test:,} for evaluation '
         f'({data.eval_split}).'

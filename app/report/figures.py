@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from app.evaluate import SAMPLED
 from app.report.predictions import Confusion
+from common.errors import printable
 
 LOSSES = ('_loss',)
 ACCURACIES = ('_acc', '_accuracy', '_agreement')
@@ -182,6 +183,7 @@ def _cells(counts: Sequence[Sequence[int]]) -> list[tuple[tuple[int, int], int]]
 
 
 def _short(name: str, limit: int = 18) -> str:
+    name = printable(name)
     return name if len(name) <= limit else f'{name[: limit - 1]}…'
 
 

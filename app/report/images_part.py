@@ -14,14 +14,16 @@ from data.sources import NO_LABEL, Source
 _ALL_CLASSES, _ENDS = 12, 5  # with more classes, only so many of the best and of the worst
 
 
-def confusion(run: Run, study: Study | None) -> str:
+def confusion(run: Run, study: Study | None, source: Source) -> str:
     """Which classes are confused, and which are the best and the worst ones, as HTML."""
     heading = '<h2>Which classes are confused</h2>\n'
-    found = study and study.confusion
-    if not found:
+    if study is None:
+        return heading + _missing(run, source)
+    found = study.confusion
+    if found is None:
         return heading + (
-            '<p>There is no confusion matrix: it takes labels in the evaluation split, and an '
-            'exported network with a classifier.</p>'
+            '<p>There is no confusion matrix: it takes labels in the evaluation split, and a '
+            'network with a classifier.</p>'
         )
     total, right = int(found.counts.sum()), int(found.counts.trace())
     first = ' (its first images)' if found.read >= predictions.EVALUATED else ''
@@ -41,6 +43,10 @@ def confusion(run: Run, study: Study | None) -> str:
         f'{heading}<figure><div class="matrix{large}">{image}</div>'
         f'<figcaption>{text(caption)}</figcaption></figure>\n{_best_and_worst(found.by_class())}'
     )
+
+
+def _missing(run: Run, source: Source) -> str:
+    return f'<p>{text(predictions.why_no_study(run, source))}</p>'
 
 
 def _best_and_worst(classes: Sequence[ClassResult]) -> str:
@@ -66,9 +72,11 @@ def _best_and_worst(classes: Sequence[ClassResult]) -> str:
 def neighbors(run: Run, study: Study | None, source: Source) -> str:
     """Evaluation images, each with the most similar training images, as HTML."""
     heading = '<h2>Nearest neighbors of the encoder</h2>\n'
-    found = study and study.neighborhoods
+    if study is None:
+        return heading + _missing(run, source)
+    found = study.neighborhoods
     if not found:
-        return f'{heading}<p>{text(run.planned.title)} exported no network.</p>'
+        return f'{heading}<p>None of the evaluation images can be read.</p>'
     names = predictions.class_names(source)
     small = ' small' if found[0].query.pixels.shape[0] <= markup.LOSSLESS else ''
     searched = min(source.num_examples(run.config.data.train_split), predictions.SEARCHED)
@@ -113,7 +121,7 @@ def image_map(run: Run, study: Study | None, source: Source) -> str:
     """A map of evaluation images on which similar ones are near each other, as HTML."""
     heading = '<h2>A map of the images</h2>\n'
     if study is None:
-        return f'{heading}<p>{text(run.planned.title)} exported no network.</p>'
+        return heading + _missing(run, source)
     sample = study.sample
     points = embedding_map.positions(sample.embeddings)
     if points is None:

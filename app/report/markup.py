@@ -89,7 +89,10 @@ def tiles(shown: Iterable[tuple[str, str]]) -> str:
 
 def commands(heading: str, listed: Iterable[tuple[str, str]]) -> str:
     """Commands to copy, each with a title, of plain text."""
-    parts = [f'<h3>{text(title)}</h3>\n<pre>{text(command)}</pre>' for title, command in listed]
+    parts = []
+    for title, command in listed:
+        lines = '\n'.join(map(text, command.split('\n')))
+        parts.append(f'<h3>{text(title)}</h3>\n<pre>{lines}</pre>')
     return f'<h2>{text(heading)}</h2>\n' + '\n'.join(parts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Sequence
 
@@ -100,7 +99,7 @@ def _page(read: Sequence[Run], source: Source) -> str:
         *(_overview(read) if several else [summary.summary(last), _settings(last)]),
         data_part.data_part(last, source),
         *(_stage(run, folded=several) for run in read),
-        images_part.confusion(last, study),
+        images_part.confusion(last, study, source),
         images_part.neighbors(pretrained, encoder, own),
         images_part.image_map(pretrained, encoder, own),
         _commands(read),
@@ -123,7 +122,7 @@ def _overview(read: Sequence[Run]) -> list[str]:
         'Time: training with its evaluations, without pauses between sessions.',
         'The folder of each stage has a report.html of its own, with more about it.',
     ]
-    listed = ''.join(f'<li>{html.escape(note)}</li>' for note in notes)
+    listed = ''.join(f'<li>{markup.text(note)}</li>' for note in notes)
     return [
         f'<h2>Results</h2>\n{markup.table("Results", runs.COLUMNS, lines)}\n'
         f'<ul class="notes">{listed}</ul>'
@@ -131,7 +130,7 @@ def _overview(read: Sequence[Run]) -> list[str]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    title, *others = map(html.escape, cells)
+    title, *others = map(markup.text, cells)
     top = runs.COLUMNS.index('Top-1') - 1
     marked = [f'<td{" class=top" if i == top else ""}>{cell}</td>' for i, cell in enumerate(others)]
     return f'<tr><th scope="row">{title}</th>{"".join(marked)}</tr>\n'
@@ -172,7 +171,7 @@ def _measured(run: Run, *, with_numbers: bool) -> str:
         ('Last evaluation', measurements.numbers(run.result) if with_numbers else ''),
         ('Accuracy per class', measurements.by_class(run.details)),
     ]
-    return ''.join(f'<p>{title}: {html.escape(text)}.</p>\n' for title, text in lines if text)
+    return ''.join(f'<p>{title}: {markup.text(text)}.</p>\n' for title, text in lines if text)
 
 
 def _commands(read: Sequence[Run]) -> str:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from app.report.runs import Run
 from app.run_folder import newest_module
+from common.errors import UserError
 from data.batches import eval_batches
 from data.labels import with_class_order
 from data.sources.source import NO_LABEL, Source
@@ -175,11 +176,11 @@ def study(run: Run, source: Source) -> Study | None:
         source: the data set, with its classes in the order of the run's.
 
     Returns:
-        None if the run exported no module.
+        None if `why_no_study` gives a reason.
     """
-    module = load_module(run)
-    if module is None:
+    if why_no_study(run, source):
         return None
+    module = load_module(run)
     look, data = FeaturePass(module), run.config.data
     sample, confusion = _evaluated(look, evaluation_batches(run, source), source)
     chosen = choose_queries([picture.label for picture in sample.pictures], source.num_classes)
@@ -191,6 +192,27 @@ def study(run: Run, source: Source) -> Study | None:
         for row, (pictures, cosines) in zip(chosen, found)
     ]
     return Study(confusion, neighborhoods, sample)
+
+
+def why_no_study(run: Run, source: Source) -> str | None:
+    """Why nothing can be said about the images, as a sentence; None if something can."""
+    if newest_module(run.planned.folder) is None:
+        return f'{run.planned.title} exported no network.'
+    split = run.config.data.eval_split
+    if not examples_in(source, split):
+        return f'There are no images in {split!r} to look at; --eval_split names another split.'
+    return None
+
+
+def examples_in(source: Source, split: str) -> int:
+    """The number of examples of a split; 0 if there is no such split.
+
+    A run that is not evaluated need not have an evaluation split.
+    """
+    try:
+        return source.num_examples(split)
+    except UserError:
+        return 0
 
 
 def _evaluated(

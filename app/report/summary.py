@@ -51,8 +51,9 @@ def _main_sentence(run: Run) -> str:
         )
     if not run.result:
         return (
-            'It was trained, but not evaluated: the curves below show how the training went. '
-            'The command that evaluates it is at the end of this page.'
+            'It was trained, but not evaluated: the curves below show how the training went. A '
+            'command at the end of this page evaluates it; the one that resumes the run then '
+            'writes this page anew.'
         )
     return 'There is no accuracy, as that takes labels: see the curves and the images below.'
 

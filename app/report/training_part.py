@@ -37,13 +37,17 @@ def _figure(drawn: Sequence[Curve], axis: str, title: str) -> str:
     share = axis == 'accuracy'
     ends = [(curve.label, list(curve.points.values())[-1]) for curve in drawn]
     values = ', '.join(
-        f'{label.replace(",", " in")} {percent(end) if share else f"{end:.3g}"}'
+        f'{label.replace(",", " in")} {percent(end) if share else _number(end)}'
         for label, end in ends
     )
     caption = f'{title}. At the end: {values}.'
     figure = figures.curve_figure(drawn, title=axis, share=share)
     image = svg(figure, f'Curves over steps. {caption}')
     return f'<figure>{image}<figcaption>{text(caption)}</figcaption></figure>'
+
+
+def _number(value: float) -> str:
+    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.3g}'
 
 
 def svg(figure: Figure, alt: str) -> str:

@@ -528,6 +528,8 @@ def test_the_page_of_a_run_has_all_parts_in_order(own_page: str) -> None:
     assert legend.count('<li>') == 9 and 'Ankle boot' in legend  # no bag among them
     assert all('alt="' in picture for picture in re.findall(r'<img [^>]*>', own_page))
     assert '<script' not in own_page and len(own_page) < 1_000_000
+    *_, program = re.findall(r'<pre>(.*?)</pre>', own_page, re.DOTALL)
+    compile(html.unescape(program), 'program', 'exec')
 
 
 # --- the page
@@ -660,10 +662,24 @@ def test_a_stage_without_module_and_accuracy_has_a_page(
     (tmp_path / 'flags.json').write_bytes(flags)
     report.write_report(str(tmp_path / 'report.html'), [planned('Bare', tmp_path)])
     text = (tmp_path / 'report.html').read_text()
-    assert 'There is no confusion matrix' in text and 'Bare exported no network' in text
+    assert text.count('Bare exported no network.') == 3
     assert 'This stage wrote no curves.' in text and 'was not evaluated' in text
     assert 'hub.load' not in text
     assert not images(text, 'png') and not images(text, 'svg+xml')
+
+
+def test_a_run_without_an_evaluation_split_has_a_page(
+    stages: list[PlannedRun], tmp_path: pathlib.Path
+) -> None:
+    """A run that only trains need not have one."""
+    run_folder = pathlib.Path(stages[0].folder)
+    flags = json.loads((run_folder / 'flags.json').read_text())
+    (tmp_path / 'flags.json').write_text(json.dumps({**flags, 'eval_split': 'validation'}))
+    (tmp_path / 'saved_model').symlink_to(run_folder / 'saved_model')
+    report.write_report(str(tmp_path / 'report.html'), [planned('Pretraining', tmp_path)])
+    text = html.unescape((tmp_path / 'report.html').read_text())
+    assert text.count("There are no images in 'validation' to look at; --eval_split names") == 3
+    assert '64 training images (train[:64]) and 0 for evaluation' in text
 
 
 def test_a_report_that_cannot_be_made_leaves_the_old_one(

@@ -21,7 +21,7 @@ from app.planned_run import PlannedRun
 from app.presets import PRESETS
 from app.report import data_part, embedding_map, figures, images_part, next_steps, settings
 from app.report.events import Events
-from app.report.predictions import ClassResult, Confusion, Picture, Sample, Study
+from app.report.predictions import ClassResult, Confusion, Neighborhood, Picture, Sample, Study
 from app.report.runs import Run
 from common.errors import UserError
 from data.sources import NO_LABEL
@@ -143,6 +143,22 @@ def test_names_are_no_markup_and_long_lists_are_cut(tmp_path: pathlib.Path) -> N
         assert '&quot;&gt;&lt;script&gt;alert(1)' in text
     assert '100 more classes are not shown' in shown and shown.count('<td class="fill">') == 200
     assert '51 skipped files' in shown and '31 more are in skipped_files.txt' in shown
+
+
+def test_names_beside_pictures_are_no_markup(tmp_path: pathlib.Path) -> None:
+    shown = sample([0, 1, 2] * 4)
+    query, *others = shown.pictures[:4]
+    # Of a folder's name that is not UTF-8, as `os` returns it.
+    names = [HOSTILE, f'{HOSTILE}\udcff', 'c']
+    counts = Confusion(np.eye(3, dtype=int), names, read=12)
+    study = Study(counts, [Neighborhood(query, others, [0.5] * 3)], shown)
+    source = types.SimpleNamespace(class_names=names, num_classes=3, num_examples=lambda split: 12)
+    made = a_run(tmp_path)
+    for part in (images_part.confusion, images_part.neighbors, images_part.image_map):
+        text = part(made, study, source)
+        assert '<script' not in text and '<img src=x' not in text
+        assert HOSTILE[:10] not in text and '&lt;script&gt;' in text
+        text.encode()  # as a file, it has to be UTF-8
 
 
 def test_classes_are_ranked() -> None:
