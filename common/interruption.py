@@ -48,7 +48,7 @@ class Stop:
     def __init__(self, *, ends_process: bool = True) -> None:
         self.number: int | None = None
         self._deferred = False
-        self._numbers = SIGNALS
+        self._numbers: tuple[signal.Signals, ...] = ()  # none outside of `handling`
         self._second = dict.fromkeys(WARNINGS, signal.SIG_IGN)
         self._ends_process = ends_process
 
@@ -72,7 +72,10 @@ class Stop:
                 signal.signal(number, before[number])
 
     def listen(self) -> None:
-        """Installs the handlers; to be repeated after TensorFlow has connected workers."""
+        """Installs the handlers; to be repeated after TensorFlow has connected workers.
+
+        Outside of `handling`, which restores those before, it does nothing.
+        """
         for number in self._numbers:
             signal.signal(number, self._handle)
 

@@ -99,6 +99,12 @@ def test_a_second_interrupt_of_a_process_that_goes_on_is_raised() -> None:
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
+def test_nothing_is_installed_that_would_not_be_removed() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    Stop().listen()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
 def test_other_threads_run_without_handlers() -> None:
     def program() -> list[object]:
         stop = Stop()
