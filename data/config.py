@@ -140,6 +140,11 @@ class DataConfig:
         at_least=0,
     )
 
+    @property
+    def own_images(self) -> str | None:
+        """Where the user's own images are, as it was given; None for another data set."""
+        return self.data_dir if self.dataset in (None, *OWN_IMAGES) else None
+
     def __post_init__(self) -> None:
         check_options(self)
         if self.tf_data_service is not None:

@@ -18,7 +18,6 @@ from app.modes import Outcome
 from app.preflight import check_writable
 from common.errors import UserError, command_line, printable
 from common.interruption import Stop
-from data.config import OWN_IMAGES
 from data.duplicates import find_duplicates
 from data.inspection import Inspection, holds_files, inspect, thumbnails
 from data.sources import open_source
@@ -86,13 +85,7 @@ def read_all(source: Source, config: Config, given: Mapping[str, Any]) -> Checke
         )
     with _progress(sum(map(source.num_examples, splits))) as advance:
         parts = [inspect(source, data, split, advance) for split in splits]
-    return _joined(_name(source, config), source, parts)
-
-
-def _name(source: Source, config: Config) -> str:
-    """What a person calls the data set."""
-    own = config.data.dataset in (None, *OWN_IMAGES)
-    return (config.data.data_dir if own else None) or source.name
+    return _joined(config.data.own_images or source.name, source, parts)
 
 
 @contextlib.contextmanager

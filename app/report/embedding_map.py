@@ -22,7 +22,9 @@ FEWEST = 10  # images; with fewer there is nothing to see
 _PERPLEXITY = 30  # about how many neighbors an image should keep; the usual choice
 _COMPONENTS = 50  # principal components that t-SNE starts from; the usual choice
 _FREE = 0.7  # share of cells that stay empty, compared with those that are taken
-_CELL, _PICTURE, _BORDER = 40, 28, 4  # pixels
+# In pixels. The cells of a small map are larger, so that it is about as wide.
+_WIDTH, _SMALLEST, _LARGEST = 1000, 40, 96
+_BORDER, _GAP = 4, 4
 # Okabe and Ito's palette, which color-blind people can distinguish, without black and yellow, which
 # don't show on a dark or a light page; orange and light blue somewhat darker.
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#c98a00', '#3fa2dd')
@@ -109,25 +111,32 @@ def same_class_nearest(sample: Sample) -> float | None:
 
 
 def draw(sample: Sample, places: np.ndarray) -> bytes:
-    """The map as a WebP file with a transparent ground, 40 pixels for each cell of the grid."""
+    """The map as a WebP file with a transparent ground, `cell_size` pixels for each cell."""
     marks = marks_of([picture.label for picture in sample.pictures])
-    canvas = Image.new('RGBA', tuple(int(size) for size in (places.max(axis=0) + 1) * _CELL))
+    cells_there = places.max(axis=0) + 1  # columns, rows
+    cell = cell_size(int(cells_there.max()))
+    canvas = Image.new('RGBA', tuple(int(size) for size in cells_there * cell))
     for picture, (column, row) in zip(sample.pictures, places.tolist()):
-        tile = _tile(picture, marks.get(picture.label))
-        gap = (_CELL - tile.width) // 2
-        canvas.paste(tile, (column * _CELL + gap, row * _CELL + gap))
+        tile = _tile(picture, marks.get(picture.label), cell - _GAP)
+        canvas.paste(tile, (column * cell + _GAP // 2, row * cell + _GAP // 2))
     file = io.BytesIO()
     canvas.save(file, 'WEBP', quality=85, method=4)
     return file.getvalue()
 
 
-def _tile(picture: Picture, mark: Mark | None) -> Image.Image:
-    """A picture with a border: [_PICTURE + 2 · _BORDER] pixels square."""
-    size = _PICTURE + 2 * _BORDER
+def cell_size(side: int) -> int:
+    """Pixels of a cell in a grid of `side` cells in width or height."""
+    return min(_LARGEST, max(_SMALLEST, _WIDTH // side))
+
+
+def _tile(picture: Picture, mark: Mark | None, size: int) -> Image.Image:
+    """A picture with a border, `size` pixels square."""
     tile = Image.new('RGBA', (size, size))
     _draw_border(ImageDraw.Draw(tile), size, mark or Mark(OTHER, 'solid'))
     image = Image.fromarray(picture.pixels)
-    image.thumbnail((_PICTURE, _PICTURE))
+    factor = (size - 2 * _BORDER) / max(image.size)
+    how = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
+    image = image.resize(tuple(max(1, round(factor * length)) for length in image.size), how)
     tile.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return tile
 

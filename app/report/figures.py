@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -32,14 +33,13 @@ _NAMES = {
     'distill_loss': 'distillation',
     'contrast_acc': 'contrastive',
     'supervised_acc': 'classifier',
-    'label_top_1_accuracy': 'top-1',
-    'label_top_5_accuracy': 'top-5',
     'knn_accuracy': 'neighbors',
     'probe_accuracy': 'linear probe',
-    'mean_per_class_accuracy': 'mean over classes',
+    'mean_per_class_accuracy': 'class mean',
     'teacher_agreement': 'agreement',
     'teacher_top_1_accuracy': "teacher's top-1",
 }
+TOP_K = re.compile(r'label_top_(\d+)_accuracy')
 # Okabe and Ito's palette, which color-blind people can distinguish.
 _COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#1f2328')
 # Of text, lines of a grid, and dark or pale curves: on a light page → on a dark one.
@@ -104,7 +104,9 @@ def label_of(tag: str) -> str:
     where = 'evaluation' if kind == 'eval' else 'training'
     if tag.startswith(SAMPLED):
         name, where = tag.removeprefix(SAMPLED), 'sample'
-    return f'{_NAMES.get(name, name.replace("_", " "))}, {where}'
+    top = TOP_K.fullmatch(name)
+    shown = f'top-{top[1]}' if top else _NAMES.get(name, name.replace('_', ' '))
+    return f'{shown}, {where}'
 
 
 @matplotlib.rc_context(_STYLE)
@@ -116,7 +118,9 @@ def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
         title: of the vertical axis.
         share: whether to format values as percentages.
     """
-    figure = Figure(figsize=(4.7, 3.8), layout='constrained')
+    columns = 2 if max(len(curve.label) for curve in drawn) <= 27 else 1
+    rows = math.ceil(len(drawn) / columns)
+    figure = Figure(figsize=(4.7, 3.4 + 0.2 * rows), layout='constrained')
     axes = figure.add_subplot()
     # What is measured has a color, on whatever images.
     names = list(dict.fromkeys(curve.name for curve in drawn))
@@ -135,14 +139,13 @@ def curve_figure(drawn: Sequence[Curve], *, title: str, share: bool) -> Figure:
         )
     axes.set_xlabel('step', fontsize=11)
     axes.set_ylabel(title, fontsize=11)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
     axes.tick_params(labelsize=10)
     if share:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol='%'))
     axes.grid(color=_GRID, linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
-    columns = 2 if max(len(curve.label) for curve in drawn) <= 27 else 1
     figure.legend(loc='outside lower center', ncols=columns, fontsize=9.5, frameon=False)
     return figure
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.report.figures import ACCURACIES, label_of
+from app.report.figures import ACCURACIES, TOP_K, label_of
 from app.report.runs import percent
 
 # What a measurement says, for those who see it for the first time. The name of another one, which
 # comes from outside the project, has to speak for itself.
 _MEANINGS = {
     'label_top_1_accuracy': 'Images whose most likely class, says the classifier, is the true one.',
-    'label_top_5_accuracy': 'Images whose true class is among the five most likely ones.',
     'knn_accuracy': 'Images classified correctly by a vote of the most similar training images; it '
     'measures the encoder alone.',
     'probe_accuracy': 'Images classified correctly by a linear classifier, fitted to what the '
@@ -36,8 +35,14 @@ def rows_of(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for key, value in result.items():
         kind, _, name = key.partition('/')
         if kind == 'eval':
-            rows.append((title_of(key), formatted(key, value), _MEANINGS.get(name, '')))
+            rows.append((title_of(key), formatted(key, value), _meaning(name)))
     return rows
+
+
+def _meaning(name: str) -> str:
+    top = TOP_K.fullmatch(name)
+    several = f'Images whose true class is among the {top[1]} most likely ones.' if top else ''
+    return _MEANINGS.get(name, several)
 
 
 def title_of(key: str) -> str:

@@ -15,11 +15,6 @@ _WORDS = {TOP_1: 'classified correctly', _NEIGHBORS: 'by nearest neighbors'}
 _WORDS_BESIDE = {TOP_1: 'by a linear classifier'}  # which was trained alongside
 
 
-def title_of(run: Run, data: str) -> str:
-    """Heading of the page of a single run."""
-    return f'{run.planned.title} on {data}'
-
-
 def summary(run: Run) -> str:
     """What the run was, its main figures, and all of its results, as HTML."""
     shown = [

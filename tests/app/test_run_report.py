@@ -102,10 +102,10 @@ def test_borders_mark_the_classes() -> None:
     shown = sample([0, 1, NO_LABEL])
     places = np.array([[0, 0], [1, 0], [0, 1]])
     drawn = np.asarray(Image.open(io.BytesIO(embedding_map.draw(shown, places))).convert('RGBA'))
-    assert drawn.shape == (80, 80, 4) and drawn[60, 60, 3] == 0
+    assert drawn.shape == (192, 192, 4) and drawn[150, 150, 3] == 0  # two cells of 96 pixels
     marks = embedding_map.marks_of([0, 1])
     for corner, color in zip(
-        ((4, 4), (4, 44), (44, 4)), (marks[0].color, marks[1].color, embedding_map.OTHER)
+        ((3, 3), (3, 99), (99, 3)), (marks[0].color, marks[1].color, embedding_map.OTHER)
     ):
         expected = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         # WebP halves the resolution of colors; brightness is what the eye compares.

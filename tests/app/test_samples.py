@@ -115,7 +115,7 @@ def test_the_report_shows_the_numbers_of_the_result(finished: tuple[pathlib.Path
         ('label_top_1_accuracy', 'top-1'),
         ('knn_accuracy', 'neighbors'),
         ('probe_accuracy', 'linear probe'),
-        ('mean_per_class_accuracy', 'mean over classes'),
+        ('mean_per_class_accuracy', 'class mean'),
     ]:
         assert f'{label} {100 * result[f"eval/{name}"]:.2f}%' in text
     for name in ('alignment', 'uniformity', 'effective rank'):
