@@ -61,8 +61,8 @@ def write_report(path: str, plan: Sequence[PlannedRun], source: Source | None = 
     """Writes the page about a run, or about those of a pipeline, to `path`, whole or not at all.
 
     It takes one pass of the exported network over a bounded number of images, see `predictions`,
-    and seconds for the map and the figures. For the demo: 9 s of processor time and 200 MB of memory
-    in all, for a page of 0.6 MB.
+    and seconds for the map and the figures. For the demo that is 9 s of processor time and 200 MB
+    of memory, and the page has 0.6 MB.
 
     Args:
         path: of the page; its folder is made if it isn't there.
