@@ -109,7 +109,7 @@ def test_sample_results_are_in_tensorboard(finished: tuple[pathlib.Path, str]) -
 def test_the_report_shows_the_numbers_of_the_result(finished: tuple[pathlib.Path, str]) -> None:
     folder = finished[0]
     found = runs.read_run(PlannedRun('Pretraining', {'model_dir': str(folder)}))
-    text = page._measured(found, with_numbers=True)
+    text = page._measured(found)
     result = numbers(folder / 'result.json')
     for name, label in [
         ('label_top_1_accuracy', 'top-1'),
