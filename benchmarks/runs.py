@@ -38,7 +38,6 @@ SMALL = (
     '--train_summary_steps=5',
     '--deterministic',
     '--mixed_precision=float32',
-    '--report=False',
 )
 BUNDLED = ('--dataset=bundled', '--train_split=train[:64]', '--eval_split=test[:40]')
 LEFTOVERS = re.compile(r'.*\.(partial|replaced)|ckpt-.*(_temp|tempstate.*)|run\.lock')
@@ -190,7 +189,8 @@ class Run:
         wrong = [] if found == status else [f'status {found}, expected {status}']
         errors = len(re.findall(r'^run\.py: error: ', shown, re.MULTILINE))
         if 'Traceback' in shown:
-            wrong.append('a traceback')
+            raised = re.findall(r'^[\w.]+: .*', shown[shown.index('Traceback') :], re.MULTILINE)
+            wrong.append(f'a traceback: {raised[:1]}')
         if status == 2 and errors != 1:
             wrong.append(f'{errors} lines of error, expected one')
         return wrong
@@ -271,6 +271,8 @@ def state_of(folder: pathlib.Path) -> State:
     for run in folders_of(folder):
         for name, value in {**_variables(run), **_results(run), **_scalars(run)}.items():
             found[f'{run.name if run != folder else ""}:{name}'] = value
+    if (folder / 'pipeline.json').exists():
+        found['report.html'] = (folder / 'report.html').exists()
     return found
 
 

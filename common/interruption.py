@@ -7,14 +7,18 @@ more than once for one cause, so they never count as a second signal.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
 TOLD = b'\nFinishing the step and saving; a second signal stops now.\n'
+SECONDS_TO_REPEAT = 0.01
 SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
 
 
@@ -64,10 +68,13 @@ class Stop:
         self._numbers = tuple(number for number in known if number not in ignored)
         if not self._ends_process:
             self._second[signal.SIGINT] = before[signal.SIGINT]
+        hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(self._ignored, otherwise=hook)
         self.listen()
         try:
             yield self
         finally:
+            sys.unraisablehook = hook
             for number in known:
                 signal.signal(number, before[number])
 
@@ -88,6 +95,17 @@ class Stop:
         # Not with print, because the signal may have interrupted a print.
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, TOLD)
+
+    def _ignored(self, ignored: sys.UnraisableHookArgs, otherwise: Callable[[Any], object]) -> None:
+        """Gets the exceptions that Python ignores: those raised in destructors and callbacks."""
+        error = ignored.exc_value
+        if not isinstance(error, Interrupted):
+            otherwise(ignored)
+            return
+        # The signal comes once more, when the destructor has probably ended.
+        self.number = None
+        self.listen()
+        threading.Timer(SECONDS_TO_REPEAT, signal.raise_signal, [error.number]).start()
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

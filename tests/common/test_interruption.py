@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -88,6 +89,28 @@ def test_handlers_are_restored() -> None:
         stop.listen()
         assert signal.getsignal(signal.SIGTERM) == stop._handle
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+class Sending:
+    def __del__(self) -> None:
+        send(signal.SIGTERM)
+
+
+def lose_a_weak_reference() -> None:
+    lost = Stop()
+    weakref.finalize(lost, send, signal.SIGTERM)
+
+
+@pytest.mark.parametrize('place', [Sending, lose_a_weak_reference])
+def test_a_signal_is_raised_even_if_python_ignores_it_where_it_comes(
+    place: Callable[[], object], capfd: pytest.CaptureFixture
+) -> None:
+    def program() -> None:
+        place()
+        time.sleep(10)
+
+    assert interrupted(Stop(), program).number == signal.SIGTERM
+    assert capfd.readouterr().err == ''
 
 
 def test_a_second_interrupt_of_a_process_that_goes_on_is_raised() -> None:
