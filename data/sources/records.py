@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -292,8 +292,26 @@ def read_files(
         )
         return whole.concatenate(parts)
 
-    return rows.interleave(
-        tf.autograph.experimental.do_not_convert(read),
+    return in_turns(rows, read, at_once=at_once, in_a_row=in_a_row)
+
+
+def in_turns(
+    files: tf.data.Dataset,
+    of_file: Callable[..., tf.data.Dataset],
+    *,
+    at_once: int,
+    in_a_row: int,
+) -> tf.data.Dataset:
+    """What `of_file` makes of each of `files`, in an order that depends on their lengths alone.
+
+    Args:
+        files: one element for each file.
+        of_file: element → what is in the file.
+        at_once: number of files that are interleaved.
+        in_a_row: number of consecutive elements of one file.
+    """
+    return files.interleave(
+        tf.autograph.experimental.do_not_convert(of_file),
         cycle_length=at_once,
         block_length=in_a_row,
         num_parallel_calls=tf.data.AUTOTUNE,

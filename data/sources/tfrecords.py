@@ -30,7 +30,7 @@ from data.sources.record_names import (
     others_in_files,
     read_record,
 )
-from data.sources.records import find_corrupt
+from data.sources.records import find_corrupt, in_turns
 from data.sources.skipped_files import SkippedFiles
 from data.sources.source import BYTES_SAMPLED, NO_LABEL, Source
 from data.sources.splits import distinct, parts_of
@@ -39,7 +39,7 @@ _IMAGE_KEYS = ('image/encoded', 'image', 'image_raw', 'encoded', 'jpeg', 'jpg', 
 _LABEL_KEYS = ('image/class/label', 'label', 'image/class/text', 'labels', 'class', 'target')
 _SPLITS = ('train', 'training', 'validation', 'val', 'valid', 'test')
 _BEGINNINGS = (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'RIFF', b'BM', b'II*\0', b'MM\0*')
-_FILES_AT_ONCE, _IN_A_ROW = 16, 16  # in turns, as TFDS reads
+_IN_TURNS = {'at_once': 16, 'in_a_row': 16}  # as TFDS reads
 _RECORDS_LOOKED_AT = 100  # for their features
 _LABELS_AT_ONCE, _PLACES_AT_ONCE = 1024, 4096
 _GZIP = b'\x1f\x8b'
@@ -111,7 +111,7 @@ class _Part:
 
         counts = tf.data.Dataset.from_tensor_slices([file.count for file in self.files])
         rows = counts.map(lambda count: tf.cast(count, tf.int64)).enumerate()
-        batches = _in_turns(rows, of_file).batch(_PLACES_AT_ONCE)
+        batches = in_turns(rows, of_file, **_IN_TURNS).batch(_PLACES_AT_ONCE)
         places = np.concatenate(list(batches.as_numpy_iterator()))
         return places if self.chosen is None else places[self.chosen]
 
@@ -137,20 +137,8 @@ class _Part:
 
         paths = [os.fsencode(file.path) for file in self.files]
         counts = np.array([file.count for file in self.files], np.int64)
-        return _in_turns(tf.data.Dataset.from_tensor_slices((paths, counts)), of_file)
-
-
-def _in_turns(
-    files: tf.data.Dataset, of_file: Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
-) -> tf.data.Dataset:
-    """What `of_file` makes of each of `files`, in an order that depends on their lengths alone."""
-    return files.interleave(
-        tf.autograph.experimental.do_not_convert(of_file),
-        cycle_length=_FILES_AT_ONCE,
-        block_length=_IN_A_ROW,
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
+        files = tf.data.Dataset.from_tensor_slices((paths, counts))
+        return in_turns(files, of_file, **_IN_TURNS)
 
 
 def open_tfrecords(config: DataConfig) -> Source:
@@ -177,7 +165,7 @@ def open_tfrecords(config: DataConfig) -> Source:
         *(_described(classes) if classes else []),
     ]
     line = f'{printable(config.data_dir or "")}: {"; ".join(summary)}'
-    return _source(parts, features, classes, line, config)
+    return _source(_Records(parts, features, classes), line, config)
 
 
 def _described(classes: _Classes) -> list[str]:
@@ -201,70 +189,91 @@ class _Classes:
     complete: bool
 
 
-def _source(
-    parts: Mapping[str, _Part],
-    features: _Features,
-    classes: _Classes | None,
-    summary: str,
-    config: DataConfig,
-) -> Source:
-    number = _numbering(features, classes)
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """The records of a data set.
 
-    def pieces(split: str) -> list[tuple[str, range]]:
-        return _pieces(parts, split)
+    Attributes:
+        parts: split → its records.
+        features: which features are read.
+        classes: what labels stand for; None without labels.
+    """
 
-    def parse(name: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        parsed = tf.io.parse_single_example(record, features.spec())
-        return {'image': parsed[features.image], 'label': number(parsed), 'path': name}
+    parts: Mapping[str, _Part]
+    features: _Features
+    classes: _Classes | None
 
-    def labels(split: str) -> Iterator[np.ndarray]:
-        for name, numbers in pieces(split):
-            for stored in _cut(parts[name].labels(features), numbers):
-                yield _numbers(stored, classes)
+    def pieces(self, split: str) -> list[tuple[str, range]]:
+        """The parts that `split` consists of, and which of their records."""
+        return _pieces(self.parts, split)
 
-    @functools.lru_cache(maxsize=4)
-    def members(split: str) -> Numbers:
-        return _members(parts, pieces(split))
+    def count(self, split: str) -> int:
+        return sum(len(numbers) for _, numbers in self.pieces(split))
 
-    @functools.lru_cache(maxsize=4)
-    def labels_of_file(path: str) -> np.ndarray:
-        (file,) = {f for part in parts.values() for f in part.files if f.path == path}
-        if classes is None:
+    def examples(self, split: str) -> tf.data.Dataset:
+        return _read(self.parts, self.pieces(split), self._parse)
+
+    def _parse(self, name: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
+        parsed = tf.io.parse_single_example(record, self.features.spec())
+        label = _numbering(self.features, self.classes)(parsed)
+        return {'image': parsed[self.features.image], 'label': label, 'path': name}
+
+    def labels(self, split: str) -> Iterator[np.ndarray]:
+        for name, numbers in self.pieces(split):
+            for stored in _cut(self.parts[name].labels(self.features), numbers):
+                yield _numbers(stored, self.classes)
+
+    def labels_of_file(self, path: str) -> np.ndarray:
+        """The labels of all records of a file, [n] int32."""
+        (file,) = {f for part in self.parts.values() for f in part.files if f.path == path}
+        if self.classes is None:
             return np.full([file.count], NO_LABEL, np.int32)
-        return _numbers(np.concatenate(list(_Part((file,)).labels(features))), classes)
+        return _numbers(np.concatenate(list(_Part((file,)).labels(self.features))), self.classes)
 
-    def mean_size(split: str) -> float | None:
-        found = [parts[name] for name, _ in pieces(split)]
+    def mean_size(self, split: str) -> float | None:
+        """Bytes per record; None if there is none."""
+        found = [self.parts[name] for name, _ in self.pieces(split)]
         count = sum(sum(file.count for file in part.files) for part in found)
         return sum(part.size for part in found) / count if count else None
 
-    def count(split: str) -> int:
-        return sum(len(numbers) for _, numbers in pieces(split))
+    def corrupt_file(self, place: int) -> str | None:
+        files = (file.path for part in self.parts.values() for file in part.files)
+        return find_corrupt(files, place)
 
+    def skipped(self, config: DataConfig) -> SkippedFiles:
+        """The damaged ones; what may replace them is looked up once per split and file."""
+        members = functools.lru_cache(maxsize=4)(
+            lambda split: _members(self.parts, self.pieces(split))
+        )
+        labels = functools.lru_cache(maxsize=4)(self.labels_of_file)
+        return SkippedFiles(
+            'tfrecords',
+            count=self.count,
+            read=lambda name: _image_of(read_record(name), self.features),
+            others=lambda split, name: others_in_files(members(split), labels, name),
+            max_pixels=config.max_pixels,
+            max_fraction=config.max_bad_fraction,
+        )
+
+
+def _source(records: _Records, summary: str, config: DataConfig) -> Source:
+    classes = records.classes
+    named = classes is not None and classes.names is not None
     return Source(
         name='tfrecords',
         num_classes=len(classes.counts) if classes else None,
-        class_names=tuple(map(printable, classes.names)) if classes and classes.names else None,
-        num_examples=count,
-        examples=lambda split: _read(parts, pieces(split), parse),
+        class_names=tuple(map(printable, classes.names)) if named else None,
+        num_examples=records.count,
+        examples=records.examples,
         decode=functools.partial(decode_file, max_pixels=config.max_pixels),
-        labels=labels if classes else None,
-        label_hint=features.hint,
-        label_bytes=lambda split: int(count(split) * (mean_size(split) or 0)),
-        identify=lambda split, positions: _identify(pieces(split), positions),
-        corrupt_file=lambda place: find_corrupt(
-            (file.path for part in parts.values() for file in part.files), place
-        ),
-        bytes_per_example=mean_size,
-        skipped=SkippedFiles(
-            'tfrecords',
-            count=count,
-            read=lambda name: _image_of(read_record(name), features),
-            others=lambda split, name: others_in_files(members(split), labels_of_file, name),
-            max_pixels=config.max_pixels,
-            max_fraction=config.max_bad_fraction,
-        ),
-        splits=distinct(parts),
+        labels=records.labels if classes else None,
+        label_hint=records.features.hint,
+        label_bytes=lambda split: int(records.count(split) * (records.mean_size(split) or 0)),
+        identify=lambda split, positions: _identify(records.pieces(split), positions),
+        corrupt_file=records.corrupt_file,
+        bytes_per_example=records.mean_size,
+        skipped=records.skipped(config),
+        splits=distinct(records.parts),
         summary=summary,
     )
 
