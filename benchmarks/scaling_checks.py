@@ -25,7 +25,7 @@ import tensorflow as tf
 from app.assembly import assemble
 from app.config.resolution import from_values
 from benchmarks.scaling import CLASSES, VIEWS, Network, costs, flops, gathered_bytes, trace
-from tf2 import distribution, precision
+from tf2 import collectives, distribution, precision
 from tf2.config import ModelConfig
 from tf2.models.layers import BatchNorm
 
@@ -80,7 +80,7 @@ def gathered_on_replicas(batch: int, width: int) -> int:
     )
 
     def replica() -> list[tf.Tensor]:
-        return [distribution.all_gather(tf.ones([batch // 2, width]))[0] for _ in range(VIEWS)]
+        return [collectives.all_gather(tf.ones([batch // 2, width]))[0] for _ in range(VIEWS)]
 
     gathered = tf.function(lambda: strategy.run(replica), autograph=False)()
     views = [strategy.experimental_local_results(view)[0] for view in gathered]

@@ -74,6 +74,7 @@ ALLOWED = {
     'tf2.out_of_memory': ('tf2.config',),
     'tf2.files': ('tf2.out_of_memory', 'common'),
     'tf2.distribution': ('tf2.config', 'tf2.files', 'tf2.out_of_memory', 'common'),
+    'tf2.collectives': (),
     'tf2.device_memory': (),
     'tf2.memory_estimate': (
         'tf2.config',
@@ -82,7 +83,7 @@ ALLOWED = {
         'tf2.optimizers.OPTIMIZERS',
         'common',
     ),
-    'tf2.models': ('tf2.models', 'tf2.config', 'common'),
+    'tf2.models': ('tf2.models', 'tf2.collectives', 'tf2.config', 'common'),
     'tf2.weights': (
         'tf2.weights',
         'tf2.methods.make_head',
@@ -92,7 +93,7 @@ ALLOWED = {
         'tf2.records',
         'common',
     ),
-    'tf2.methods': ('tf2.methods', 'tf2.models', 'tf2.distribution', 'tf2.config', 'common'),
+    'tf2.methods': ('tf2.methods', 'tf2.models', 'tf2.collectives', 'tf2.config', 'common'),
     'tf2.optimizers': ('tf2.optimizers', 'tf2.models.kernels', 'tf2.config', 'common'),
     'tf2.evaluators': ('tf2.evaluators', 'tf2.features', 'tf2.files', 'tf2.records', 'common'),
     'benchmarks': ('benchmarks', 'run', 'app', 'hub_export', 'data', 'tf2', 'common'),

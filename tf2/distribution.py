@@ -1,4 +1,4 @@
-"""The distribution strategy, and communication between replicas and workers."""
+"""The distribution strategy, and agreement between workers."""
 
 from __future__ import annotations
 
@@ -373,14 +373,6 @@ def replicas_here(strategy: tf.distribute.Strategy) -> int:
     return len(strategy.extended.worker_devices)
 
 
-def mean_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """Mean of `value`, of any shape, over replicas; call in replica context."""
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, value)
-
-
 def check_divisible(strategy: tf.distribute.Strategy, **batch_sizes: int) -> None:
     """Raises UserError unless every global batch divides evenly among the replicas."""
     replicas = strategy.num_replicas_in_sync
@@ -390,21 +382,3 @@ def check_divisible(strategy: tf.distribute.Strategy, **batch_sizes: int) -> Non
                 f'--{name} must be a multiple of the number of replicas, {replicas}; found {size}. '
                 f'Try {size // replicas * replicas or replicas}.'
             )
-
-
-def all_gather(local: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | int]:
-    """Concatenates `local` [n, ...] of all replicas, in their order; n is the same on each.
-
-    Gradients flow back to every replica. Call in replica context.
-
-    Returns:
-        All rows [n * replicas, ...], and the index of this replica's first row among them.
-    """
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return local, 0
-    offset = context.replica_id_in_sync_group * tf.shape(local)[0]
-    gathered = context.all_gather(local, axis=0)
-    # The result of a collective has no static shape, not even a rank.
-    rows = None if local.shape[0] is None else local.shape[0] * context.num_replicas_in_sync
-    return tf.ensure_shape(gathered, [rows, *local.shape[1:]]), offset

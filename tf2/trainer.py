@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from common.interruption import Interrupted, Stop
-from tf2 import distribution
+from tf2 import collectives, distribution
 from tf2.checkpoints import Checkpoints
 from tf2.config import TrainConfig
 from tf2.methods.base import Batch, Method
@@ -103,8 +103,7 @@ class Trainer:
         Returns:
             [len(metrics) + 2] float32: `metrics` of this replica's share, then `signals`.
         """
-        context = tf.distribute.get_replica_context()
-        replicas = context.num_replicas_in_sync
+        replicas = self._strategy.num_replicas_in_sync
         method, step = self._method, tf.identity(self._optimizer.iterations)
         variables = method.trainable_variables
         if self._prepare is not None:
@@ -119,8 +118,7 @@ class Trainer:
             share = builder.scaled(self._optimizer, terms['total_loss'] / replicas)
         gradients = tape.gradient(share, variables)
         _check_gradients(gradients, variables)
-        if replicas > 1:
-            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        gradients = collectives.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         gradients = builder.unscaled(self._optimizer, gradients)
         gradients = method.adjust_gradients(gradients, step)
         builder.apply(self._optimizer, gradients, variables)

@@ -1,4 +1,4 @@
-"""Which strategy is chosen, and what replicas exchange."""
+"""Which strategy is chosen, and how workers agree."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import os
 import pathlib
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
 from common.errors import UserError
-from tests.support import mirrored, run_on_replicas
+from tests.support import mirrored
 from tf2 import distribution
 from tf2.config import DeviceConfig
 
@@ -168,41 +167,6 @@ def test_batches_split_evenly_or_are_refused(size: int, advice: int) -> None:
     words = f'--eval_batch_size must be a multiple .* replicas, 2; found {size}. Try {advice}.'
     with pytest.raises(UserError, match=words):
         distribution.check_divisible(strategy, train_batch_size=4, eval_batch_size=size)
-
-
-@pytest.mark.parametrize('replicas', [1, 2, 4])
-def test_gather_gives_every_replica_all_rows_and_the_place_of_its_own(replicas: int) -> None:
-    rows = np.arange(24, dtype=np.float32).reshape(12, 2)
-    shares = np.split(rows, replicas)
-    results = run_on_replicas(
-        mirrored(replicas),
-        lambda local: [tf.convert_to_tensor(part) for part in distribution.all_gather(local)],
-        shares,
-    )
-    for (gathered, offset), own in zip(results, shares, strict=True):
-        np.testing.assert_array_equal(gathered, rows)
-        np.testing.assert_array_equal(gathered[offset : offset + len(own)], own)
-
-
-def test_gradients_flow_through_the_gather_to_every_replica() -> None:
-    rng = np.random.default_rng(0)
-    shares = rng.normal(size=(2, 3, 4)).astype(np.float32)
-    weights = rng.normal(size=(2, 6, 4)).astype(np.float32)
-
-    def gradient(local: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            tape.watch(local)
-            gathered, _ = distribution.all_gather(local)
-            loss = tf.reduce_sum(weight * gathered**2)
-        return tape.gradient(loss, local)
-
-    found = run_on_replicas(mirrored(2), gradient, shares, weights)
-    for replica in range(2):
-        for row in range(3):
-            # The row takes part in the losses of both replicas.
-            factor = sum(weights[loss][3 * replica + row] for loss in range(2))
-            expected = 2 * shares[replica][row] * factor
-            np.testing.assert_allclose(found[replica][row], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('replicas', [1, 2])

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from common.file_names import MODULES
-from tf2 import distribution
+from tf2 import collectives
 from tf2.config import LearningConfig, ModelConfig
 from tf2.models.encoder import SimCLRModel
 from tf2.models.heads import ProjectionHead
@@ -158,7 +158,7 @@ def labeled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits)  # [b]
     hits = tf.cast(tf.argmax(logits, -1, tf.int32) == classes, tf.float32)  # [b]
     # Over all replicas, which may have different numbers of labels.
-    count = tf.maximum(distribution.mean_over_replicas(tf.reduce_sum(known)), 1e-6)
+    count = tf.maximum(collectives.mean_over_replicas(tf.reduce_sum(known)), 1e-6)
     return {
         'supervised_loss': tf.reduce_sum(losses * known) / count,
         'supervised_acc': tf.reduce_sum(hits * known) / count,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf2 import distribution
+from tf2 import collectives
 from tf2.config import LearningConfig
 from tf2.methods import momentum
 from tf2.models.encoder import SimCLRModel, build_model, without_classifier
@@ -42,7 +42,7 @@ class Queue(tf.Module):
         Args:
             local: [n, width] float32, this replica's rows; n * replicas is at most `size`.
         """
-        rows, _ = distribution.all_gather(local)
+        rows, _ = collectives.all_gather(local)
         count = tf.shape(rows, tf.int64)[0]
         # Modulo row by row: after a change of the batch size, a batch may have to wrap around.
         places = (self.enqueued + tf.range(count)) % self.size

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tf2 import distribution
+from tf2 import collectives
 from tf2.config import LOGITS_AT_A_TIME
 
 ABSENT = -1e9  # a logit of minus infinity would give NaN differences
@@ -68,7 +68,7 @@ def nt_xent(
     """
     if hidden_norm:
         view_a, view_b = (tf.math.l2_normalize(view, -1) for view in (view_a, view_b))
-    (all_a, offset), (all_b, _) = (distribution.all_gather(view) for view in (view_a, view_b))
+    (all_a, offset), (all_b, _) = (collectives.all_gather(view) for view in (view_a, view_b))
     memory = None
     if negatives is not None:
         rows = tf.convert_to_tensor(negatives)

@@ -6,6 +6,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from tf2 import collectives
 from tf2.config import NORM_VECTOR
 from tf2.models import convolution
 from tf2.models.convolution import fixed_padding
@@ -131,8 +132,7 @@ class BatchNorm(Layer):
         """Mean and variance [c] over the float32 batches, of equal size, of all replicas."""
         mean, variance = tf.nn.moments(images, [0, 1, 2])
         local = tf.stack([mean, variance + tf.square(mean)])  # [2, c]
-        context = tf.distribute.get_replica_context()
-        mean, square = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.MEAN, local))
+        mean, square = tf.unstack(collectives.mean_over_replicas(local))
         return mean, tf.nn.relu(square - tf.square(mean))
 
     def _update(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
