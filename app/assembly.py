@@ -49,6 +49,7 @@ def assemble(
     model = network(config, num_classes)
     method = build(model, config.learning, teacher and teacher.logits)
     schedule = schedules.build(config.optimizer, config.train, train_examples)
+    method.progress = schedule.progress
     scales = config.train.mixed_precision == 'float16'
     optimizer = builder.build(config.optimizer, schedule, decayed_by(method), scales_loss=scales)
     penalty = penalty_of(config, model, method.trained())

@@ -42,6 +42,24 @@ _SMALL = {
     'train_batch_size': 128,
     'knn_neighbors': 200,
 }
+# What all presets of the bundled images share while pretraining.
+_DEMO = {
+    'dataset': 'bundled',
+    'train_epochs': 16,
+    'warmup_epochs': 2.0,
+    'checkpoint_epochs': 10,
+    'train_summary_steps': 20,
+}
+_DEMO_STAGES = ('demo_finetune', 'demo_self_distill', 'demo_student')
+_SMALL_BYOL = {
+    **{name: value for name, value in _SMALL.items() if name != 'temperature'},
+    'method': 'byol',
+    'color_jitter_brightness': 'add',
+    'proj_hidden_dim': 512,
+    'proj_out_dim': 128,
+    'predictor_hidden_dim': 512,
+    'target_decay': 0.97,
+}
 # The stages after pretraining.
 _SMALL_TUNED = {
     **_SMALL_NETWORK,
@@ -142,15 +160,13 @@ def _finetune_imagenet(share: str, published: str, **flags: Any) -> Preset:
 PRESETS: dict[str, Preset] = {
     'demo': Preset(
         'The bundled 6,000 images of Fashion-MNIST, a small ResNet-18; minutes on a laptop.',
-        {
-            **_SMALL,
-            'dataset': 'bundled',
-            'train_epochs': 16,
-            'warmup_epochs': 2.0,
-            'checkpoint_epochs': 10,
-            'train_summary_steps': 20,
-        },
-        stages=('demo_finetune', 'demo_self_distill', 'demo_student'),
+        {**_SMALL, **_DEMO},
+        stages=_DEMO_STAGES,
+    ),
+    'demo_byol': Preset(
+        'BYOL on the bundled images, a small ResNet-18; minutes on a laptop.',
+        {**_SMALL_BYOL, **_DEMO},
+        stages=_DEMO_STAGES,
     ),
     'demo_finetune': Preset(
         'Fine-tuning on 10 labels per class of the bundled images. Give --checkpoint.',
@@ -263,6 +279,28 @@ PRESETS: dict[str, Preset] = {
             'learning_rate_scaling': 'sqrt',
             'warmup_epochs': 40.0,
             'weight_decay': 1e-4,
+        },
+    ),
+    'imagenet_byol': Preset(
+        'BYOL on ImageNet, ResNet-50, 1000 epochs (arXiv:2006.07733, section 3.2 and appendix B); '
+        'published: 74.3% linear evaluation.',
+        {
+            'dataset': 'imagenet2012',
+            'method': 'byol',
+            'color_jitter_brightness': 'add',
+            'num_proj_layers': 2,
+            'proj_hidden_dim': 4096,
+            'proj_out_dim': 256,
+            'predictor_hidden_dim': 4096,
+            'target_decay': 0.996,
+            'optimizer': 'lars',
+            'rate_in_velocity': False,
+            'learning_rate': 0.2,
+            'learning_rate_scaling': 'linear',
+            'warmup_epochs': 10.0,
+            'weight_decay': 1.5e-6,
+            'train_batch_size': 4096,
+            'train_epochs': 1000,
         },
     ),
     'linear_eval': Preset(

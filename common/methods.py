@@ -23,6 +23,7 @@ class MethodEntry:
         head_layers: a function of a `tf2.config.ModelConfig` that returns the number of layers of
             its projection head without importing TensorFlow, as 'module:function'; None if the
             head is the one of `Method.projection_head`.
+        momentum_copy: whether it always keeps a momentum copy of encoder and projection head.
     """
 
     implementation: str
@@ -31,6 +32,7 @@ class MethodEntry:
     reads: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     head_layers: str | None = None
+    momentum_copy: bool = False
 
     def load(self) -> type:
         """The class; imports TensorFlow."""

@@ -47,6 +47,21 @@ _WEAK = (op('crop'), op('flip'))
 
 # SimCLR, appendix A (arXiv:2002.05709): two draws of one chain.
 CONTRAST = (View(_STRONG, draw=0), View(_STRONG, draw=1))
+# BYOL, appendix B (arXiv:2006.07733): one view is always blurred, the other sometimes solarized.
+_MILDER = op('color', strengths=(0.4, 0.4, 0.2, 0.1))
+ASYMMETRIC = (
+    View((op('crop'), op('flip'), _MILDER, op('blur', probability=1.0)), draw=0),
+    View(
+        (
+            op('crop'),
+            op('flip'),
+            _MILDER,
+            op('blur', probability=0.1),
+            op('solarize', probability=0.2),
+        ),
+        draw=1,
+    ),
+)
 # SimCLR, appendix B.5, for fine-tuning.
 SUPERVISED = (View(_WEAK),)
 EVALUATION = (View((op('eval_crop'),)),)

@@ -106,3 +106,26 @@ class ToyMethod(Method):
         large, small = outputs
         pull = tf.reduce_mean((tf.stop_gradient(large) - small) ** 2) / self.temperature
         return {'loss': pull, 'pull_loss': pull}
+
+
+class DenseEncoder(Layer):
+    """Dense layers with biases on "images" whose pixels are a row of numbers.
+
+    Tests set `widths`, of the layers, and `last_relu`, whether a ReLU follows the last one too.
+    """
+
+    widths: tuple[int, ...] = (4,)
+    last_relu = True
+
+    def __init__(self, config: ModelConfig, norm: Norm, image_size: int) -> None:
+        super().__init__(dtype=norm.dtype)
+        self.width = self.widths[-1]
+        self.blocks = [[tf.keras.layers.Dense(width)] for width in self.widths]
+
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        features = tf.reshape(images, [-1, 6])
+        for number, (layer,) in enumerate(self.blocks, 1):
+            features = layer(features)
+            if self.last_relu or number < len(self.blocks):
+                features = tf.nn.relu(features)
+        return {'final_avg_pool': features}

@@ -77,6 +77,13 @@ class ModelConfig:
         modes=('export',),
         resume='fixed',
     )
+    proj_hidden_dim: int = option(
+        0,
+        'Width of the hidden layers of the projection head; 0 is that of the representation.',
+        at_least=0,
+        modes=('export',),
+        resume='fixed',
+    )
     ft_proj_selector: int = option(
         0,
         'Which projection head layer feeds the classifier: 0 is the encoder '
@@ -214,6 +221,20 @@ class LearningConfig:
         requires={'memory_size': ()},
         resume='free',
     )
+    predictor_hidden_dim: int = option(
+        4096,
+        'Width of the hidden layer of the predictor, which maps the projection of one view to that '
+        'of another.',
+        at_least=1,
+        resume='fixed',
+    )
+    target_decay: float = option(
+        0.996,
+        'Decay of the moving averages that make up the target network, at the start; it rises to 1 '
+        'along a cosine.',
+        at_least=0,
+        at_most=1,
+    )
     lineareval_while_pretraining: bool = option(
         True,
         'While pretraining, also train a linear classifier that sends no gradient to the encoder.',
@@ -279,6 +300,12 @@ class OptimizerConfig:
         at_least=0,
         below=1,
         requires={'optimizer': ('momentum', 'lars')},
+    )
+    rate_in_velocity: bool = option(
+        True,
+        'LARS: whether the velocity holds gradients times the learning rate of their step, as in '
+        "SimCLR's program, or gradients alone, as in BYOL's.",
+        requires={'optimizer': ('lars',)},
     )
 
     def __post_init__(self) -> None:

@@ -267,9 +267,12 @@ class Network:
         config, width = self.config, self.features
         if not self.head_layers:
             return []
-        last = self.layers.dense(width, config.proj_out_dim)
+        hidden = config.proj_hidden_dim or width
+        widths = [width, *[hidden] * (self.head_layers - 1)]
+        last = self.layers.dense(widths[-1], config.proj_out_dim)
         last.parameters -= config.proj_out_dim  # no beta
-        return [self.layers.dense(width, width).times(self.head_layers - 1), last]
+        layers = [self.layers.dense(inputs, hidden) for inputs in widths[:-1]]
+        return [sum(layers, Part()), last]
 
     def classifier(self) -> Part:
         """The linear classifier, in float32."""
@@ -351,18 +354,30 @@ class Run:
             head = []
         return sum([*encoder, *head], network.classifier())
 
+    @property
+    def _has_momentum_copy(self) -> bool:
+        return bool(self.learning.memory_size) or self.learning.entry.momentum_copy
+
+    def _predictor(self) -> int:
+        """Parameters of the predictor, an MLP with one hidden layer; 0 without one."""
+        if 'predictor_hidden_dim' not in self.learning.entry.reads:
+            return 0
+        return 2 * self.learning.predictor_hidden_dim * self.network.projections
+
     def _weights(self) -> dict[str, int]:
         network, whole = self.network, self.network.whole()
-        sizes = {'weights': (whole.parameters + whole.statistics) * FLOAT}
+        predictor = self._predictor() if self.train_batch_size else 0
+        sizes = {'weights': (whole.parameters + whole.statistics + predictor) * FLOAT}
         if self.train_batch_size:
-            trained = self._trained().parameters * FLOAT
+            trained = (self._trained().parameters + predictor) * FLOAT
             slots = OPTIMIZERS[self.optimizer].slots
             sizes |= {'gradients': trained, self.optimizer: slots * trained}
         if self.train_batch_size and network.precision != 'float32':
             sizes[f'{network.precision} copies'] = whole.kernels * network.layers.compute
-        if self.learning.memory_size and self.train_batch_size:
+        if self._has_momentum_copy and self.train_batch_size:
             copied = whole.parameters + whole.statistics - network.classifier().parameters
             sizes['momentum encoder'] = copied * FLOAT
+        if self.learning.memory_size and self.train_batch_size:
             sizes['memory'] = self.learning.memory_size * network.projections * FLOAT
         if self.teacher is not None:
             held = self.teacher.whole()

@@ -151,6 +151,11 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
             total_steps=self.total_steps,
         )
 
+    def progress(self, step: int | tf.Tensor | tf.Variable) -> tf.Tensor:
+        """Share of the run that is done after `step` updates, [] float32 from 0 to 1."""
+        done = tf.cast(step, tf.float32) + self.ahead
+        return tf.clip_by_value(done / self.total_steps, 0.0, 1.0)
+
     def get_config(self) -> dict[str, float | int]:
         """Constructor arguments, for Keras."""
         return {

@@ -105,8 +105,8 @@ def _check_negatives(config: Config) -> None:
         )
     if batch == 1 and not size:
         raise UserError(
-            '--train_batch_size must be at least 2 while pretraining, where the other images of a '
-            'batch are the negatives; found 1. Give a larger one.'
+            '--train_batch_size must be at least 2 while pretraining, which needs the other images '
+            'of a batch: as negatives, or for batch statistics; found 1. Give a larger one.'
         )
 
 
@@ -159,7 +159,7 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
         given = {'dataset': dataset, **given} if mode in OPTIONS['dataset']['modes'] else given
     elif given.get('dataset') is None and name is None:
         stage = given.get('train_mode', LearningConfig.train_mode)
-        name = _first_preset(stage, dataset, presets)
+        name = _first_preset(stage, dataset, given.get('method', LearningConfig.method), presets)
     flags = _unless_given(presets[name].flags if name else {}, given)
     chosen = {**DEFAULTS, **flags, **given}
     defaults = entry_of(chosen['train_mode'], chosen['method']).defaults
@@ -169,13 +169,17 @@ def resolve(given: Mapping[str, Any], presets: Mapping[str, Any]) -> Config:
     return config
 
 
-def _first_preset(stage: str, dataset: str, presets: Mapping[str, Any]) -> str:
-    """The first preset of the stage that is for the data set."""
-    for name, preset in presets.items():
-        mode = preset.flags.get('train_mode', LearningConfig.train_mode)
-        if mode == stage and preset.flags.get('dataset') == dataset:
-            return name
-    raise ValueError(f'Expected a preset of {stage} for {dataset} among {list(presets)}.')
+def _first_preset(stage: str, dataset: str, method: str, presets: Mapping[str, Any]) -> str:
+    """The first preset of the stage that is for the data set; if possible, for the method too."""
+    fitting = {
+        name: preset.flags.get('method', LearningConfig.method)
+        for name, preset in presets.items()
+        if preset.flags.get('train_mode', LearningConfig.train_mode) == stage
+        and preset.flags.get('dataset') == dataset
+    }
+    if not fitting:
+        raise ValueError(f'Expected a preset of {stage} for {dataset} among {list(presets)}.')
+    return next((name for name, own in fitting.items() if own == method), next(iter(fitting)))
 
 
 def for_evaluation(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> Config:

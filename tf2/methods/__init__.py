@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.methods import MethodEntry
 from common.registry import load
-from common.views import CONTRAST, SUPERVISED
+from common.views import ASYMMETRIC, CONTRAST, SUPERVISED
 
 if TYPE_CHECKING:
     from tf2.config import ModelConfig
@@ -22,7 +22,17 @@ _PRETRAINING = (
     'color_jitter_brightness',
     'use_blur',
 )
-_TUNING = ('fine_tune_after_block', 'zero_init_logits_layer', 'label_fraction', 'labels_per_class')
+# Settings of the default projection head.
+_HEAD = ('proj_head_mode',)
+_PREDICTS = ('proj_hidden_dim', 'predictor_hidden_dim')
+_TUNING = (
+    *_HEAD,
+    'proj_hidden_dim',
+    'fine_tune_after_block',
+    'zero_init_logits_layer',
+    'label_fraction',
+    'labels_per_class',
+)
 
 METHODS = {
     'simclr': MethodEntry(
@@ -32,12 +42,30 @@ METHODS = {
         'of a momentum encoder (arXiv:2002.05709, arXiv:2006.10029).',
         reads=(
             *_PRETRAINING,
+            *_HEAD,
             'temperature',
             'hidden_norm',
             'memory_size',
             'momentum_encoder_decay',
             'export_momentum_encoder',
         ),
+    ),
+    'byol': MethodEntry(
+        'tf2.methods.byol:BYOL',
+        ASYMMETRIC,
+        "BYOL: a predictor maps each view to a momentum network's projection of the other; no "
+        'negatives (arXiv:2006.07733).',
+        reads=(*_PRETRAINING, *_PREDICTS, 'target_decay'),
+        # Section 3.2 and appendix B.
+        defaults={
+            'num_proj_layers': 2,
+            'proj_hidden_dim': 4096,
+            'proj_out_dim': 256,
+            'color_jitter_brightness': 'add',
+            'rate_in_velocity': False,
+        },
+        head_layers='tf2.models.head_sizes:count_layers',
+        momentum_copy=True,
     ),
 }
 # Stages with a fixed method.

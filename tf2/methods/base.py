@@ -20,6 +20,13 @@ Logits: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
 Nest: TypeAlias = Any  # tensors in tuples and dictionaries
 Terms: TypeAlias = dict[str, tf.Tensor]
 Gradients: TypeAlias = Sequence[tf.Tensor | None]
+ONLINE_METRICS = ('supervised_loss', 'supervised_acc')
+Progress: TypeAlias = Callable[[tf.Tensor], tf.Tensor | float]
+
+
+def _at_the_start(step: tf.Tensor) -> float:
+    del step
+    return 0.0
 
 
 class Method(tf.Module, abc.ABC):
@@ -32,10 +39,13 @@ class Method(tf.Module, abc.ABC):
     Attributes:
         metrics: names of the scalars `loss` returns besides 'loss'.
         model: encoder, projection head and classifier.
+        progress: number of updates done -> share of the run that is done, from 0 to 1, for
+            schedules of a method's own. A run sets it; without one it is 0.
     """
 
     metrics: tuple[str, ...] = ()
     model: SimCLRModel
+    progress: Progress = staticmethod(_at_the_start)
 
     def trained(self) -> Sequence[tf.Module]:
         """Modules whose trainable variables the optimizer updates."""
@@ -141,6 +151,24 @@ def build(model: SimCLRModel, config: LearningConfig, teacher: Logits | None = N
     return config.entry.load()(*arguments)
 
 
+def online_classifier(
+    model: SimCLRModel, logits: Sequence[tf.Tensor], labels: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """`labeled_cross_entropy` of the classifier that is trained along with pretraining.
+
+    Args:
+        model: with or without a classifier.
+        logits: of each view, [b, classes] float32; ignored without a classifier.
+        labels: [b] int32, -1 where there is none.
+
+    Returns:
+        `ONLINE_METRICS`; nothing without a classifier.
+    """
+    if model.classifier is None:
+        return {}
+    return labeled_cross_entropy(tf.tile(labels, [len(logits)]), tf.concat(logits, 0))
+
+
 def labeled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.Tensor]:
     """Cross-entropy and accuracy over the labeled examples of all replicas.
 
@@ -151,7 +179,7 @@ def labeled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.
         logits: [b, classes] float32.
 
     Returns:
-        'supervised_loss' and 'supervised_acc', float32 scalars; 0 if no example has a label.
+        `ONLINE_METRICS`, float32 scalars; 0 if no example has a label.
     """
     known = tf.cast(labels >= 0, tf.float32)  # [b]
     classes = tf.maximum(labels, 0)  # a valid class in rows that don't count

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.file_names import MOMENTUM_MODULES
 from tf2.config import LearningConfig
-from tf2.methods.base import Batch, Method, Nest, Terms, labeled_cross_entropy
+from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_classifier
 from tf2.methods.memory import Memory
 from tf2.methods.nt_xent import nt_xent
 from tf2.models.encoder import SimCLRModel
@@ -31,7 +31,7 @@ class SimCLR(Method):
         self.model = model
         self.config = config
         self.memory = Memory(model, config) if config.memory_size else None
-        supervised = ('supervised_loss', 'supervised_acc') if model.classifier else ()
+        supervised = ONLINE_METRICS if model.classifier else ()
         self.metrics = ('contrast_loss', 'contrast_acc', 'contrast_entropy', *supervised)
 
     def initialize(self) -> None:
@@ -63,11 +63,9 @@ class SimCLR(Method):
             'contrast_acc': contrast.accuracy,
             'contrast_entropy': contrast.entropy,
         }
-        if self.model.classifier is not None:
-            logits = tf.concat(outputs['logits_sup'], 0)  # [2b, classes]
-            terms |= labeled_cross_entropy(tf.tile(batch['label'], [2]), logits)
-            terms['loss'] += terms['supervised_loss']
-        return terms
+        online = online_classifier(self.model, outputs.get('logits_sup', ()), batch['label'])
+        terms['loss'] += online.get('supervised_loss', 0.0)
+        return terms | online
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         """See `Method.after_update`. Enqueues the keys and updates the momentum encoder.

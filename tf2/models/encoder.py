@@ -24,6 +24,9 @@ class SimCLRModel(tf.keras.Model):
         detach_classifier: whether the classifier's gradient stops before the encoder, so that
             training it doesn't change the representation.
 
+    Attributes:
+        norm: normalization and dtype policy, also for networks that a method adds.
+
     Raises:
         UserError: if the projection head lacks the layer that the classifier should read.
     """
@@ -48,6 +51,7 @@ class SimCLRModel(tf.keras.Model):
             filter_products=filter_products,
         )
         self.config = config
+        self.norm = norm
         self.image_size = image_size
         self.num_classes = num_classes
         self.make_head = make_head

@@ -44,13 +44,17 @@ class BatchNorm(Layer):
     Args:
         norm: momentum, synchronization and dtype policy.
         center: whether there is a beta.
+        scale: whether there is a gamma.
         zero_gamma: whether gamma starts at 0, so that a residual block starts as its shortcut.
     """
 
-    def __init__(self, norm: Norm, *, center: bool = True, zero_gamma: bool = False) -> None:
+    def __init__(
+        self, norm: Norm, *, center: bool = True, scale: bool = True, zero_gamma: bool = False
+    ) -> None:
         super().__init__(dtype=norm.dtype)
         self.norm = norm
         self.center = center
+        self.scale = scale
         self.zero_gamma = zero_gamma
 
     def build(self, shape: tf.TensorShape) -> None:
@@ -69,7 +73,7 @@ class BatchNorm(Layer):
             'synchronization': tf.VariableSynchronization.ON_READ,
             'aggregation': tf.VariableAggregation.MEAN,
         }
-        self.gamma = weight('gamma', 'zeros' if self.zero_gamma else 'ones')
+        self.gamma = weight('gamma', 'zeros' if self.zero_gamma else 'ones') if self.scale else None
         self.beta = weight('beta', 'zeros') if self.center else None
         self.moving_mean = weight('moving_mean', 'zeros', **moving)
         self.moving_variance = weight('moving_variance', 'ones', **moving)
@@ -96,8 +100,11 @@ class BatchNorm(Layer):
             self.norm.synchronized and tf.distribute.get_replica_context().num_replicas_in_sync > 1
         )
 
+    def _factor(self) -> tf.Tensor:
+        return self.gamma if self.scale else tf.ones(self.moving_mean.shape)
+
     def _offset(self) -> tf.Tensor:
-        return self.beta if self.center else tf.zeros_like(self.gamma)
+        return self.beta if self.center else tf.zeros(self.moving_mean.shape)
 
     def _fused(
         self, images: tf.Tensor, mean: tf.Tensor | None = None, variance: tf.Tensor | None = None
@@ -112,7 +119,7 @@ class BatchNorm(Layer):
             images = tf.cast(images, tf.float32)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images,
-            scale=self.gamma,
+            scale=self._factor(),
             offset=self._offset(),
             mean=tf.zeros([0]) if training else mean,
             variance=tf.zeros([0]) if training else variance,
@@ -124,7 +131,7 @@ class BatchNorm(Layer):
 
     def _normalize(self, images: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         """Normalizes float32 `images` [b, h, w, c]; gradients flow through the statistics [c]."""
-        scale = self.gamma * tf.math.rsqrt(variance + EPSILON)
+        scale = self._factor() * tf.math.rsqrt(variance + EPSILON)
         shift = self._offset() - mean * scale
         return images * scale + shift
 

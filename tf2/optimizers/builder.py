@@ -33,7 +33,13 @@ def adam(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
 
 def lars(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
     """See `Lars`."""
-    return Lars(rate, decayed=decayed, momentum=config.momentum, weight_decay=config.weight_decay)
+    return Lars(
+        rate,
+        decayed=decayed,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        rate_in_velocity=config.rate_in_velocity,
+    )
 
 
 def lamb(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:

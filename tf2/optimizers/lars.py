@@ -23,13 +23,20 @@ class Lars(tf.keras.optimizers.Optimizer):
 
     where trust is 0.001 * |w| / |g|, or 1 if either norm is 0. Since g includes the weight decay, a
     zero gradient alone doesn't make trust 1. For other variables trust is 1, and there is no weight
-    decay.
+    decay. With `rate_in_velocity=False` the update is
+
+        v <- momentum * v + trust * g
+        w <- w - rate * v
+
+    which is the same for a constant rate. The program of SimCLR has the first form, those of BYOL
+    and MoCo v3 the second.
 
     Args:
         learning_rate: float, or a schedule called with the number of updates done.
         decayed: variables with weight decay and trust ratio.
         momentum: share of the velocity that each update keeps.
         weight_decay: times the variable, is added to its gradient.
+        rate_in_velocity: see above.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class Lars(tf.keras.optimizers.Optimizer):
         decayed: Iterable[tf.Variable],
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        rate_in_velocity: bool = True,
     ) -> None:
         # Keras's own weight decay bypasses the gradient (as in AdamW), so it is not used; its
         # jit_compile would compile a small XLA program for each variable.
@@ -49,6 +57,7 @@ class Lars(tf.keras.optimizers.Optimizer):
         self._decayed = frozenset(map(variable_key, decayed))
         self._momentum = momentum
         self._decay = weight_decay
+        self._rate_in_velocity = rate_in_velocity
 
     def build(self, var_list: Sequence[tf.Variable]) -> None:
         """Creates a velocity for each variable of `var_list`, once."""
@@ -65,17 +74,23 @@ class Lars(tf.keras.optimizers.Optimizer):
         """Updates `variable`, and its velocity, by one step along `gradient`."""
         gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         rate = tf.cast(self.learning_rate, variable.dtype)
+        trust = tf.ones_like(rate)
         if variable_key(variable) in self._decayed:
             if self._decay:
                 gradient += self._decay * variable
-            rate = rate * _trust_ratio(variable, gradient)
+            trust = _trust_ratio(variable, gradient)
         velocity = self._velocities[self._index_dict[self._var_key(variable)]]
+        if not self._rate_in_velocity:
+            variable.assign_sub(
+                rate * velocity.assign(self._momentum * velocity + trust * gradient)
+            )
+            return
         # A fused kernel. It keeps the velocity with the opposite sign, which is equivalent:
         # v <- momentum * v - rate * trust * g and w <- w + v.
         tf.raw_ops.ResourceApplyKerasMomentum(
             var=variable.handle,
             accum=velocity.handle,
-            lr=rate,
+            lr=rate * trust,
             grad=gradient,
             momentum=tf.cast(self._momentum, variable.dtype),
         )

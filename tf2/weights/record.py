@@ -22,6 +22,7 @@ FIELDS = (
     'proj_head_mode',
     'num_proj_layers',
     'proj_out_dim',
+    'proj_hidden_dim',
 )
 
 _FLAGS = records.Value(

@@ -33,7 +33,7 @@ from tf2.weights.shape_inference import (
 )
 
 MODULE = 'module exported by this program'
-HEAD_FIELDS = ('proj_head_mode', 'num_proj_layers', 'proj_out_dim')
+HEAD_FIELDS = ('proj_head_mode', 'num_proj_layers', 'proj_out_dim', 'proj_hidden_dim')
 COUNTERS = ('global_step', 'global_step/.ATTRIBUTES/VARIABLE_VALUE')
 
 
@@ -307,7 +307,8 @@ def _head_contradictions(architecture: Mapping[str, Any], asked: Mapping[str, An
     depth, found = _head_depth(wanted), _head_depth(architecture)
     fits = depth == found if whole else depth >= found
     differing = [] if fits else [name for name in HEAD_FIELDS[:2] if name in news]
-    return differing + (['proj_out_dim'] if whole and 'proj_out_dim' in news else [])
+    widths = [name for name in HEAD_FIELDS[2:] if name in architecture and name in news]
+    return differing + (widths if whole else [])
 
 
 def _head_depth(fields: Mapping[str, Any]) -> int:

@@ -244,3 +244,28 @@ def test_as_many_gradients_as_variables() -> None:
     variables, _ = _problem()
     with pytest.raises(ValueError, match='longer'):
         builder.apply(Lars(0.1, decayed=variables), [tf.zeros([4, 3])], variables)
+
+
+BYOL = np.load(pathlib.Path(__file__).parents[2] / 'golden' / 'methods' / 'byol.npz')
+
+
+@pytest.mark.parametrize('wrap', [lambda function: function, tf.function], ids=['eager', 'graph'])
+def test_golden_with_the_rate_outside_the_velocity(wrap: Callable) -> None:
+    keys = (key.removeprefix('lars_') for key in BYOL.files if key.startswith('lars_'))
+    names = [key.removesuffix('_0') for key in keys if key.endswith('_0')]
+    variables = [tf.Variable(BYOL[f'lars_{name}_0'], dtype=tf.float32) for name in names]
+    kernels = [v for v in variables if v.shape.rank > 1]
+    assert 0 < len(kernels) < len(variables)
+    optimizer = Lars(
+        float(BYOL['lars_lr']),
+        decayed=kernels,
+        momentum=float(BYOL['lars_momentum']),
+        weight_decay=float(BYOL['lars_wd']),
+        rate_in_velocity=False,
+    )
+    update = wrap(lambda gradients: builder.apply(optimizer, gradients, variables))
+    for step in range(1, 5):
+        update([tf.constant(BYOL[f'lars_{name}_g{step}'], tf.float32) for name in names])
+        for name, variable in zip(names, variables, strict=True):
+            expected = BYOL[f'lars_{name}_{step}']
+            np.testing.assert_allclose(variable, expected, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -1,0 +1,125 @@
+"""BYOL: predicts a momentum network's projection of another view (arXiv:2006.07733)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf2.config import LearningConfig, ModelConfig
+from tf2.methods import momentum
+from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_classifier
+from tf2.models.encoder import SimCLRModel, build_model, without_classifier
+from tf2.models.head_sizes import layer_widths
+from tf2.models.layers import Norm
+from tf2.models.mlp import MLP, Dense, built, by_fan_in
+
+_HIDDEN = Dense(bias=True)
+_LAST = Dense(normalized=False, relu=False)
+
+
+def byol_loss(predictions: Sequence[tf.Tensor], targets: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Squared distances between unit vectors, both ways; mean over examples (equation 2).
+
+    No gradient flows to the targets.
+
+    Args:
+        predictions: of the two views, [b, d] float32 each.
+        targets: the target network's projections of the same views, [b, d] float32 each. A
+            prediction of one view is compared with the target of the other.
+
+    Returns:
+        float32 scalar from 0 to 8.
+    """
+    units = [tf.math.l2_normalize(prediction, -1) for prediction in predictions]
+    others = [tf.stop_gradient(tf.math.l2_normalize(target, -1)) for target in reversed(targets)]
+    distances = [tf.reduce_sum((unit - other) ** 2, -1) for unit, other in zip(units, others)]
+    return tf.reduce_mean(tf.add_n(distances))
+
+
+def target_decay(base: float, progress: float | tf.Tensor) -> tf.Tensor:
+    """Decay of the target network: from `base` to 1 along a cosine (section 3.2).
+
+    Args:
+        base: at the start.
+        progress: share of the run that is done, from 0 to 1.
+
+    Returns:
+        float32 scalar.
+    """
+    return 1 - (1 - base) * (tf.cos(math.pi * tf.convert_to_tensor(progress)) + 1) / 2
+
+
+class BYOL(Method):
+    """Two networks, of which the target follows the trained one as a moving average.
+
+    Where there are labels, an online linear classifier is trained too, which doesn't change the
+    encoder.
+
+    Args:
+        model: built, with `projection_head`.
+        config: `predictor_hidden_dim` and `target_decay` are read. `initialize` must be called
+            before the first update.
+
+    Attributes:
+        predictor: maps projections to those of the other view; discarded after pretraining.
+        target: encoder and projection head whose weights are moving averages of the model's.
+    """
+
+    def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
+        super().__init__(name='pretraining')
+        self.model = model
+        self.config = config
+        width = model.projection_head.width
+        widths = [config.predictor_hidden_dim, width]
+        predictor = MLP(width, widths, _HIDDEN, _LAST, model.norm, kernel=by_fan_in)
+        self.predictor = built(predictor, width)
+        self.target = build_model(without_classifier(model))
+        self.metrics = ('prediction_loss', *(ONLINE_METRICS if model.classifier else ()))
+
+    @classmethod
+    def projection_head(cls, config: ModelConfig, width: int, norm: Norm) -> MLP:
+        """See `Method.projection_head`. An MLP whose output is not normalized."""
+        return MLP(width, layer_widths(config, width), _HIDDEN, _LAST, norm, kernel=by_fan_in)
+
+    def trained(self) -> Sequence[tf.Module]:
+        """See `Method.trained`. Not the target network."""
+        return (self.model, self.predictor)
+
+    def initialize(self) -> None:
+        """See `Method.initialize`. The target network starts as a copy of the model."""
+        momentum.copy_variables(_parts(self.target), _parts(self.model))
+
+    def targets(self, batch: Batch) -> tuple[tf.Tensor, ...]:
+        """See `Method.targets`. The target network's projections [b, d] of each view."""
+        # With batch statistics, as the authors' program does.
+        outputs = (self.target(view, training=True) for view in batch['views'])
+        return tuple(tf.stop_gradient(output['proj_head_output']) for output in outputs)
+
+    def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
+        """See `Method.forward`. Predictions, and logits of a classifier, of each view.
+
+        Batch statistics are those of one view, as in the authors' program.
+        """
+        outputs = [self.model(view, training=training) for view in views]
+        projections = [output['proj_head_output'] for output in outputs]  # [b, d] each
+        predict = [self.predictor(projection, training=training)[-1] for projection in projections]
+        logits = [output['logits_sup'] for output in outputs if 'logits_sup' in output]
+        return {'predictions': tuple(predict), 'logits_sup': tuple(logits)}
+
+    def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
+        """See `Method.loss`. `batch['views']` are two views of each image."""
+        loss = byol_loss(outputs['predictions'], targets)
+        online = online_classifier(self.model, outputs['logits_sup'], batch['label'])
+        total = loss + online.get('supervised_loss', 0.0)
+        return {'loss': total, 'prediction_loss': loss, **online}
+
+    def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
+        """See `Method.after_update`. Averages the updated weights into the target network."""
+        decay = target_decay(self.config.target_decay, self.progress(step))
+        momentum.update_averages(_parts(self.target), _parts(self.model), decay)
+
+
+def _parts(model: SimCLRModel) -> tuple[tf.keras.layers.Layer, tf.keras.layers.Layer]:
+    return model.backbone, model.projection_head
