@@ -66,6 +66,7 @@ def network(config: Config, num_classes: int | None) -> SimCLRModel:
             config.data.image_size,
             num_classes,
             replicas=strategy.num_replicas_in_sync,
+            norm_parts=config.learning.norm_parts,
             precision=dtype,
             filter_products=precision.uses_filter_products(dtype, strategy),
             detach_classifier=not config.learning.stage.classifies,

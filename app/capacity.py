@@ -170,6 +170,7 @@ def _smaller_values(
         step = multiple(config, replicas)
         if name == 'num_proj_layers':  # the classifier may read the output of one of them
             least = max(least, config.model.ft_proj_selector)
+        least = max(least, 1) if name in config.learning.entry.needs else least
         low, high = -(-least // step), to_values(config)[name] // step
         if low >= high or not fits(with_values(config, **{name: low * step})):
             continue

@@ -279,7 +279,8 @@ def _batch_for(config: Config, examples: int, replicas: int) -> int:
     memory = config.learning.memory_size
     recorded = recorded_run(config.output.model_dir) or {}
     batches = [recorded.get('train_batch_size', 0), *range(examples, 0, -1)]
-    fitting = (b for b in batches if 0 < b <= examples and b % replicas == 0 and memory % b == 0)
+    multiple = math.lcm(replicas, config.learning.norm_parts)
+    fitting = (b for b in batches if 0 < b <= examples and b % multiple == 0 and memory % b == 0)
     return next(fitting, 0)
 
 

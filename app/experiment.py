@@ -344,6 +344,12 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
         batches['train_batch_size'] = config.train.train_batch_size
     distribution.check_divisible(strategy, **batches)
     replicas = strategy.num_replicas_in_sync
+    parts = config.learning.norm_parts
+    if config.run.does.trains and parts > 1 and parts % replicas:
+        raise UserError(
+            f'--norm_parts must be a multiple of the number of replicas, {replicas}; found '
+            f'{parts}. Try {-(-parts // replicas) * replicas}.'
+        )
     if config.train.jit_compile and replicas > 1 and not distribution.is_tpu(strategy):
         raise UserError(
             f'--jit_compile works on one device or a TPU; found {replicas} devices, between which '

@@ -60,6 +60,14 @@ _SMALL_BYOL = {
     'predictor_hidden_dim': 512,
     'target_decay': 0.97,
 }
+# A third of an epoch in the queue; a momentum encoder that follows within an epoch.
+_SMALL_MOCO = {
+    **_SMALL,
+    'color_jitter_strength': 1.6,  # of half the amounts
+    'temperature': 0.2,
+    'memory_size': 2048,
+    'momentum_encoder_decay': 0.99,
+}
 # The stages after pretraining.
 _SMALL_TUNED = {
     **_SMALL_NETWORK,
@@ -114,6 +122,8 @@ _SMALL_SELF_DISTILL = {
 _SMALL_STUDENT = {**_SMALL_DISTILL, 'width_multiplier': 0.125, 'learning_rate': 0.002}
 
 _IMAGENET = {'dataset': 'imagenet2012', 'train_batch_size': 4096, 'temperature': 0.1}
+# The rest of MoCo's settings are defaults of the methods.
+_IMAGENET_MOCO = {'dataset': 'imagenet2012', 'train_batch_size': 256, 'train_epochs': 200}
 # SimCLRv2 fine-tunes with a rate of 0.005 * sqrt(1024) = 0.16.
 _FINETUNE = {
     'train_mode': 'finetune',
@@ -166,6 +176,16 @@ PRESETS: dict[str, Preset] = {
     'demo_byol': Preset(
         'BYOL on the bundled images, a small ResNet-18; minutes on a laptop.',
         {**_SMALL_BYOL, **_DEMO},
+        stages=_DEMO_STAGES,
+    ),
+    'demo_moco_v1': Preset(
+        'MoCo v1 on the bundled images, a small ResNet-18; minutes on a laptop.',
+        {**_SMALL_MOCO, **_DEMO, 'method': 'moco_v1', 'color_jitter_strength': 1.0},
+        stages=_DEMO_STAGES,
+    ),
+    'demo_moco_v2': Preset(
+        'MoCo v2 on the bundled images, a small ResNet-18; minutes on a laptop.',
+        {**_SMALL_MOCO, **_DEMO, 'method': 'moco_v2'},
         stages=_DEMO_STAGES,
     ),
     'demo_finetune': Preset(
@@ -302,6 +322,17 @@ PRESETS: dict[str, Preset] = {
             'train_batch_size': 4096,
             'train_epochs': 1000,
         },
+    ),
+    'imagenet_moco_v1': Preset(
+        'MoCo v1 on ImageNet, ResNet-50, 200 epochs (arXiv:1911.05722, section 3.3); published: '
+        '60.6% linear evaluation. Here momentum is that of Nesterov, and scales and offsets of '
+        'batch normalization do not decay.',
+        {**_IMAGENET_MOCO, 'method': 'moco_v1'},
+    ),
+    'imagenet_moco_v2': Preset(
+        'MoCo v2 on ImageNet, ResNet-50, 200 epochs (arXiv:2003.04297, table 1); published: 67.5% '
+        'linear evaluation, 71.1% after 800 epochs. As to momentum and decay, see imagenet_moco_v1.',
+        {**_IMAGENET_MOCO, 'method': 'moco_v2'},
     ),
     'linear_eval': Preset(
         'Linear evaluation on ImageNet: the encoder is frozen (arXiv:2002.05709, appendix B.6); '

@@ -24,6 +24,9 @@ class MethodEntry:
             its projection head without importing TensorFlow, as 'module:function'; None if the
             head is the one of `Method.projection_head`.
         momentum_copy: whether it always keeps a momentum copy of encoder and projection head.
+        needs: settings that must not be 0; they have a default here.
+        views_trained: how many views, the first ones, pass through the trained network; None for
+            all of them.
     """
 
     implementation: str
@@ -33,6 +36,8 @@ class MethodEntry:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     head_layers: str | None = None
     momentum_copy: bool = False
+    needs: tuple[str, ...] = ()
+    views_trained: int | None = None
 
     def load(self) -> type:
         """The class; imports TensorFlow."""

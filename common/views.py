@@ -62,6 +62,17 @@ ASYMMETRIC = (
         draw=1,
     ),
 )
+# MoCo (arXiv:1911.05722, section 3.3, and its program): colors always change, by larger amounts.
+_GRAY_FIRST = (
+    op('crop'),
+    op('gray'),
+    op('color', strengths=(0.4, 0.4, 0.4, 0.4), probability=1.0, gray_probability=0.0),
+    op('flip'),
+)
+QUERY_AND_KEY_V1 = (View(_GRAY_FIRST, draw=0), View(_GRAY_FIRST, draw=1))
+# MoCo v2 (arXiv:2003.04297, and its program): SimCLR's operations, colors at half the strength.
+_HALF_COLOR = (op('crop'), op('color', strengths=(0.4, 0.4, 0.4, 0.1)), op('blur'), op('flip'))
+QUERY_AND_KEY_V2 = (View(_HALF_COLOR, draw=0), View(_HALF_COLOR, draw=1))
 # SimCLR, appendix B.5, for fine-tuning.
 SUPERVISED = (View(_WEAK),)
 EVALUATION = (View((op('eval_crop'),)),)

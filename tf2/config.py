@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 from common.errors import UserError
@@ -199,12 +200,14 @@ class LearningConfig:
         "Distillation: multiply the teacher's term by the squared temperature, as the published "
         'program does and the paper does not.',
     )
-    temperature: float = option(0.1, 'Temperature of the NT-Xent softmax.', above=0, at_most=1000)
+    temperature: float = option(
+        0.1, 'Temperature of the softmax over similarities.', above=0, at_most=1000
+    )
     hidden_norm: bool = option(True, 'Scale projections to length 1 before NT-Xent.')
     memory_size: int = option(
         0,
         "Pretraining: number of additional negatives, a momentum encoder's projections of earlier "
-        'images; a multiple of --train_batch_size. 0 turns it off; SimCLRv2 uses 65536.',
+        'images; a multiple of --train_batch_size. 0 turns it off; SimCLRv2 and MoCo use 65536.',
         at_least=0,
         resume='fixed',
     )
@@ -234,6 +237,15 @@ class LearningConfig:
         'along a cosine.',
         at_least=0,
         at_most=1,
+    )
+    norm_parts: int = option(
+        1,
+        'Number of parts of the global batch with batch normalization statistics of their own, '
+        'instead of --global_bn; a multiple of the number of replicas. A query and its key are in '
+        'parts of other images, so that statistics do not tell which key is its own. 1: the whole '
+        'batch.',
+        at_least=1,
+        at_most=1024,
     )
     lineareval_while_pretraining: bool = option(
         True,
@@ -287,6 +299,11 @@ class OptimizerConfig:
     warmup_epochs: float = option(
         10.0, 'Epochs of linear warm-up before the cosine decay.', at_least=0, at_most=1_000_000
     )
+    learning_rate_schedule: str = option(
+        'cosine',
+        'What follows the warm-up: "cosine", a decay to 0, or drops, as in 0.6:0.1,0.8:0.01, which '
+        'multiplies the peak rate by 0.1 after 60% of the run and by 0.01 after 80%.',
+    )
     weight_decay: float = option(
         1e-6,
         'Weight decay: of kernels with lars and lamb, of kernels and biases with the others.',
@@ -310,6 +327,30 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        places = [0.0, *(place for place, _ in self.drops), 1.0]
+        if any(before >= after for before, after in itertools.pairwise(places)):
+            raise self._unknown_schedule()
+
+    @property
+    def drops(self) -> tuple[tuple[float, float], ...]:
+        """Share of the run -> factor on the peak rate from there on; empty for a cosine."""
+        if self.learning_rate_schedule == 'cosine':
+            return ()
+        pairs = [pair.split(':') for pair in self.learning_rate_schedule.split(',')]
+        try:
+            drops = tuple((float(place), float(factor)) for place, factor in pairs)
+        except ValueError as error:
+            raise self._unknown_schedule() from error
+        if not all(0 <= factor <= 1 for _, factor in drops):
+            raise self._unknown_schedule()
+        return drops
+
+    def _unknown_schedule(self) -> UserError:
+        return UserError(
+            '--learning_rate_schedule must be cosine, or pairs share:factor such as '
+            '0.6:0.1,0.8:0.01, with growing shares of the run between 0 and 1, and factors from 0 '
+            f'to 1; found {self.learning_rate_schedule!r}.'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -387,9 +387,10 @@ class Run:
     def _of_batch(self) -> dict[str, int]:
         network, share = self.network, -(-self.train_batch_size // self.replicas)
         views = len(self.learning.entry.views)
+        trained = self.learning.entry.views_trained or views
         image = network.image_size**2 * 3 * FLOAT
         sizes = {
-            'activations': views * share * self._trained().kept,
+            'activations': trained * share * self._trained().kept,
             'views': BATCHES_IN_MEMORY * views * share * image,
         }
         if not self.learning.stage.classifies:

@@ -1,12 +1,15 @@
-"""Step -> learning rate: linear warm-up, then cosine decay to zero (SimCLR section 2.3).
+"""Step -> learning rate: linear warm-up, then cosine decay to zero (SimCLR section 2.3), or drops.
 
-Pure functions; `WarmupCosine` binds their arguments for Keras optimizers.
+Pure functions; `WarmupCosine` and `WarmupDrops` bind their arguments for Keras optimizers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -124,6 +127,35 @@ def warmup_cosine(
     return tf.where(step < warmup_steps, rising, falling)
 
 
+def warmup_drops(
+    step: int | tf.Tensor | tf.Variable,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    drops: Sequence[tuple[float, float]],
+) -> tf.Tensor:
+    """Learning rate of update number `step`, counted from 0, that falls in steps.
+
+    It rises as in `warmup_cosine`, and is then the peak times the factor of the last drop.
+
+    Args:
+        step: scalar, Python number or integer tensor.
+        peak: rate at the end of the warm-up.
+        warmup_steps: updates of linear increase; 0 starts at the peak.
+        total_steps: updates of the run.
+        drops: share of the run, in ascending order, and factor from there on.
+
+    Returns:
+        [] float32.
+    """
+    step = tf.cast(step, tf.float32)
+    rate = tf.constant(peak, tf.float32)
+    for share, factor in drops:
+        rate = tf.where(step >= round(share * total_steps), peak * factor, rate)
+    return tf.where(step < warmup_steps, peak * step / max(warmup_steps, 1), rate)
+
+
 class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
     """`warmup_cosine` with its arguments bound, callable with the step.
 
@@ -144,7 +176,7 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: int | tf.Tensor | tf.Variable) -> tf.Tensor:
         """Learning rate of update `step`, [] float32."""
         step = step + self.ahead if self.ahead else step
-        return warmup_cosine(
+        return self._rate(
             step,
             peak=self.peak,
             warmup_steps=self.warmup_steps,
@@ -156,6 +188,8 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         done = tf.cast(step, tf.float32) + self.ahead
         return tf.clip_by_value(done / self.total_steps, 0.0, 1.0)
 
+    _rate = staticmethod(warmup_cosine)
+
     def get_config(self) -> dict[str, float | int]:
         """Constructor arguments, for Keras."""
         return {
@@ -166,11 +200,32 @@ class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
+class WarmupDrops(WarmupCosine):
+    """`warmup_drops` with its arguments bound, see `WarmupCosine`."""
+
+    def __init__(
+        self,
+        peak: float,
+        warmup_steps: int,
+        total_steps: int,
+        ahead: int = 0,
+        *,
+        drops: Sequence[tuple[float, float]],
+    ) -> None:
+        super().__init__(peak, warmup_steps, total_steps, ahead)
+        self.drops = drops
+        self._rate = functools.partial(warmup_drops, drops=drops)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments, for Keras."""
+        return {**super().get_config(), 'drops': self.drops}
+
+
 def build(optimizer: OptimizerConfig, train: TrainConfig, num_examples: int) -> WarmupCosine:
     """The schedule of a run.
 
     Args:
-        optimizer: base rate, its scaling and the warm-up.
+        optimizer: base rate, its scaling, the warm-up and what follows it.
         train: batch size and length of the run.
         num_examples: training examples per epoch.
 
@@ -178,8 +233,11 @@ def build(optimizer: OptimizerConfig, train: TrainConfig, num_examples: int) -> 
         A schedule: step -> [] float32.
     """
     batch = train.train_batch_size
-    return WarmupCosine(
+    arguments = (
         peak_learning_rate(optimizer.learning_rate, batch, optimizer.learning_rate_scaling),
         warmup_steps(num_examples, optimizer.warmup_epochs, batch),
         train_steps(num_examples, train),
     )
+    if optimizer.drops:
+        return WarmupDrops(*arguments, drops=optimizer.drops)
+    return WarmupCosine(*arguments)

@@ -46,7 +46,9 @@ def from_values(values: Mapping[str, Any]) -> Config:
         sections[name] = section(**{key: values[key] for key in names & values.keys()})
     config = Config(**sections)
     _check_stage(config)
+    _check_needs(config)
     _check_negatives(config)
+    _check_parts(config)
     _check_allowed(config)
     # In later stages, a checkpoint or the folder's record may determine the network.
     if not config.learning.stage.classifies and config.learning.checkpoint is None:
@@ -107,6 +109,29 @@ def _check_negatives(config: Config) -> None:
         raise UserError(
             '--train_batch_size must be at least 2 while pretraining, which needs the other images '
             'of a batch: as negatives, or for batch statistics; found 1. Give a larger one.'
+        )
+
+
+def _check_needs(config: Config) -> None:
+    """Raises UserError if a setting that the method can't do without is 0."""
+    values = to_values(config)
+    if not config.run.does.trains:
+        return
+    for name in config.learning.entry.needs:
+        if not values[name]:
+            raise UserError(
+                f'--method={config.learning.method} needs a --{name} above 0; found '
+                f'{values[name]}. Leave it out for {config.learning.entry.defaults[name]}.'
+            )
+
+
+def _check_parts(config: Config) -> None:
+    """Raises UserError if batches can't be divided into the parts of batch normalization."""
+    parts, batch = config.learning.norm_parts, config.train.train_batch_size
+    if config.run.does.trains and parts > 1 and (batch % parts or batch == parts):
+        raise UserError(
+            f'--train_batch_size must be a multiple of --norm_parts, {parts}, with at least 2 '
+            f'images in each part; found {batch}. Try {max(2, batch // parts) * parts}.'
         )
 
 

@@ -14,6 +14,7 @@ from data.augmentations.blur import random_blur
 from data.augmentations.color import distort_color
 from data.augmentations.eval_crop import eval_crop
 from data.augmentations.flip import random_flip
+from data.augmentations.gray import random_gray
 from data.augmentations.random_crop import random_crop
 from data.augmentations.solarize import random_solarize
 from data.config import DataConfig
@@ -85,6 +86,11 @@ AUGMENTATIONS: dict[str, Augmentation] = {
         settings=lambda config, size: {'kernel_size': _blur_width(size)},
         # A kernel of one pixel changes nothing.
         is_off=lambda config, size: not config.use_blur or _blur_width(size) < 2,
+    ),
+    'gray': Augmentation(
+        random_gray,
+        takes_batches=True,
+        is_off=lambda config, size: config.color_jitter_strength == 0,
     ),
     'solarize': Augmentation(random_solarize, takes_batches=True),
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.methods import MethodEntry
 from common.registry import load
-from common.views import ASYMMETRIC, CONTRAST, SUPERVISED
+from common.views import ASYMMETRIC, CONTRAST, QUERY_AND_KEY_V1, QUERY_AND_KEY_V2, SUPERVISED
 
 if TYPE_CHECKING:
     from tf2.config import ModelConfig
@@ -33,6 +33,23 @@ _TUNING = (
     'label_fraction',
     'labels_per_class',
 )
+
+# What the published programs of MoCo, InstDisc and InvaSpread have in common.
+_SGD = {
+    'optimizer': 'momentum',
+    'learning_rate': 0.03,
+    'warmup_epochs': 0.0,
+    'crop_min_area': 0.2,
+}
+_MOMENTUM_ENCODER = ('memory_size', 'momentum_encoder_decay', 'export_momentum_encoder')
+_MOCO = {
+    **_SGD,
+    'weight_decay': 1e-4,
+    'train_batch_size': 256,
+    'train_epochs': 200,
+    'memory_size': 65536,
+    'norm_parts': 8,  # as many as the published runs had GPUs
+}
 
 METHODS = {
     'simclr': MethodEntry(
@@ -66,6 +83,35 @@ METHODS = {
         },
         head_layers='tf2.models.head_sizes:count_layers',
         momentum_copy=True,
+    ),
+    'moco_v1': MethodEntry(
+        'tf2.methods.moco:MoCo',
+        QUERY_AND_KEY_V1,
+        'InfoNCE between a query and its key of a momentum encoder, with a queue of keys as '
+        'negatives; linear head (arXiv:1911.05722).',
+        reads=(
+            *(name for name in _PRETRAINING if name != 'use_blur'),
+            'temperature',
+            *_MOMENTUM_ENCODER,
+            'norm_parts',
+        ),
+        defaults={
+            **_MOCO,
+            'learning_rate_schedule': '0.6:0.1,0.8:0.01',
+            'proj_head_mode': 'linear',
+            'temperature': 0.07,
+        },
+        needs=('memory_size',),
+        views_trained=1,
+    ),
+    'moco_v2': MethodEntry(
+        'tf2.methods.moco:MoCo',
+        QUERY_AND_KEY_V2,
+        'MoCo with a head of two layers, stronger views and a cosine schedule (arXiv:2003.04297).',
+        reads=(*_PRETRAINING, 'temperature', *_MOMENTUM_ENCODER, 'norm_parts'),
+        defaults={**_MOCO, 'num_proj_layers': 2, 'temperature': 0.2},
+        needs=('memory_size',),
+        views_trained=1,
     ),
 }
 # Stages with a fixed method.

@@ -1,4 +1,4 @@
-"""The memory of SimCLRv2: a momentum encoder's projections of earlier images as negatives.
+"""The memory of SimCLRv2 and MoCo: a momentum encoder's projections of earlier images as negatives.
 
 SimCLRv2 section 3 (arXiv:2006.10029), after MoCo (arXiv:1911.05722).
 """

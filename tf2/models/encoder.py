@@ -19,6 +19,8 @@ class SimCLRModel(tf.keras.Model):
         num_classes: classes of the linear classifier; None builds none.
         make_head: makes the projection head.
         replicas: number of replicas of the training step; global BN is not synchronized on one.
+        norm_parts: number of parts of the global batch with batch statistics of their own, a
+            multiple of `replicas`; 1 leaves the batch whole.
         precision: 'float32', 'bfloat16' or 'float16', for convolutions and dense layers.
         filter_products: see `convolution.convolve`; `tf2.precision` chooses it.
         detach_classifier: whether the classifier's gradient stops before the encoder, so that
@@ -39,6 +41,7 @@ class SimCLRModel(tf.keras.Model):
         *,
         make_head: MakeHead = ProjectionHead,
         replicas: int = 1,
+        norm_parts: int = 1,
         precision: str = 'float32',
         filter_products: bool = False,
         detach_classifier: bool = False,
@@ -46,7 +49,8 @@ class SimCLRModel(tf.keras.Model):
         super().__init__()
         norm = Norm(
             momentum=config.batch_norm_decay,
-            synchronized=config.global_bn and replicas > 1,
+            synchronized=config.global_bn and replicas > 1 and norm_parts == 1,
+            parts=max(1, norm_parts // replicas),
             dtype='float32' if precision == 'float32' else f'mixed_{precision}',
             filter_products=filter_products,
         )
@@ -56,6 +60,7 @@ class SimCLRModel(tf.keras.Model):
         self.num_classes = num_classes
         self.make_head = make_head
         self.replicas = replicas
+        self.norm_parts = norm_parts
         self.precision = precision
         self.detach_classifier = detach_classifier
         self.backbone = config.backbone_entry.load()(config, norm, image_size)
@@ -120,6 +125,7 @@ def without_classifier(model: SimCLRModel) -> SimCLRModel:
         None,
         make_head=model.make_head,
         replicas=model.replicas,
+        norm_parts=model.norm_parts,
         precision=model.precision,
     )
 

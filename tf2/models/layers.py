@@ -23,12 +23,15 @@ class Norm:
         momentum: of the moving batch statistics.
         synchronized: whether statistics are taken over all replicas. Leave it off on a single
             replica: the fused kernel is much faster.
+        parts: number of parts, of equal size and in the order of the rows, into which a replica's
+            batch is divided; each has statistics of its own. More than 1 excludes `synchronized`.
         dtype: Keras dtype policy, such as 'float32' or 'mixed_bfloat16'.
         filter_products: see `convolution.convolve`.
     """
 
     momentum: float = 0.9
     synchronized: bool = False
+    parts: int = 1
     dtype: str = 'float32'
     filter_products: bool = False
 
@@ -90,8 +93,8 @@ class BatchNorm(Layer):
             outputs = tf.cast(self._normalize(exact, mean, variance), images.dtype)
             self._update(mean, variance)
         else:
-            outputs, mean, variance = self._fused(images)
-            count = tf.cast(tf.reduce_prod(tf.shape(images)[:3]), tf.float32)
+            outputs, mean, variance = self._by_parts(images)
+            count = tf.cast(tf.reduce_prod(tf.shape(images)[:3]), tf.float32) / self.norm.parts
             self._update(mean, variance * (count - 1) / count)
         return outputs if inputs.shape.rank == 4 else outputs[:, 0, 0]
 
@@ -128,6 +131,14 @@ class BatchNorm(Layer):
             is_training=training,
         )
         return tf.cast(outputs, dtype), mean, variance
+
+    def _by_parts(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`_fused` for each part of the batch; mean and variance are means over the parts."""
+        parts = self.norm.parts
+        if parts == 1:
+            return self._fused(images)
+        outputs, means, variances = zip(*map(self._fused, tf.split(images, parts)))
+        return tf.concat(outputs, 0), tf.add_n(means) / parts, tf.add_n(variances) / parts
 
     def _normalize(self, images: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         """Normalizes float32 `images` [b, h, w, c]; gradients flow through the statistics [c]."""
