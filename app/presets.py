@@ -331,7 +331,7 @@ PRESETS: dict[str, Preset] = {
     ),
     'imagenet_moco_v2': Preset(
         'MoCo v2 on ImageNet, ResNet-50, 200 epochs (arXiv:2003.04297, table 1); published: 67.5% '
-        'linear evaluation, 71.1% after 800 epochs. As to momentum and decay, see imagenet_moco_v1.',
+        'linear evaluation, 71.1% after 800 epochs. For momentum and decay, see imagenet_moco_v1.',
         {**_IMAGENET_MOCO, 'method': 'moco_v2'},
     ),
     'linear_eval': Preset(

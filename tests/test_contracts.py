@@ -13,7 +13,7 @@ import tensorflow as tf
 from app.config.resolution import resolve
 from app.config.schema import all_options, to_values
 from app.presets import PRESETS
-from common.views import CONTRAST, EVALUATION, SUPERVISED, View, op
+from common.views import EVALUATION, SUPERVISED, View, op
 from data.augmentations import AUGMENTATIONS, apply_op
 from data.batches import sample_views
 from data.config import DataConfig
@@ -23,7 +23,7 @@ from data.sources import Source, open_source
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
 from tf2.evaluators import EVALUATORS, NEEDS
 from tf2.evaluators.base import Inputs
-from tf2.methods import METHODS, make_head
+from tf2.methods import METHODS, entry_of, make_head
 from tf2.methods.base import build
 from tf2.models import BACKBONES
 from tf2.models.encoder import SimCLRModel, build_model
@@ -98,7 +98,9 @@ def source() -> Source:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize('wanted', [CONTRAST, SUPERVISED, EVALUATION])
+@pytest.mark.parametrize(
+    'wanted', [SUPERVISED, EVALUATION, *{entry.views: entry for entry in METHODS.values()}]
+)
 def test_every_chain_makes_its_views_of_one_size(wanted: tuple[View, ...], source: Source) -> None:
     views = sample_views(
         source, DataConfig(image_size=24), split='test', views=wanted, count=3, seed=0
@@ -162,15 +164,18 @@ def test_every_method_returns_its_metrics_and_trains_its_modules(name: str, meth
         SimCLRModel(model_config, 8, 10, make_head=head, detach_classifier=detached)
     )
     if name == 'distill':
-        teacher = tf.random.stateless_normal([4, 10], [1, 2])
+        teacher = tf.random.stateless_normal([8, 10], [1, 2])
         config = LearningConfig(train_mode=name, teacher='made up')
         method = build(model, config, lambda images: teacher)
     else:
-        config = LearningConfig(train_mode=name, method=method)
+        names = {field.name for field in dataclasses.fields(LearningConfig)}
+        defaults = entry_of(name, method).defaults
+        own = {key: value for key, value in defaults.items() if key in names}
+        config = LearningConfig(**{**own, 'train_mode': name, 'method': method})
         method = build(model, config)
-    images = tf.random.stateless_uniform([len(config.entry.views), 4, 8, 8, 3], [0, 0])
-    # One example has no label.
-    batch = {'views': tuple(tf.unstack(images)), 'label': tf.constant([3, 1, -1, 0])}
+    images = tf.random.stateless_uniform([len(config.entry.views), 8, 8, 8, 3], [0, 0])
+    # Some examples have no label.
+    batch = {'views': tuple(tf.unstack(images)), 'label': tf.constant([3, 1, -1, 0, 2, -1, 9, 9])}
     with tf.GradientTape() as tape:
         targets, outputs = method.targets(batch), method.forward(batch['views'], True)
         terms = method.loss(outputs, targets, batch)

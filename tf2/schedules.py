@@ -152,7 +152,7 @@ def warmup_drops(
     step = tf.cast(step, tf.float32)
     rate = tf.constant(peak, tf.float32)
     for share, factor in drops:
-        rate = tf.where(step >= round(share * total_steps), peak * factor, rate)
+        rate = tf.where(step >= int(share * total_steps), peak * factor, rate)
     return tf.where(step < warmup_steps, peak * step / max(warmup_steps, 1), rate)
 
 

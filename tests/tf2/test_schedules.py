@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.errors import UserError
+from tests.support import GOLDEN
 from tf2 import schedules
 from tf2.config import OptimizerConfig, TrainConfig
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'learning_rate.json'
-CASES = json.loads(GOLDEN.read_text())
+CASES = json.loads((GOLDEN / 'learning_rate.json').read_text())
 
 
 def _configs(case: dict) -> tuple[OptimizerConfig, TrainConfig]:
@@ -94,3 +94,33 @@ def test_config_round_trip() -> None:
 def test_unknown_scaling() -> None:
     with pytest.raises(ValueError, match='linear or sqrt'):
         schedules.peak_learning_rate(0.1, 256, 'cubic')
+
+
+def test_golden_drops_and_cosine_of_moco() -> None:
+    """Epochs, rates with drops at epochs 120 and 160, and rates along a cosine, of 200 epochs."""
+    train = TrainConfig(train_batch_size=10, train_epochs=200)
+    epoch, examples = 5000, 50_000
+    for name, column in (('0.6:0.1,0.8:0.01', 1), ('cosine', 2)):
+        optimizer = OptimizerConfig(
+            learning_rate=0.03 * 25.6, warmup_epochs=0.0, learning_rate_schedule=name
+        )
+        schedule = schedules.build(optimizer, train, examples)
+        for row in np.load(GOLDEN / 'methods' / 'schedules.npz')['moco_epoch_step_cos']:
+            found = schedule(int(row[0]) * epoch)
+            np.testing.assert_allclose(found, row[column], rtol=1e-4, atol=1e-7)
+
+
+def test_drops_after_a_warm_up() -> None:
+    schedule = schedules.WarmupDrops(2.0, 4, 20, drops=((0.5, 0.1), (0.75, 0.0)))
+    found = [float(schedule(step)) for step in (0, 1, 4, 9, 10, 14, 15, 30)]
+    np.testing.assert_allclose(found, [0, 0.5, 2, 2, 0.2, 0.2, 0, 0], rtol=1e-6)
+    schedule.ahead = 5
+    assert float(schedule(5)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    'text', ['linear', '0.5', '0.5:2', '0.6:0.1,0.4:0.01', '1:0.1', '0:0.1', '0.5:-1', '0.5:nan']
+)
+def test_an_unknown_schedule_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match='--learning_rate_schedule must be cosine, or pairs'):
+        OptimizerConfig(learning_rate_schedule=text)

@@ -7,8 +7,8 @@ versions differ in head, views, temperature and schedule, which are defaults of 
 would tell which key belongs to a query, since those of the queue were normalized with others.
 Statistics of the whole batch, synchronized or not, don't prevent that. So they are taken over parts
 of the global batch (`norm_parts`): consecutive rows for queries; for keys, parts to which the rows
-were dealt in turn, like cards. With `s` images in each of `p` parts, a query and its key share about
-`s / p` of them, as many as after a random shuffle, on any number of replicas, and one replica
+were dealt in turn, like cards. With s images in each of p parts, a query and its key share about
+s / p of them, as many as after a random shuffle, on any number of replicas, and one replica
 computes what several do. Batches are shuffled already, so the deal need not be random.
 """
 

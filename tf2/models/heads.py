@@ -90,10 +90,13 @@ class PlainHead(Layer):
         depth = config.head_layers
         self.width = config.proj_out_dim if depth else in_dim
         widths = [in_dim] * (depth - 1) + [self.width] * min(depth, 1)
-        start = tf.keras.initializers.RandomUniform(-(in_dim**-0.5), in_dim**-0.5)
+
+        def start() -> tf.keras.initializers.Initializer:
+            return tf.keras.initializers.RandomUniform(-(in_dim**-0.5), in_dim**-0.5)
+
         self.blocks = [
             tf.keras.layers.Dense(
-                width, kernel_initializer=start, bias_initializer=start, dtype=norm.dtype
+                width, kernel_initializer=start(), bias_initializer=start(), dtype=norm.dtype
             )
             for width in widths
         ]
