@@ -21,6 +21,7 @@ from app.inference import application, search
 from common.settings import option_type
 from tests.support import GOLDEN, mirrored
 from tf2 import distribution
+from tf2.methods import METHODS
 
 OLDER = str(GOLDEN / 'older_run')
 SMALL = {
@@ -28,7 +29,7 @@ SMALL = {
     'preset': 'demo',
     'train_split': 'train[:512]',
     'eval_split': 'test[:64]',
-    'train_batch_size': '8',
+    'train_batch_size': '16',
 }
 # Stage -> flags with which it would start.
 STAGES: dict[str, dict[str, str]] = {
@@ -169,6 +170,9 @@ def base_of(name: str) -> dict[str, str]:
     if not metadata['runs']:
         return MODES[metadata['modes'][0]]
     flags = dict(STAGES[stages_reading(name)[0]])
+    methods = [method for method, entry in METHODS.items() if name in entry.reads]
+    if methods and flags.get('train_mode', 'pretrain') == 'pretrain':
+        flags['method'] = methods[0]
     for other in metadata['requires']:
         flags.update(WITH[other])
     flags.update(ALSO.get(name, {}))
@@ -222,6 +226,29 @@ COMBINATIONS: Sequence[tuple[str, dict[str, str], str]] = [
     ('finetune', {'knn_examples': '9'}, '--knn_examples is read with --knn_neighbors only'),
     ('pretrain', {'momentum': '0.5', 'optimizer': 'adam'}, '--optimizer=momentum or lars only'),
     ('pretrain', {'memory_size': '60'}, '--memory_size must be a multiple'),
+    (
+        'pretrain',
+        {'method': 'moco_v2', 'memory_size': '0'},
+        'needs a --memory_size above 0; found 0',
+    ),
+    ('pretrain', {'method': 'moco_v2', 'memory_size': '60'}, '--memory_size must be a multiple'),
+    (
+        'pretrain',
+        {'method': 'moco_v2', 'norm_parts': '3'},
+        'be a multiple of --norm_parts, 3, with',
+    ),
+    (
+        'pretrain',
+        {'method': 'moco_v2', 'norm_parts': '16'},
+        'at least 2 images in each part; found',
+    ),
+    (
+        'pretrain',
+        {'method': 'moco_v1', 'use_blur': 'true'},
+        '--use_blur is for --method=simclr or ',
+    ),
+    ('pretrain', {'method': 'moco_v1', 'hidden_norm': 'true'}, '--hidden_norm is for --method=sim'),
+    ('pretrain', {'norm_parts': '4'}, '--norm_parts is for --method=moco_v1 or moco_v2; found'),
     ('pretrain', {'train_batch_size': '1'}, '--train_batch_size must be at least 2'),
     ('distill', {'labels_per_class': '1', 'distill_alpha': '1'}, '--distill_alpha=1 uses none'),
     ('pretrain', {'allow_changes': 'sede'}, "--allow_changes must name settings, .*'sede'"),

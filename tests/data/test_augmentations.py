@@ -12,8 +12,8 @@ from common.views import op
 from data.augmentations import AUGMENTATIONS, apply_op, blur, color
 from data.augmentations.eval_crop import eval_crop
 from data.augmentations.flip import random_flip
-from data.augmentations.random_crop import random_crop
 from data.augmentations.gray import random_gray
+from data.augmentations.random_crop import random_crop
 from data.augmentations.solarize import random_solarize
 from data.config import DataConfig
 from data.randomness import uniform
@@ -270,12 +270,18 @@ def test_solarization_inverts_bright_values_of_some_images(probability):
 def test_gray_alone_is_the_gray_of_the_color_distortion():
     images, seeds = photo(200, 3, 4, 3), seeds_of(200)
     found = random_gray(images, seeds, probability=0.3)
-    expected = distort_color(images, seeds, strength=1.0, probability=0.0, gray_probability=0.3)
+    expected = color.distort_color(
+        images, seeds, strength=1.0, probability=0.0, gray_probability=0.3
+    )
     np.testing.assert_array_equal(found, expected)
     changed = (found.numpy() != images.numpy()).any((1, 2, 3))
     assert 0.15 < changed.mean() < 0.45
     off = apply_op(
-        op('gray', probability=1.0), images, seeds, config=DataConfig(color_jitter_strength=0.0), size=4
+        op('gray', probability=1.0),
+        images,
+        seeds,
+        config=DataConfig(color_jitter_strength=0.0),
+        size=4,
     )
     np.testing.assert_array_equal(off, images)
 

@@ -50,6 +50,8 @@ _MOCO = {
     'memory_size': 65536,
     'norm_parts': 8,  # as many as the published runs had GPUs
 }
+_READ_BY_MOCO = (*_PRETRAINING, 'proj_hidden_dim', 'temperature', *_MOMENTUM_ENCODER, 'norm_parts')
+_WIDTHS = 'tf2.models.head_sizes:count_layers'
 
 METHODS = {
     'simclr': MethodEntry(
@@ -62,9 +64,7 @@ METHODS = {
             *_HEAD,
             'temperature',
             'hidden_norm',
-            'memory_size',
-            'momentum_encoder_decay',
-            'export_momentum_encoder',
+            *_MOMENTUM_ENCODER,
         ),
     ),
     'byol': MethodEntry(
@@ -81,7 +81,7 @@ METHODS = {
             'color_jitter_brightness': 'add',
             'rate_in_velocity': False,
         },
-        head_layers='tf2.models.head_sizes:count_layers',
+        head_layers=_WIDTHS,
         momentum_copy=True,
     ),
     'moco_v1': MethodEntry(
@@ -89,18 +89,14 @@ METHODS = {
         QUERY_AND_KEY_V1,
         'InfoNCE between a query and its key of a momentum encoder, with a queue of keys as '
         'negatives; linear head (arXiv:1911.05722).',
-        reads=(
-            *(name for name in _PRETRAINING if name != 'use_blur'),
-            'temperature',
-            *_MOMENTUM_ENCODER,
-            'norm_parts',
-        ),
+        reads=tuple(name for name in _READ_BY_MOCO if name != 'use_blur'),
         defaults={
             **_MOCO,
             'learning_rate_schedule': '0.6:0.1,0.8:0.01',
-            'proj_head_mode': 'linear',
+            'num_proj_layers': 1,
             'temperature': 0.07,
         },
+        head_layers=_WIDTHS,
         needs=('memory_size',),
         views_trained=1,
     ),
@@ -108,8 +104,9 @@ METHODS = {
         'tf2.methods.moco:MoCo',
         QUERY_AND_KEY_V2,
         'MoCo with a head of two layers, stronger views and a cosine schedule (arXiv:2003.04297).',
-        reads=(*_PRETRAINING, 'temperature', *_MOMENTUM_ENCODER, 'norm_parts'),
+        reads=_READ_BY_MOCO,
         defaults={**_MOCO, 'num_proj_layers': 2, 'temperature': 0.2},
+        head_layers=_WIDTHS,
         needs=('memory_size',),
         views_trained=1,
     ),

@@ -26,8 +26,8 @@ from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_
 from tf2.methods.memory import Memory
 from tf2.methods.nt_xent import ABSENT
 from tf2.models.encoder import SimCLRModel
-from tf2.models.heads import PlainHead
 from tf2.models.layers import Norm
+from tf2.models.mlp import MLP, plain_head
 
 
 class Matched(typing.NamedTuple):
@@ -126,9 +126,9 @@ class MoCo(Method):
         self.metrics = ('contrast_loss', 'contrast_acc', *supervised)
 
     @classmethod
-    def projection_head(cls, config: ModelConfig, width: int, norm: Norm) -> PlainHead:
+    def projection_head(cls, config: ModelConfig, width: int, norm: Norm) -> MLP:
         """See `Method.projection_head`. Linear in v1, an MLP without normalization in v2."""
-        return PlainHead(config, width, norm)
+        return plain_head(config, width, norm)
 
     def initialize(self) -> None:
         """See `Method.initialize`. The momentum encoder starts as a copy of the model."""

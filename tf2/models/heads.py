@@ -69,47 +69,6 @@ class ProjectionHead(Layer):
         return [tf.cast(output, tf.float32) for output in outputs]
 
 
-class PlainHead(Layer):
-    """A projection head of dense layers with biases, ReLUs between them, and no normalization.
-
-    Kernels and biases start uniform within ±1 / sqrt(inputs), as in the programs of MoCo and
-    InstDisc.
-
-    Args:
-        config: see `ProjectionHead`.
-        in_dim: width of the representation and of the hidden layers.
-        norm: dtype policy.
-
-    Attributes:
-        width: of the projection.
-        blocks: layers from input to output; `ft_proj_selector` counts them from 1.
-    """
-
-    def __init__(self, config: ModelConfig, in_dim: int, norm: Norm) -> None:
-        super().__init__(dtype=norm.dtype)
-        depth = config.head_layers
-        self.width = config.proj_out_dim if depth else in_dim
-        widths = [in_dim] * (depth - 1) + [self.width] * min(depth, 1)
-
-        def start() -> tf.keras.initializers.Initializer:
-            return tf.keras.initializers.RandomUniform(-(in_dim**-0.5), in_dim**-0.5)
-
-        self.blocks = [
-            tf.keras.layers.Dense(
-                width, kernel_initializer=start(), bias_initializer=start(), dtype=norm.dtype
-            )
-            for width in widths
-        ]
-
-    def call(self, features: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
-        """See `ProjectionHead.call`."""
-        outputs = [features]
-        for block in self.blocks[:-1]:
-            outputs.append(tf.nn.relu(block(outputs[-1])))
-        outputs += [block(outputs[-1]) for block in self.blocks[-1:]]
-        return [tf.cast(output, tf.float32) for output in outputs]
-
-
 def classifier(num_classes: int) -> tf.keras.layers.Dense:
     """The linear classifier: kernel drawn from N(0, 0.01), zero bias, float32 throughout."""
     initializer = tf.keras.initializers.RandomNormal(stddev=0.01)

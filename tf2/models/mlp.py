@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
+from tf2.config import ModelConfig
+from tf2.models.head_sizes import layer_widths
 from tf2.models.layers import BatchNorm, Layer, Norm
 
 # Makes an initializer from the number of inputs.
@@ -122,6 +124,19 @@ class MLP(Layer):
         for block in self.blocks:
             outputs.append(block(outputs[-1], training=training))
         return [tf.cast(output, tf.float32) for output in outputs]
+
+
+def plain_head(config: ModelConfig, width: int, norm: Norm) -> MLP:
+    """A projection head with biases and without normalization, as MoCo and InstDisc have.
+
+    Args:
+        config: settings of the head, see `head_sizes.layer_widths`.
+        width: of the representation.
+        norm: dtype policy.
+    """
+    hidden = Dense(bias=True, normalized=False)
+    last = dataclasses.replace(hidden, relu=False)
+    return MLP(width, layer_widths(config, width), hidden, last, norm, bias=uniform_by_fan_in)
 
 
 def built(network: MLP, inputs: int) -> MLP:

@@ -166,6 +166,7 @@ def method_of(backbone: str, parts: int = 1, replicas: int = 1, **options: Any) 
 def weights(model: SimCLRModel) -> dict[str, tf.Variable]:
     layers = {'l1': model.backbone.dense}
     layers |= dict(zip(('fc_0', 'fc_2'), model.projection_head.blocks, strict=True))
+    layers = {name: getattr(layer, 'dense', layer) for name, layer in layers.items()}
     kernels = {f'{name}_weight': layer.kernel for name, layer in layers.items()}
     return kernels | {f'{name}_bias': layer.bias for name, layer in layers.items()}
 
@@ -346,7 +347,7 @@ def test_each_version_has_its_head_and_temperature() -> None:
         own = {key: value for key, value in defaults.items() if key in names}
         head = MoCo.projection_head(ModelConfig(**{**own, 'proj_out_dim': 8}), 16, Norm())
         outputs = head(tf.random.stateless_normal([2, 16], [1, 2]))
-        assert [tuple(block.kernel.shape) for block in head.blocks] == shapes
+        assert [tuple(block.dense.kernel.shape) for block in head.blocks] == shapes
         assert len(head.variables) == 2 * len(shapes)  # kernels and biases, no normalization
         assert all((hidden.numpy() >= 0).all() for hidden in outputs[1:-1])
         assert (outputs[-1].numpy() < 0).any()
