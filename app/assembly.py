@@ -51,7 +51,13 @@ def assemble(
     schedule = schedules.build(config.optimizer, config.train, train_examples)
     method.progress = schedule.progress
     scales = config.train.mixed_precision == 'float16'
-    optimizer = builder.build(config.optimizer, schedule, decayed_by(method), scales_loss=scales)
+    optimizer = builder.build(
+        config.optimizer,
+        schedule,
+        decayed_by(method),
+        unscheduled=[v for module in method.unscheduled() for v in module.trainable_variables],
+        scales_loss=scales,
+    )
     penalty = penalty_of(config, model, method.trained())
     trainer = Trainer(method, optimizer, penalty, config.train, prepare)
     return Assembly(model, method, schedule, optimizer, trainer)
@@ -91,10 +97,13 @@ def penalty_of(
         model: the model that is trained or evaluated.
         trained: the modules that are trained; default: the model alone.
     """
-    if OPTIMIZERS[config.optimizer.optimizer].decays_in_update:
+    entry, modules = OPTIMIZERS[config.optimizer.optimizer], [model] if trained is None else trained
+    if entry.decays_in_update:
         variables = [model.classifier.kernel] if model.classifier else []
+    elif entry.decays_everything:
+        variables = decay.everything(modules)
     else:
-        variables = decay.kernels_and_biases([model] if trained is None else trained)
+        variables = decay.kernels_and_biases(modules)
     return Penalty(config.optimizer.weight_decay, variables)
 
 

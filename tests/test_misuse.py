@@ -224,7 +224,20 @@ COMBINATIONS: Sequence[tuple[str, dict[str, str], str]] = [
     ('pretrain', {'tpu_zone': 'here'}, '--tpu_zone is read with --tpu_name only'),
     ('pretrain', {'gcp_project': 'mine'}, '--gcp_project is read with --tpu_name only'),
     ('finetune', {'knn_examples': '9'}, '--knn_examples is read with --knn_neighbors only'),
-    ('pretrain', {'momentum': '0.5', 'optimizer': 'adam'}, '--optimizer=momentum or lars only'),
+    (
+        'pretrain',
+        {'momentum': '0.5', 'optimizer': 'adam'},
+        '=momentum or lars or sgd only',
+    ),
+    ('pretrain', {'method': 'simsiam', 'optimizer': 'lamb'}, 'lars, sgd with a constant .* lamb'),
+    (
+        'pretrain',
+        {'method': 'simsiam', 'target_decay': '0.9'},
+        'is for --method=byol; found',
+    ),
+    ('pretrain', {'method': 'byol', 'proj_head_mode': 'linear'}, 'for --method=simclr; found'),
+    ('pretrain', {'predictor_hidden_dim': '9'}, 'for --method=byol or simsiam; found --method=sim'),
+    ('pretrain', {'rate_in_velocity': '0', 'optimizer': 'adam'}, 'with --optimizer=lars only'),
     ('pretrain', {'memory_size': '60'}, '--memory_size must be a multiple'),
     (
         'pretrain',

@@ -89,7 +89,7 @@ def refused(
             'training examples .*6000; found 7000',
         ),
         (['--resnet_depth=42'], 'must be one of 18, 34, 50, 101, 152, 200; found 42'),
-        (['--optimizer=sgd'], 'must be one of momentum, adam, lars, lamb; found .sgd'),
+        (['--optimizer=sdg'], 'must be one of momentum, adam, lars, lamb, sgd; found .sdg'),
         (['--preset=demmo'], 'must be one of demo, .*; found .demmo'),
         (['--proj_head_mode=nonlinaer'], 'must be one of none, linear, nonlinear; found'),
         (['--train_batch_size=6001'], 'at most the number of training examples, 6000.*found 6001'),

@@ -231,6 +231,10 @@ class LearningConfig:
         at_least=1,
         resume='fixed',
     )
+    fixed_predictor_rate: bool = option(
+        True,
+        "Whether the predictor's learning rate stays at its peak instead of decaying.",
+    )
     target_decay: float = option(
         0.996,
         'Decay of the moving averages that make up the target network, at the start; it rises to 1 '
@@ -306,17 +310,18 @@ class OptimizerConfig:
     )
     weight_decay: float = option(
         1e-6,
-        'Weight decay: of kernels with lars and lamb, of kernels and biases with the others.',
+        'Weight decay: of kernels with lars and lamb, of kernels and biases with momentum and '
+        'adam, of everything with sgd.',
         at_least=0,
         at_most=10,
         modes=('export',),
     )
     momentum: float = option(
         0.9,
-        'Momentum of LARS and of the momentum optimizer.',
+        'Momentum of lars, of momentum (Nesterov) and of sgd (as in PyTorch).',
         at_least=0,
         below=1,
-        requires={'optimizer': ('momentum', 'lars')},
+        requires={'optimizer': ('momentum', 'lars', 'sgd')},
     )
     rate_in_velocity: bool = option(
         True,

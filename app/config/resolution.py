@@ -25,6 +25,7 @@ from data.config import OWN_IMAGES
 from tf2.config import LearningConfig
 from tf2.methods import METHODS, entry_of
 from tf2.models import BACKBONES
+from tf2.optimizers import OPTIMIZERS
 
 # Settings of where a run was trained that its evaluation keeps.
 _KEPT = ('data_dir', 'eval_name', 'max_pixels', 'max_bad_fraction')
@@ -49,6 +50,7 @@ def from_values(values: Mapping[str, Any]) -> Config:
     _check_needs(config)
     _check_negatives(config)
     _check_parts(config)
+    _check_rates(config)
     _check_allowed(config)
     # In later stages, a checkpoint or the folder's record may determine the network.
     if not config.learning.stage.classifies and config.learning.checkpoint is None:
@@ -132,6 +134,18 @@ def _check_parts(config: Config) -> None:
         raise UserError(
             f'--train_batch_size must be a multiple of --norm_parts, {parts}, with at least 2 '
             f'images in each part; found {batch}. Try {max(2, batch // parts) * parts}.'
+        )
+
+
+def _check_rates(config: Config) -> None:
+    """Raises UserError if the optimizer can't keep the predictor's learning rate constant."""
+    learning, optimizer = config.learning, config.optimizer.optimizer
+    fixes = learning.fixed_predictor_rate and 'fixed_predictor_rate' in learning.entry.reads
+    if config.run.does.trains and fixes and not OPTIMIZERS[optimizer].fixes_rates:
+        able = ', '.join(name for name, entry in OPTIMIZERS.items() if entry.fixes_rates)
+        raise UserError(
+            f'--optimizer must be one of {able} with a constant learning rate of the predictor; '
+            f'found {optimizer}. Choose one, or give --fixed_predictor_rate=False.'
         )
 
 

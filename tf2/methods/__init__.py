@@ -110,6 +110,24 @@ METHODS = {
         needs=('memory_size',),
         views_trained=1,
     ),
+    'simsiam': MethodEntry(
+        'tf2.methods.simsiam:SimSiam',
+        QUERY_AND_KEY_V2,
+        'SimSiam: a predictor maps each view to the projection of the other, which gets no '
+        'gradient; no negatives, no momentum network (arXiv:2011.10566).',
+        reads=(*_PRETRAINING, *_PREDICTS, 'fixed_predictor_rate'),
+        # Section 3 and appendix A.
+        defaults={
+            'proj_out_dim': 2048,
+            'predictor_hidden_dim': 512,
+            'crop_min_area': 0.2,
+            'optimizer': 'sgd',
+            'learning_rate': 0.05,
+            'warmup_epochs': 0.0,
+            'weight_decay': 1e-4,
+        },
+        head_layers=_WIDTHS,
+    ),
 }
 # Stages with a fixed method.
 STAGE_METHODS = {

@@ -51,6 +51,10 @@ class Method(tf.Module, abc.ABC):
         """Modules whose trainable variables the optimizer updates."""
         return (self.model,)
 
+    def unscheduled(self) -> Sequence[tf.Module]:
+        """Modules of `trained` whose learning rate stays at its peak, whatever the schedule."""
+        return ()
+
     @classmethod
     def projection_head(cls, config: ModelConfig, width: int, norm: Norm) -> ProjectionHead:
         """The projection head; `ft_proj_selector` counts its layers.

@@ -10,8 +10,10 @@ import tensorflow as tf
 from common.registry import load
 from tf2.config import OptimizerConfig
 from tf2.optimizers import OPTIMIZERS
+from tf2.optimizers.fixed_rate import FixedRate
 from tf2.optimizers.lamb import build_lamb
 from tf2.optimizers.lars import Lars
+from tf2.optimizers.sgd import Sgd
 
 Rate: TypeAlias = float | tf.keras.optimizers.schedules.LearningRateSchedule
 Optimizer: TypeAlias = tf.keras.optimizers.Optimizer | tf.keras.optimizers.legacy.Optimizer
@@ -19,21 +21,43 @@ Variables: TypeAlias = Sequence[tf.Variable]
 LossScaling = tf.keras.mixed_precision.LossScaleOptimizer
 
 
+class _Momentum(FixedRate, tf.keras.optimizers.SGD):
+    pass
+
+
+class _Adam(FixedRate, tf.keras.optimizers.Adam):
+    pass
+
+
+class _Lars(FixedRate, Lars):
+    pass
+
+
+class _Sgd(FixedRate, Sgd):
+    pass
+
+
 def momentum(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
     """SGD with Nesterov momentum."""
     del decayed  # its weight decay is an L2 term of the loss
-    return tf.keras.optimizers.SGD(rate, momentum=config.momentum, nesterov=True, jit_compile=False)
+    return _Momentum(rate, momentum=config.momentum, nesterov=True, jit_compile=False)
+
+
+def sgd(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
+    """See `Sgd`."""
+    del decayed  # its weight decay is an L2 term of the loss
+    return _Sgd(rate, config.momentum)
 
 
 def adam(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
     """Adam with the defaults of Keras."""
     del config, decayed  # its weight decay is an L2 term of the loss
-    return tf.keras.optimizers.Adam(rate, jit_compile=False)
+    return _Adam(rate, jit_compile=False)
 
 
 def lars(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
     """See `Lars`."""
-    return Lars(
+    return _Lars(
         rate,
         decayed=decayed,
         momentum=config.momentum,
@@ -52,6 +76,7 @@ def build(
     learning_rate: Rate,
     decayed: Variables,
     *,
+    unscheduled: Variables = (),
     scales_loss: bool = False,
 ) -> Optimizer:
     """The optimizer that `config` names.
@@ -62,6 +87,8 @@ def build(
         config: which optimizer, and its momentum and weight decay.
         learning_rate: float, or a schedule called with the number of updates done.
         decayed: variables that lars and lamb decay and adapt; the others ignore it.
+        unscheduled: variables whose learning rate stays at the schedule's peak; not with an
+            optimizer whose entry says that it can't fix rates.
         scales_loss: whether to scale the loss, so that small gradients don't vanish in float16.
             The factor grows until gradients overflow; such an update is skipped, counts as a step,
             and halves the factor (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2).
@@ -74,6 +101,8 @@ def build(
     """
     make = load(OPTIMIZERS[config.optimizer].implementation)
     optimizer = make(config, learning_rate, decayed)
+    if unscheduled:
+        optimizer.fix_rate(unscheduled, getattr(learning_rate, 'peak', learning_rate))
     return LossScaling(optimizer) if scales_loss else optimizer
 
 

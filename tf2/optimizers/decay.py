@@ -60,8 +60,12 @@ def kernels_and_biases(modules: Iterable[tf.Module]) -> list[tf.Variable]:
     modules = list(modules)
     layers = (layer for module in modules for layer in kernel_layers(module))
     chosen = {variable_key(variable) for layer in layers for variable in layer.variables}
-    trainable = _unique(variable for module in modules for variable in module.trainable_variables)
-    return [variable for variable in trainable if variable_key(variable) in chosen]
+    return [variable for variable in everything(modules) if variable_key(variable) in chosen]
+
+
+def everything(modules: Iterable[tf.Module]) -> list[tf.Variable]:
+    """All trainable variables of `modules`, each once, in their order."""
+    return _unique(variable for module in modules for variable in module.trainable_variables)
 
 
 def l2_penalty(variables: Iterable[tf.Variable]) -> tf.Tensor:

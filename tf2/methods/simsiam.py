@@ -1,0 +1,100 @@
+"""SimSiam: predicts the projection of another view, without negatives or a momentum network.
+
+Chen & He, arXiv:2011.10566.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf2.config import LearningConfig, ModelConfig
+from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_classifier
+from tf2.models.encoder import SimCLRModel
+from tf2.models.head_sizes import layer_widths
+from tf2.models.layers import Norm
+from tf2.models.mlp import MLP, Dense, built, uniform_by_fan_in
+
+_HIDDEN = Dense()
+# Batch normalization would cancel a bias.
+_PROJECTION = Dense(affine=False, relu=False)
+_PREDICTION = Dense(bias=True, normalized=False, relu=False)
+
+
+def simsiam_loss(predictions: Sequence[tf.Tensor], projections: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Negative cosine similarity, both ways; mean over examples (equation 2 and algorithm 1).
+
+    No gradient flows to the projections.
+
+    Args:
+        predictions: of the two views, [b, d] float32 each.
+        projections: of the same views, [b, d] float32 each. A prediction of one view is compared
+            with the projection of the other.
+
+    Returns:
+        float32 scalar from -1 to 1.
+    """
+    units = [tf.math.l2_normalize(prediction, -1) for prediction in predictions]
+    others = [tf.stop_gradient(tf.math.l2_normalize(z, -1)) for z in reversed(projections)]
+    cosines = [tf.reduce_sum(unit * other, -1) for unit, other in zip(units, others)]  # [b] each
+    return -tf.reduce_mean(tf.add_n(cosines)) / 2
+
+
+class SimSiam(Method):
+    """One network, whose predictor maps the projection of each view to that of the other.
+
+    Where there are labels, an online linear classifier is trained too, which doesn't change the
+    encoder.
+
+    Args:
+        model: built, with `projection_head`.
+        config: `predictor_hidden_dim` and `fixed_predictor_rate` are read.
+
+    Attributes:
+        predictor: discarded after pretraining.
+    """
+
+    def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
+        super().__init__(name='pretraining')
+        self.model = model
+        self.config = config
+        width = model.projection_head.width
+        widths = [config.predictor_hidden_dim, width]
+        predictor = MLP(width, widths, _HIDDEN, _PREDICTION, model.norm, bias=uniform_by_fan_in)
+        self.predictor = built(predictor, width)
+        self.metrics = ('prediction_loss', *(ONLINE_METRICS if model.classifier else ()))
+
+    @classmethod
+    def projection_head(cls, config: ModelConfig, width: int, norm: Norm) -> MLP:
+        """See `Method.projection_head`. An MLP whose output is normalized, without affine map."""
+        return MLP(width, layer_widths(config, width), _HIDDEN, _PROJECTION, norm)
+
+    def trained(self) -> Sequence[tf.Module]:
+        """See `Method.trained`."""
+        return (self.model, self.predictor)
+
+    def unscheduled(self) -> Sequence[tf.Module]:
+        """See `Method.unscheduled`. The predictor should follow the projections (section 4.2)."""
+        return (self.predictor,) if self.config.fixed_predictor_rate else ()
+
+    def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
+        """See `Method.forward`. Projections, predictions, and logits of a classifier, by view.
+
+        Batch statistics are those of one view, as in the authors' program.
+        """
+        outputs = [self.model(view, training=training) for view in views]
+        projections = [output['proj_head_output'] for output in outputs]  # [b, d] each
+        predict = [self.predictor(projection, training=training)[-1] for projection in projections]
+        return {
+            'projections': tuple(projections),
+            'predictions': tuple(predict),
+            'logits_sup': tuple(out['logits_sup'] for out in outputs if 'logits_sup' in out),
+        }
+
+    def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
+        """See `Method.loss`. `batch['views']` are two views of each image."""
+        loss = simsiam_loss(outputs['predictions'], outputs['projections'])
+        online = online_classifier(self.model, outputs['logits_sup'], batch['label'])
+        total = loss + online.get('supervised_loss', 0.0)
+        return {'loss': total, 'prediction_loss': loss, **online}
