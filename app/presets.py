@@ -54,6 +54,7 @@ _DEMO_STAGES = ('demo_finetune', 'demo_self_distill', 'demo_student')
 _SMALL_BYOL = {
     **{name: value for name, value in _SMALL.items() if name != 'temperature'},
     'method': 'byol',
+    'color_jitter_strength': 1.6,  # of half the amounts
     'color_jitter_brightness': 'add',
     'proj_hidden_dim': 512,
     'proj_out_dim': 128,
@@ -67,6 +68,17 @@ _SMALL_MOCO = {
     'temperature': 0.2,
     'memory_size': 2048,
     'momentum_encoder_decay': 0.99,
+}
+_SMALL_SIMSIAM = {
+    **{name: value for name, value in _SMALL.items() if name != 'temperature'},
+    'method': 'simsiam',
+    'color_jitter_strength': 1.6,  # of half the amounts
+    'proj_hidden_dim': 512,
+    'proj_out_dim': 512,
+    'predictor_hidden_dim': 128,
+    'optimizer': 'sgd',
+    'learning_rate': 0.1,
+    'weight_decay': 5e-4,
 }
 # The stages after pretraining.
 _SMALL_TUNED = {
@@ -186,6 +198,11 @@ PRESETS: dict[str, Preset] = {
     'demo_moco_v2': Preset(
         'MoCo v2 on the bundled images, a small ResNet-18; minutes on a laptop.',
         {**_SMALL_MOCO, **_DEMO, 'method': 'moco_v2'},
+        stages=_DEMO_STAGES,
+    ),
+    'demo_simsiam': Preset(
+        'SimSiam on the bundled images, a small ResNet-18; minutes on a laptop.',
+        {**_SMALL_SIMSIAM, **_DEMO},
         stages=_DEMO_STAGES,
     ),
     'demo_finetune': Preset(
@@ -333,6 +350,25 @@ PRESETS: dict[str, Preset] = {
         'MoCo v2 on ImageNet, ResNet-50, 200 epochs (arXiv:2003.04297, table 1); published: 67.5% '
         'linear evaluation, 71.1% after 800 epochs. For momentum and decay, see imagenet_moco_v1.',
         {**_IMAGENET_MOCO, 'method': 'moco_v2'},
+    ),
+    'imagenet_simsiam': Preset(
+        'SimSiam on ImageNet, ResNet-50, 100 epochs (arXiv:2011.10566, section 3); published: '
+        '68.1% linear evaluation, 71.3% after 800 epochs.',
+        {
+            'dataset': 'imagenet2012',
+            'method': 'simsiam',
+            'crop_min_area': 0.2,
+            'num_proj_layers': 3,
+            'proj_out_dim': 2048,
+            'predictor_hidden_dim': 512,
+            'optimizer': 'sgd',
+            'learning_rate': 0.05,
+            'learning_rate_scaling': 'linear',
+            'warmup_epochs': 0.0,
+            'weight_decay': 1e-4,
+            'train_batch_size': 512,
+            'train_epochs': 100,
+        },
     ),
     'linear_eval': Preset(
         'Linear evaluation on ImageNet: the encoder is frozen (arXiv:2002.05709, appendix B.6); '

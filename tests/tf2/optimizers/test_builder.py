@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from common.errors import UserError
+from tests.support import mirrored
 from tf2.config import OptimizerConfig
 from tf2.optimizers import OPTIMIZERS, builder
 from tf2.schedules import WarmupCosine
@@ -157,3 +158,50 @@ def test_lamb_starts_without_the_end_of_life_notice() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(UserError, match='momentum, adam, lars, lamb'):
         OptimizerConfig(optimizer='sgdx')
+
+
+def _trained_at(
+    name: str, rate: builder.Rate, fixed: slice, strategy: tf.distribute.Strategy | None = None
+) -> list[np.ndarray]:
+    """Two variables after some updates; those in `fixed` keep the peak rate."""
+    with (strategy or tf.distribute.get_strategy()).scope():
+        variables = _variables()
+        optimizer = builder.build(
+            OptimizerConfig(optimizer=name), rate, variables, unscheduled=variables[fixed]
+        )
+        builder.create_variables(optimizer, variables)
+
+    def update(gradients: list[tf.Tensor]) -> None:
+        builder.apply(optimizer, gradients, variables)
+
+    for gradients in GRADIENTS:
+        values = [tf.constant(gradient) for gradient in gradients]
+        if strategy is None:
+            update(values)
+        else:
+            tf.function(lambda: strategy.run(update, (values,)))()  # noqa: B023
+    return [variable.numpy() for variable in variables]
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if OPTIMIZERS[name].fixes_rates])
+@pytest.mark.parametrize('replicated', [False, True])
+def test_some_variables_keep_the_peak_rate(name: str, replicated: bool) -> None:
+    schedule = WarmupCosine(peak=0.5, warmup_steps=0, total_steps=len(GRADIENTS) + 1)
+    scheduled = _trained_at(name, schedule, slice(0))
+    constant = _trained_at(name, 0.5, slice(0))
+    assert all((a != b).any() for a, b in zip(scheduled, constant, strict=True))
+    mixed = _trained_at(name, schedule, slice(1, 2), mirrored(2) if replicated else None)
+    np.testing.assert_allclose(mixed[0], scheduled[0], rtol=1e-6)
+    np.testing.assert_allclose(mixed[1], constant[1], rtol=1e-6)
+
+
+def test_sgd_keeps_the_rate_out_of_its_velocity() -> None:
+    variables = [tf.Variable([3.0, 4.0])]
+    schedule = WarmupCosine(peak=0.5, warmup_steps=0, total_steps=4)
+    optimizer = builder.build(OptimizerConfig(optimizer='sgd', momentum=0.5), schedule, [])
+    weight, velocity = np.array([3.0, 4.0]), np.zeros(2)
+    for step, (gradient, _) in enumerate(GRADIENTS):
+        builder.apply(optimizer, [tf.constant(gradient)], variables)
+        velocity = 0.5 * velocity + np.array(gradient)
+        weight = weight - float(schedule(step)) * velocity
+        np.testing.assert_allclose(variables[0], weight, rtol=1e-6)
