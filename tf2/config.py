@@ -357,6 +357,11 @@ class OptimizerConfig:
             f'to 1; found {self.learning_rate_schedule!r}.'
         )
 
+    @staticmethod
+    def that_fix_rates() -> list[str]:
+        """Optimizers with which some variables can have a constant learning rate."""
+        return [name for name, entry in OPTIMIZERS.items() if entry.fixes_rates]
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

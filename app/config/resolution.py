@@ -22,10 +22,9 @@ from common.errors import UserError
 from common.settings import check_option
 from common.stages import STAGES
 from data.config import OWN_IMAGES
-from tf2.config import LearningConfig
+from tf2.config import LearningConfig, OptimizerConfig
 from tf2.methods import METHODS, entry_of
 from tf2.models import BACKBONES
-from tf2.optimizers import OPTIMIZERS
 
 # Settings of where a run was trained that its evaluation keeps.
 _KEPT = ('data_dir', 'eval_name', 'max_pixels', 'max_bad_fraction')
@@ -139,13 +138,13 @@ def _check_parts(config: Config) -> None:
 
 def _check_rates(config: Config) -> None:
     """Raises UserError if the optimizer can't keep the predictor's learning rate constant."""
-    learning, optimizer = config.learning, config.optimizer.optimizer
+    learning, able = config.learning, OptimizerConfig.that_fix_rates()
     fixes = learning.fixed_predictor_rate and 'fixed_predictor_rate' in learning.entry.reads
-    if config.run.does.trains and fixes and not OPTIMIZERS[optimizer].fixes_rates:
-        able = ', '.join(name for name, entry in OPTIMIZERS.items() if entry.fixes_rates)
+    if config.run.does.trains and fixes and config.optimizer.optimizer not in able:
         raise UserError(
-            f'--optimizer must be one of {able} with a constant learning rate of the predictor; '
-            f'found {optimizer}. Choose one, or give --fixed_predictor_rate=False.'
+            f'--optimizer must be one of {", ".join(able)} with a constant learning rate of the '
+            f'predictor; found {config.optimizer.optimizer}. Choose one, or give '
+            '--fixed_predictor_rate=False.'
         )
 
 
