@@ -87,8 +87,15 @@ def count(variables: list[tf.Variable]) -> int:
     return sum(variable.shape.num_elements() for variable in variables)
 
 
-# Every depth and every width; `test_memory_estimate` computes all rows, without building networks.
-BUILT = [row for row in COUNTS if row['resnet_depth'] == 50 or row['width_multiplier'] == 1]
+# Every width, and every depth; the deepest, which take seconds to build, with one kind of kernels.
+# `test_memory_estimate` computes all rows, without building networks.
+LEFT_OUT = ((101, 0), (152, 0.0625))
+BUILT = [
+    row
+    for row in COUNTS
+    if (row['resnet_depth'] == 50 or row['width_multiplier'] == 1)
+    and (row['resnet_depth'], row['sk_ratio']) not in LEFT_OUT
+]
 
 
 @pytest.mark.parametrize('row', BUILT, ids=lambda row: '-'.join(map(str, list(row.values())[:3])))
