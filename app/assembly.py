@@ -47,7 +47,7 @@ def assemble(
         prepare: see `Trainer`.
     """
     model = network(config, num_classes)
-    method = build(model, config.learning, teacher and teacher.logits)
+    method = build(model, config.learning, teacher and teacher.logits, train_examples)
     schedule = schedules.build(config.optimizer, config.train, train_examples)
     method.progress = schedule.progress
     scales = config.train.mixed_precision == 'float16'

@@ -64,7 +64,12 @@ def devices_of(replicas: int, of_this_process: int, *, on_gpu: bool) -> Devices 
     return Devices('GPU', memory, replicas) if memory else None
 
 
-def check_fits(config: Config, devices: Devices, recorded: Mapping[str, Any] | None = None) -> None:
+def check_fits(
+    config: Config,
+    devices: Devices,
+    recorded: Mapping[str, Any] | None = None,
+    train_examples: int = 0,
+) -> None:
     """Raises UserError if a run clearly doesn't fit into the memory of `devices`.
 
     Backbones without a memory estimate are not checked.
@@ -73,18 +78,19 @@ def check_fits(config: Config, devices: Devices, recorded: Mapping[str, Any] | N
         config: all settings; the architecture is that of the run.
         devices: the devices of the run.
         recorded: settings of the teacher's run, if known.
+        train_examples: their number; 0 if it isn't known yet.
     """
     if not is_known(config.model):
         return
 
     def parts(config: Config) -> dict[str, int]:
         """The parts of training or of evaluation, whichever need more."""
-        run = _run_of(config, devices, recorded)
+        run = _run_of(config, devices, recorded, train_examples)
         kinds = [run.training()] if run.train_batch_size else []
         kinds += [run.evaluation()] if run.eval_batch_size else []
         return max(kinds, key=_total)
 
-    run, found = _run_of(config, devices, recorded), parts(config)
+    run, found = _run_of(config, devices, recorded, train_examples), parts(config)
     if run.fixed() <= devices.memory and _total(found) <= TOLERANCE * devices.memory:
         return
     fits = ADVISED * devices.memory
@@ -97,7 +103,9 @@ def check_fits(config: Config, devices: Devices, recorded: Mapping[str, Any] | N
     )
 
 
-def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None) -> Run:
+def _run_of(
+    config: Config, devices: Devices, recorded: Mapping[str, Any] | None, train_examples: int
+) -> Run:
     train, does = config.train, config.run.does
     # Classes and precision may be unknown yet: those are assumed that need the least.
     precision = 'bfloat16' if train.mixed_precision == 'auto' else train.mixed_precision
@@ -118,6 +126,7 @@ def _run_of(config: Config, devices: Devices, recorded: Mapping[str, Any] | None
         devices.replicas,
         devices.sharing,
         _network_of(recorded) if recorded else None,
+        train_examples,
     )
 
 

@@ -169,6 +169,13 @@ def _check_trainable(config: Config, data: RunData) -> None:
     """Raises UserError if a stage that needs labels has none, or none of some class."""
     learning, stage = config.learning, config.learning.stage
     source, split = data.source, config.data.train_split
+    if learning.entry.remembers_examples and learning.bank_negatives > data.train_examples:
+        raise UserError(
+            '--bank_negatives must be at most the number of training examples, '
+            f'{data.train_examples} in {split!r} of {source.name}; found '
+            f'{learning.bank_negatives}. Give fewer, or --bank_loss=softmax --bank_negatives=0 for '
+            'all.'
+        )
     if not learning.learns_from_labels:
         return
     if data.train_labels.labeled == 0:

@@ -126,7 +126,7 @@ def prepare(config: Config, given: Mapping[str, Any]) -> Experiment:
     if trains:
         config, weights = _with_architecture(config, given, history)
     config, data = _with_data(config, given, strategy)
-    config, teacher = _on_devices(config, given, strategy)
+    config, teacher = _on_devices(config, given, strategy, data.train_examples)
     recorded = recorded_run(model_dir) if trains else read_flags(model_dir)
     classes = match_classes(config, data.source, recorded, teacher, weights)
     num_classes = number_of_classes(config, data, teacher, recorded)
@@ -176,14 +176,17 @@ def _with_data(
 
 
 def _on_devices(
-    config: Config, given: Mapping[str, Any], strategy: tf.distribute.Strategy
+    config: Config,
+    given: Mapping[str, Any],
+    strategy: tf.distribute.Strategy,
+    train_examples: int,
 ) -> tuple[Config, Teacher | None]:
     """Checks the devices and opens the teacher there; `config` then has their precision."""
     trains, model_dir = config.run.does.trains, config.output.model_dir
     doing = 'training' if trains else 'evaluation'
     with distribution.together(strategy, model_dir), within_memory(doing, config, strategy):
         config = _with_precision(config, strategy)
-        check_devices(config, strategy)
+        check_devices(config, strategy, train_examples)
         # An evaluation opens no model that only the record names: the folder may come from
         # elsewhere.
         opens = trains or 'teacher' in given
@@ -333,11 +336,14 @@ def within_memory(
     return distribution.within_memory(doing, config.output.model_dir, advice)
 
 
-def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
+def check_devices(
+    config: Config, strategy: tf.distribute.Strategy, train_examples: int = 0
+) -> None:
     """Checks that batches divide evenly among the replicas, and that these can run `config`.
 
     Raises:
-        UserError: if not, or if the run doesn't fit into memory.
+        UserError: if not, or if the run doesn't fit into memory, of which a memory bank of
+            `train_examples` rows may need a part.
     """
     batches = {'eval_batch_size': config.evaluation.eval_batch_size}
     if config.run.does.trains:
@@ -368,7 +374,8 @@ def check_devices(config: Config, strategy: tf.distribute.Strategy) -> None:
         on_gpu=distribution.has_accelerators(strategy),
     )
     if devices is not None:
-        capacity.check_fits(config, devices, _settings_of_teacher(config))
+        recorded = _settings_of_teacher(config)
+        capacity.check_fits(config, devices, recorded, train_examples)
 
 
 def _settings_of_teacher(config: Config) -> dict[str, Any] | None:

@@ -80,6 +80,14 @@ _SMALL_SIMSIAM = {
     'learning_rate': 0.1,
     'weight_decay': 5e-4,
 }
+_SMALL_INSTDISC = {
+    **_SMALL,
+    'method': 'instdisc',
+    'color_jitter_strength': 1.0,
+    'temperature': 0.1,
+    'bank_loss': 'softmax',
+    'bank_negatives': 0,
+}
 # The stages after pretraining.
 _SMALL_TUNED = {
     **_SMALL_NETWORK,
@@ -134,8 +142,8 @@ _SMALL_SELF_DISTILL = {
 _SMALL_STUDENT = {**_SMALL_DISTILL, 'width_multiplier': 0.125, 'learning_rate': 0.002}
 
 _IMAGENET = {'dataset': 'imagenet2012', 'train_batch_size': 4096, 'temperature': 0.1}
-# The rest of MoCo's settings are defaults of the methods.
-_IMAGENET_MOCO = {'dataset': 'imagenet2012', 'train_batch_size': 256, 'train_epochs': 200}
+# The rest of the settings of MoCo and InstDisc are defaults of the methods.
+_IMAGENET_200 = {'dataset': 'imagenet2012', 'train_batch_size': 256, 'train_epochs': 200}
 # SimCLRv2 fine-tunes with a rate of 0.005 * sqrt(1024) = 0.16.
 _FINETUNE = {
     'train_mode': 'finetune',
@@ -203,6 +211,12 @@ PRESETS: dict[str, Preset] = {
     'demo_simsiam': Preset(
         'SimSiam on the bundled images, a small ResNet-18; minutes on a laptop.',
         {**_SMALL_SIMSIAM, **_DEMO},
+        stages=_DEMO_STAGES,
+    ),
+    'demo_instdisc': Preset(
+        'InstDisc on the bundled images, with a softmax over all of them, a small ResNet-18; '
+        'minutes on a laptop.',
+        {**_SMALL_INSTDISC, **_DEMO},
         stages=_DEMO_STAGES,
     ),
     'demo_finetune': Preset(
@@ -344,12 +358,17 @@ PRESETS: dict[str, Preset] = {
         'MoCo v1 on ImageNet, ResNet-50, 200 epochs (arXiv:1911.05722, section 3.3); published: '
         '60.6% linear evaluation. Here momentum is that of Nesterov, and scales and offsets of '
         'batch normalization do not decay.',
-        {**_IMAGENET_MOCO, 'method': 'moco_v1'},
+        {**_IMAGENET_200, 'method': 'moco_v1'},
     ),
     'imagenet_moco_v2': Preset(
         'MoCo v2 on ImageNet, ResNet-50, 200 epochs (arXiv:2003.04297, table 1); published: 67.5% '
         'linear evaluation, 71.1% after 800 epochs. For momentum and decay, see imagenet_moco_v1.',
-        {**_IMAGENET_MOCO, 'method': 'moco_v2'},
+        {**_IMAGENET_200, 'method': 'moco_v2'},
+    ),
+    'imagenet_instdisc': Preset(
+        'InstDisc on ImageNet, ResNet-50, 200 epochs (arXiv:1805.01978, section 4); published: '
+        '54.0% linear evaluation. For momentum and decay, see imagenet_moco_v1.',
+        {**_IMAGENET_200, 'method': 'instdisc'},
     ),
     'imagenet_simsiam': Preset(
         'SimSiam on ImageNet, ResNet-50, 100 epochs (arXiv:2011.10566, section 3); published: '

@@ -114,6 +114,12 @@ def check_changes(config: Config, train_examples: int, history: History) -> Hist
     """
     if not history.recorded:
         return history
+    images = history.recorded.get(TRAIN_EXAMPLES, train_examples)
+    if config.learning.entry.remembers_examples and images != train_examples:
+        raise UserError(
+            f'--model_dir={config.output.model_dir} holds a memory bank of {images} images; this '
+            f'run has {train_examples}. Choose another --model_dir, or the images it was made with.'
+        )
     changes = _changes(config, train_examples, history.recorded)
     allowed = allowed_changes(config)
     refused = [c for c in changes if _rule(c.setting) == 'refuse' and c.setting not in allowed]

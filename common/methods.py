@@ -27,6 +27,8 @@ class MethodEntry:
         needs: settings that must not be 0; they have a default here.
         views_trained: how many views, the first ones, pass through the trained network; None for
             all of them.
+        remembers_examples: whether it keeps a row for each training example, and is made with
+            their number.
     """
 
     implementation: str
@@ -38,6 +40,7 @@ class MethodEntry:
     momentum_copy: bool = False
     needs: tuple[str, ...] = ()
     views_trained: int | None = None
+    remembers_examples: bool = False
 
     def load(self) -> type:
         """The class; imports TensorFlow."""

@@ -135,6 +135,7 @@ def test_every_augmentation_stays_in_range_with_a_static_shape(name: str) -> Non
 
 # --- models and objectives
 
+EXAMPLES = 8
 NORM = Norm(momentum=0.9, synchronized=False, dtype='float32')
 
 
@@ -172,10 +173,14 @@ def test_every_method_returns_its_metrics_and_trains_its_modules(name: str, meth
         defaults = entry_of(name, method).defaults
         own = {key: value for key, value in defaults.items() if key in names}
         config = LearningConfig(**{**own, 'train_mode': name, 'method': method})
-        method = build(model, config)
+        method = build(model, config, examples=EXAMPLES)
     images = tf.random.stateless_uniform([len(config.entry.views), 8, 8, 8, 3], [0, 0])
     # Some examples have no label.
-    batch = {'views': tuple(tf.unstack(images)), 'label': tf.constant([3, 1, -1, 0, 2, -1, 9, 9])}
+    batch = {
+        'views': tuple(tf.unstack(images)),
+        'label': tf.constant([3, 1, -1, 0, 2, -1, 9, 9]),
+        'index': tf.range(8, dtype=tf.int64),
+    }
     with tf.GradientTape() as tape:
         targets, outputs = method.targets(batch), method.forward(batch['views'], True)
         terms = method.loss(outputs, targets, batch)

@@ -251,6 +251,30 @@ class LearningConfig:
         at_least=1,
         at_most=1024,
     )
+    bank_loss: str = option(
+        'nce',
+        'How an image is told from the others in the memory bank: noise-contrastive estimation '
+        'with rows drawn at random, or a softmax over such rows or over all.',
+        choices=('nce', 'softmax'),
+    )
+    bank_negatives: int = option(
+        4096,
+        'Number of rows of the memory bank that are drawn for each image; 0 takes all of them, '
+        'for a softmax.',
+        at_least=0,
+    )
+    bank_momentum: float = option(
+        0.5,
+        'Share of the old row when a feature is averaged into the memory bank.',
+        at_least=0,
+        below=1,
+    )
+    proximal_weight: float = option(
+        0.0,
+        'Weight of the squared distance between a feature and its row of the memory bank. The '
+        'paper of InstDisc has this term, its program has not.',
+        at_least=0,
+    )
     lineareval_while_pretraining: bool = option(
         True,
         'While pretraining, also train a linear classifier that sends no gradient to the encoder.',
@@ -262,6 +286,11 @@ class LearningConfig:
             raise UserError(
                 f'--train_mode={self.train_mode} needs a --teacher, the fine-tuned network to '
                 'learn from; found none. Give the --model_dir of its run, or an exported module.'
+            )
+        if self.bank_loss == 'nce' and not self.bank_negatives:
+            raise UserError(
+                '--bank_negatives must be above 0 with --bank_loss=nce; found 0. Give '
+                '--bank_loss=softmax to compare with the whole memory bank.'
             )
 
     @property

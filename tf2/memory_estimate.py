@@ -308,6 +308,7 @@ class Run:
         replicas: number of replicas.
         sharing: number of replicas that share the memory of a device, such as the host's.
         teacher: of a distillation; None without one, or if it is unknown.
+        train_examples: their number, for a method that remembers each; 0 if it is unknown.
     """
 
     network: Network
@@ -318,6 +319,7 @@ class Run:
     replicas: int = 1
     sharing: int = 1
     teacher: Network | None = None
+    train_examples: int = 0
 
     def training(self) -> dict[str, int]:
         """Bytes on a device during training, by what takes them."""
@@ -379,6 +381,8 @@ class Run:
             sizes['momentum encoder'] = copied * FLOAT
         if self.learning.memory_size and self.train_batch_size:
             sizes['memory'] = self.learning.memory_size * network.projections * FLOAT
+        if self.learning.entry.remembers_examples and self.train_batch_size:
+            sizes['memory bank'] = self.train_examples * network.projections * FLOAT
         if self.teacher is not None:
             held = self.teacher.whole()
             sizes['teacher'] = (held.parameters + held.statistics) * FLOAT
@@ -398,7 +402,17 @@ class Run:
         return sizes
 
     def _logits(self, share: int) -> int:
-        """NT-Xent: all projections, their gradients, and a block of logits and exponentials."""
+        """What the loss keeps."""
+        learning, examples = self.learning, self.train_examples
+        if learning.entry.remembers_examples:
+            compared = learning.bank_negatives + 1 if learning.bank_negatives else examples
+            # Rows of the bank that were drawn, or products with all of them.
+            made = min(examples, compared * self.network.projections)
+            return share * (made + 3 * compared) * FLOAT
+        return self._nt_xent(share)
+
+    def _nt_xent(self, share: int) -> int:
+        """All projections, their gradients, and a block of logits and exponentials."""
         rows = 2 * self.train_batch_size
         columns = rows + self.learning.memory_size
         block = max(2 * columns, min(LOGITS_AT_A_TIME, 2 * share * columns))

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from common.methods import MethodEntry
 from common.registry import load
-from common.views import ASYMMETRIC, CONTRAST, QUERY_AND_KEY_V1, QUERY_AND_KEY_V2, SUPERVISED
+from common.views import (
+    ASYMMETRIC,
+    CONTRAST,
+    DISCRIMINATION,
+    QUERY_AND_KEY_V1,
+    QUERY_AND_KEY_V2,
+    SUPERVISED,
+)
 
 if TYPE_CHECKING:
     from tf2.config import ModelConfig
@@ -127,6 +134,32 @@ METHODS = {
             'weight_decay': 1e-4,
         },
         head_layers=_WIDTHS,
+    ),
+    'instdisc': MethodEntry(
+        'tf2.methods.instdisc:InstDisc',
+        DISCRIMINATION,
+        'InstDisc: tells an image from all others by a memory bank with a moving average of the '
+        'feature of each (arXiv:1805.01978).',
+        reads=(
+            *(name for name in _PRETRAINING if name != 'use_blur'),
+            'proj_hidden_dim',
+            'temperature',
+            'bank_loss',
+            'bank_negatives',
+            'bank_momentum',
+            'proximal_weight',
+        ),
+        defaults={
+            **_SGD,
+            'weight_decay': 1e-4,
+            'train_batch_size': 256,
+            'train_epochs': 200,
+            'learning_rate_schedule': '0.6:0.1,0.8:0.01',
+            'num_proj_layers': 1,
+            'temperature': 0.07,
+        },
+        head_layers=_WIDTHS,
+        remembers_examples=True,
     ),
 }
 # Stages with a fixed method.

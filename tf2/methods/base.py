@@ -86,8 +86,9 @@ class Method(tf.Module, abc.ABC):
         """What `loss` compares the outputs with, without gradient; None if there is nothing.
 
         Args:
-            batch: this replica's share: 'views', a tuple of [b, h, w, 3] float32 in [0, 1], and
-                'label' [b] int32, -1 where there is none.
+            batch: this replica's share: 'views', a tuple of [b, h, w, 3] float32 in [0, 1],
+                'label' [b] int32, -1 where there is none, and 'index' [b] int64, the position
+                among the training examples.
         """
         del batch
 
@@ -143,16 +144,23 @@ class Method(tf.Module, abc.ABC):
         return {MODULES: self.model}
 
 
-def build(model: SimCLRModel, config: LearningConfig, teacher: Logits | None = None) -> Method:
+def build(
+    model: SimCLRModel,
+    config: LearningConfig,
+    teacher: Logits | None = None,
+    examples: int | None = None,
+) -> Method:
     """The method that `config` names.
 
     Args:
         model: built, within the strategy's scope.
         config: settings of stage and method.
         teacher: images [b, h, w, 3] -> logits [b, c]; only for a stage with a teacher.
+        examples: number of training examples, for a method that remembers each.
     """
     arguments = (model, config) if teacher is None else (model, config, teacher)
-    return config.entry.load()(*arguments)
+    remembered = {'examples': examples} if config.entry.remembers_examples else {}
+    return config.entry.load()(*arguments, **remembered)
 
 
 def online_classifier(

@@ -1,6 +1,7 @@
-"""The memory of SimCLRv2 and MoCo: a momentum encoder's projections of earlier images as negatives.
+"""What methods remember of earlier images: a queue of keys, or a bank with a row for each image.
 
-SimCLRv2 section 3 (arXiv:2006.10029), after MoCo (arXiv:1911.05722).
+The memory of SimCLRv2 (section 3, arXiv:2006.10029), after MoCo (arXiv:1911.05722), is a queue of a
+momentum encoder's projections; the bank is that of InstDisc (arXiv:1805.01978).
 """
 
 from __future__ import annotations
@@ -46,16 +47,58 @@ class Queue(tf.Module):
         count = tf.shape(rows, tf.int64)[0]
         # Modulo row by row: after a change of the batch size, a batch may have to wrap around.
         places = (self.enqueued + tf.range(count)) % self.size
-
-        def write(variable: tf.Variable, places: tf.Tensor, rows: tf.Tensor) -> tf.Operation:
-            return variable.scatter_nd_update(places, rows)
-
-        def update(strategy: tf.distribute.Strategy, places: tf.Tensor, rows: tf.Tensor) -> None:
-            # Every replica has all rows, so each writes its own copy.
-            strategy.extended.update(self.rows, write, (places, rows))
-
-        tf.distribute.get_replica_context().merge_call(update, (places[:, None], rows))
+        write_rows(self.rows, places, rows)
         self.enqueued.assign_add(count)
+
+
+class Bank(tf.Module):
+    """A memory bank: a row for every training example, the same on every replica.
+
+    Attributes:
+        rows: [examples, width] float32; moving averages of features, of length 1 once visited.
+    """
+
+    def __init__(self, examples: int, width: int) -> None:
+        super().__init__(name='bank')
+        # As the published program draws them: of length 1 on average.
+        limit = (width / 3) ** -0.5
+        start = tf.random.uniform([examples, width], -limit, limit)
+        self.rows = tf.Variable(start, trainable=False, name='rows')
+
+    def update(self, index: tf.Tensor, features: tf.Tensor, momentum: float) -> None:
+        """Averages the features of all replicas into their rows; call in replica context.
+
+        Args:
+            index: [n] int64, rows of this replica's examples. If one occurs twice, in a batch that
+                spans two epochs, the last occurrence counts.
+            features: [n, width] float32, of length 1.
+            momentum: share of the old row; the result is scaled to length 1.
+        """
+        index, _ = collectives.all_gather(index)
+        features, _ = collectives.all_gather(features)
+        same = tf.equal(index[:, None], index[None, :])
+        last = tf.argmax(tf.where(same, tf.range(tf.shape(index)[0]), -1), -1)
+        old = tf.gather(self.rows, index)
+        mixed = momentum * old + (1 - momentum) * tf.gather(features, last)
+        write_rows(self.rows, index, tf.math.l2_normalize(mixed, -1))
+
+
+def write_rows(variable: tf.Variable, places: tf.Tensor, rows: tf.Tensor) -> None:
+    """Writes the same rows into each replica's copy of a variable; call in replica context.
+
+    Args:
+        variable: [size, width].
+        places: [n] int64.
+        rows: [n, width], the same on every replica; equal places have equal rows.
+    """
+
+    def write(variable: tf.Variable, places: tf.Tensor, rows: tf.Tensor) -> tf.Operation:
+        return variable.scatter_nd_update(places, rows)
+
+    def update(strategy: tf.distribute.Strategy, places: tf.Tensor, rows: tf.Tensor) -> None:
+        strategy.extended.update(variable, write, (places, rows))
+
+    tf.distribute.get_replica_context().merge_call(update, (places[:, None], rows))
 
 
 class Memory(tf.Module):
