@@ -144,6 +144,7 @@ class InstDisc(Method):
             tf.stack([self.seed, self.drawn]),
             maxval=self.examples,
             dtype=tf.int64,
+            alg='philox',  # else XLA draws other numbers
         )
         # One replica draws for its place among all, so that several draw what one would.
         first = share * context.replica_id_in_sync_group

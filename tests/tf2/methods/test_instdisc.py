@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from app.config.resolution import resolve
 from app.presets import PRESETS
 from common.errors import UserError
 from tests.support import GOLDEN, mirrored, on_replicas, relative_error
+from tests.tf2.methods.golden_steps import INPUTS, dense_encoder
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods import instdisc
 from tf2.methods.instdisc import InstDisc
@@ -21,7 +23,12 @@ from tf2.methods.memory import Bank
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.trainer import Penalty, Trainer
 
-pytestmark = pytest.mark.usefixtures('plain')
+
+@pytest.fixture(autouse=True, scope='module')
+def small_encoder() -> Iterator[None]:
+    with dense_encoder(10, last_relu=True):
+        yield
+
 
 FIGURES = dict(np.load(GOLDEN / 'methods' / 'instdisc.npz'))
 N, D, K, B = (int(FIGURES[name]) for name in 'NDKB')
@@ -31,11 +38,9 @@ SOFTMAX = {**LOSS, 'bank_loss': 'softmax'}
 
 def method_of(examples: int = N, width: int = D, classes: int | None = None, **options: Any) -> Any:
     tf.keras.utils.set_random_seed(0)
-    config = ModelConfig(
-        resnet_depth=18, width_multiplier=0.125, proj_out_dim=width, num_proj_layers=1
-    )
+    config = ModelConfig(backbone='dense', proj_out_dim=width, num_proj_layers=1)
     model = SimCLRModel(
-        config, 8, classes, make_head=InstDisc.projection_head, detach_classifier=True
+        config, 1, classes, make_head=InstDisc.projection_head, detach_classifier=True
     )
     return InstDisc(build_model(model), LearningConfig(**{**LOSS, **options}), examples=examples)
 
@@ -193,7 +198,7 @@ def trained(replicas: int = 1, *, steps: int = 3, jit_compile: bool = False) -> 
 
 
 def run(trainer: Trainer, strategy: Any, first: int, steps: int) -> list[np.ndarray]:
-    images = np.random.default_rng(0).random((24, 8, 8, 3), np.float32)
+    images = np.random.default_rng(0).random((24, *INPUTS), np.float32)
     rows = {'views': (images,), 'label': np.arange(24, dtype=np.int32) % 3, 'index': np.arange(24)}
     data = tf.data.Dataset.from_tensor_slices(rows).batch(8, drop_remainder=True).skip(first)
     iterator = iter(strategy.experimental_distribute_dataset(data))
@@ -226,7 +231,7 @@ def test_a_restored_run_goes_on_exactly(tmp_path: pathlib.Path) -> None:
 
 def test_the_optimizer_moves_the_model_and_the_loss_changes_no_state() -> None:
     method = method_of(24, 6, 3, proximal_weight=1.0)
-    images = tf.random.stateless_uniform([8, 8, 8, 3], [1, 2])
+    images = tf.random.stateless_uniform([8, *INPUTS], [1, 2])
     batch = {
         'views': (images,),
         'label': tf.zeros([8], tf.int32),
