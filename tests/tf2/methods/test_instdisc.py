@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from app.capacity import Devices, check_fits
 from app.config.resolution import resolve
+from app.config.schema import to_values
 from app.presets import PRESETS
+from app.resuming import History, check_changes
 from common.errors import UserError
 from tests.support import GOLDEN, mirrored, on_replicas, relative_error
 from tests.tf2.methods.golden_steps import INPUTS, dense_encoder
@@ -251,7 +253,15 @@ def test_the_optimizer_moves_the_model_and_the_loss_changes_no_state() -> None:
         np.testing.assert_array_equal(value, old)
 
 
-# --- memory
+# --- what is refused
+
+
+def test_a_run_with_another_number_of_images_is_not_resumed() -> None:
+    config = resolve({'method': 'instdisc', 'allow_changes': 'train_examples'}, PRESETS)
+    history = History({**to_values(config), 'train_examples': 10})
+    assert check_changes(config, 10, history).changes == ()
+    with pytest.raises(UserError, match='holds a memory bank of 10 images; this run has 12'):
+        check_changes(config, 12, history)
 
 
 def test_a_bank_that_does_not_fit_is_refused_with_its_size() -> None:
