@@ -356,18 +356,17 @@ PRESETS: dict[str, Preset] = {
     ),
     'imagenet_moco_v1': Preset(
         'MoCo v1 on ImageNet, ResNet-50, 200 epochs (arXiv:1911.05722, section 3.3); published: '
-        '60.6% linear evaluation. Here momentum is that of Nesterov, and scales and offsets of '
-        'batch normalization do not decay.',
+        '60.6% linear evaluation.',
         {**_IMAGENET_200, 'method': 'moco_v1'},
     ),
     'imagenet_moco_v2': Preset(
         'MoCo v2 on ImageNet, ResNet-50, 200 epochs (arXiv:2003.04297, table 1); published: 67.5% '
-        'linear evaluation, 71.1% after 800 epochs. For momentum and decay, see imagenet_moco_v1.',
+        'linear evaluation, 71.1% after 800 epochs.',
         {**_IMAGENET_200, 'method': 'moco_v2'},
     ),
     'imagenet_instdisc': Preset(
         'InstDisc on ImageNet, ResNet-50, 200 epochs (arXiv:1805.01978, section 4); published: '
-        '54.0% linear evaluation. For momentum and decay, see imagenet_moco_v1.',
+        '54.0% linear evaluation.',
         {**_IMAGENET_200, 'method': 'instdisc'},
     ),
     'imagenet_simsiam': Preset(

@@ -43,7 +43,7 @@ _TUNING = (
 
 # What the published programs of MoCo, InstDisc and InvaSpread have in common.
 _SGD = {
-    'optimizer': 'momentum',
+    'optimizer': 'sgd',
     'learning_rate': 0.03,
     'warmup_epochs': 0.0,
     'crop_min_area': 0.2,
