@@ -88,6 +88,12 @@ _SMALL_INSTDISC = {
     'bank_loss': 'softmax',
     'bank_negatives': 0,
 }
+_SMALL_INVASPREAD = {
+    **_SMALL,
+    'method': 'invaspread',
+    'color_jitter_strength': 1.0,
+    'temperature': 0.1,
+}
 # The stages after pretraining.
 _SMALL_TUNED = {
     **_SMALL_NETWORK,
@@ -219,6 +225,11 @@ PRESETS: dict[str, Preset] = {
         {**_SMALL_INSTDISC, **_DEMO},
         stages=_DEMO_STAGES,
     ),
+    'demo_invaspread': Preset(
+        'InvaSpread on the bundled images, a small ResNet-18; minutes on a laptop.',
+        {**_SMALL_INVASPREAD, **_DEMO},
+        stages=_DEMO_STAGES,
+    ),
     'demo_finetune': Preset(
         'Fine-tuning on 10 labels per class of the bundled images. Give --checkpoint.',
         {**_SMALL_FEW_LABELS, 'dataset': 'bundled', 'labels_per_class': 10},
@@ -302,6 +313,21 @@ PRESETS: dict[str, Preset] = {
             'learning_rate': 1.0,
             'weight_decay': 1e-4,
             'temperature': 0.5,
+        },
+    ),
+    'cifar10_invaspread': Preset(
+        'InvaSpread on CIFAR-10, ResNet-18, batch 128, 301 epochs (arXiv:1904.03436, section 4.1, '
+        'and its program); published: 83.6% with 200 nearest neighbors.',
+        {
+            'dataset': 'cifar10',
+            'method': 'invaspread',
+            'eval_split': 'test',
+            'image_size': 32,
+            'resnet_depth': 18,
+            'train_batch_size': 128,
+            'train_epochs': 301,
+            'knn_neighbors': 200,
+            'knn_examples': 50000,
         },
     ),
     'imagenet_v1': Preset(

@@ -72,6 +72,9 @@ _GRAY_FIRST = (
 QUERY_AND_KEY_V1 = (View(_GRAY_FIRST, draw=0), View(_GRAY_FIRST, draw=1))
 # InstDisc (arXiv:1805.01978) and its program: a single view.
 DISCRIMINATION = QUERY_AND_KEY_V1[:1]
+# InvaSpread (arXiv:1904.03436) and its program: gray after the jitter.
+_GRAY_LAST = (op('crop'), op('color', strengths=(0.4, 0.4, 0.4, 0.4), probability=1.0), op('flip'))
+SPREAD = (View(_GRAY_LAST, draw=0), View(_GRAY_LAST, draw=1))
 # MoCo v2 (arXiv:2003.04297, and its program) and SimSiam (arXiv:2011.10566, section 3): SimCLR's
 # operations, colors at half the strength.
 _HALF_COLOR = (op('crop'), op('color', strengths=(0.4, 0.4, 0.4, 0.1)), op('blur'), op('flip'))

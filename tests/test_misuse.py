@@ -265,6 +265,8 @@ COMBINATIONS: Sequence[tuple[str, dict[str, str], str]] = [
     ('pretrain', {'method': 'instdisc', 'bank_negatives': '0', 'bank_loss': 'nce'}, 'be above 0'),
     ('pretrain', {'method': 'instdisc', 'memory_size': '64'}, '--memory_size is for --method=sim'),
     ('pretrain', {'bank_loss': 'nce'}, '--bank_loss is for --method=instdisc; found --method=sim'),
+    ('pretrain', {'negative_weight': '2'}, '--negative_weight is for --method=invaspread; found'),
+    ('pretrain', {'method': 'invaspread', 'train_batch_size': '1'}, '_size must be at least 2'),
     ('pretrain', {'norm_parts': '4'}, '--norm_parts is for --method=moco_v1 or moco_v2; found'),
     ('pretrain', {'train_batch_size': '1'}, '--train_batch_size must be at least 2'),
     ('distill', {'labels_per_class': '1', 'distill_alpha': '1'}, '--distill_alpha=1 uses none'),

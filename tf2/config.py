@@ -275,6 +275,12 @@ class LearningConfig:
         'paper of InstDisc has this term, its program has not.',
         at_least=0,
     )
+    negative_weight: float = option(
+        1.0,
+        'InvaSpread: weight of the other images of a batch, in the softmax and in the loss.',
+        at_least=1,
+        at_most=1000,
+    )
     lineareval_while_pretraining: bool = option(
         True,
         'While pretraining, also train a linear classifier that sends no gradient to the encoder.',

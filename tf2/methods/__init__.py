@@ -16,6 +16,7 @@ from common.views import (
     DISCRIMINATION,
     QUERY_AND_KEY_V1,
     QUERY_AND_KEY_V2,
+    SPREAD,
     SUPERVISED,
 )
 
@@ -160,6 +161,30 @@ METHODS = {
         },
         head_layers=_WIDTHS,
         remembers_examples=True,
+    ),
+    'invaspread': MethodEntry(
+        'tf2.methods.invaspread:InvaSpread',
+        SPREAD,
+        'InvaSpread: two views of an image are alike, and unlike all others of the batch, by a '
+        'probability for each pair; one encoder (arXiv:1904.03436).',
+        reads=(
+            *(name for name in _PRETRAINING if name != 'use_blur'),
+            'proj_hidden_dim',
+            'temperature',
+            'negative_weight',
+        ),
+        # For images of 32 and 96 pixels. The rate is that for a batch of 128.
+        defaults={
+            **_SGD,
+            'learning_rate': 0.06,
+            'weight_decay': 5e-4,
+            'train_batch_size': 128,
+            'train_epochs': 301,
+            'learning_rate_schedule': '0.3987:0.1,0.5316:0.05,0.6645:0.01',
+            'num_proj_layers': 1,
+            'temperature': 0.1,
+        },
+        head_layers=_WIDTHS,
     ),
 }
 # Stages with a fixed method.

@@ -53,7 +53,7 @@ def normalizer(similar: tf.Tensor, temperature: float, examples: int) -> tf.Tens
 def nce_loss(
     similar: tf.Tensor, temperature: float, z: tf.Tensor | float, examples: int
 ) -> tf.Tensor:
-    """Noise-contrastive estimation (equations 5 to 7): is a row the image's own, or noise?
+    """Noise-contrastive estimation (section 3.2): is a row the image's own, or noise?
 
     Args:
         similar: [b, 1 + k], of a feature with its own row and then with k rows drawn uniformly.
@@ -72,7 +72,7 @@ def nce_loss(
 
 
 def softmax_loss(similar: tf.Tensor, own: tf.Tensor | int, temperature: float) -> tf.Tensor:
-    """Cross-entropy of the softmax over rows of the bank (equation 2); scalar.
+    """Cross-entropy of the softmax over rows of the bank (section 3.1); scalar.
 
     Args:
         similar: [b, k], see `similarities`.
@@ -85,7 +85,7 @@ def softmax_loss(similar: tf.Tensor, own: tf.Tensor | int, temperature: float) -
 
 
 def proximal_term(features: tf.Tensor, own_rows: tf.Tensor) -> tf.Tensor:
-    """Mean squared distance of features [b, d] from their rows (equation 8); scalar."""
+    """Mean squared distance of features [b, d] from their rows (section 3.3); scalar."""
     distances = tf.reduce_sum((features - tf.stop_gradient(own_rows)) ** 2, -1)  # [b]
     return tf.reduce_mean(distances)
 
