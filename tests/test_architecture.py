@@ -75,6 +75,7 @@ ALLOWED = {
     'tf2.files': ('tf2.out_of_memory', 'common'),
     'tf2.distribution': ('tf2.config', 'tf2.files', 'tf2.out_of_memory', 'common'),
     'tf2.collectives': (),
+    'tf2.collapse': ('tf2.collectives',),
     'tf2.device_memory': (),
     'tf2.memory_estimate': (
         'tf2.config',

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from common.interruption import Interrupted, Stop
-from tf2 import collectives, distribution
+from tf2 import collapse, collectives, distribution
 from tf2.checkpoints import Checkpoints
 from tf2.config import TrainConfig
 from tf2.methods.base import Batch, Method
@@ -75,7 +75,8 @@ class Trainer:
         self._prepare = prepare
         self._method, self._optimizer, self._penalty = method, optimizer, penalty
         self._config = config
-        self.metrics = ('total_loss', 'weight_decay', *method.metrics)
+        spread = (collapse.METRIC,) if method.watches_collapse else ()
+        self.metrics = ('total_loss', 'weight_decay', *method.metrics, *spread)
         builder.create_variables(optimizer, method.trainable_variables)
         self._replica_step = self.replica_step
         if config.jit_compile:
@@ -116,6 +117,8 @@ class Trainer:
             terms['weight_decay'] = self._penalty.value()
             terms['total_loss'] = terms.pop('loss') + terms['weight_decay']
             share = builder.scaled(self._optimizer, terms['total_loss'] / replicas)
+        if method.watches_collapse:
+            terms[collapse.METRIC] = collapse.spread(method.representation(outputs))
         gradients = tape.gradient(share, variables)
         _check_gradients(gradients, variables)
         gradients = collectives.all_reduce(tf.distribute.ReduceOp.SUM, gradients)

@@ -38,12 +38,14 @@ class Method(tf.Module, abc.ABC):
 
     Attributes:
         metrics: names of the scalars `loss` returns besides 'loss'.
+        watches_collapse: whether `representation` returns something.
         model: encoder, projection head and classifier.
         progress: number of updates done -> share of the run that is done, from 0 to 1, for
             schedules of a method's own. A run sets it; without one it is 0.
     """
 
     metrics: tuple[str, ...] = ()
+    watches_collapse = False
     model: SimCLRModel
     progress: Progress = staticmethod(_at_the_start)
 
@@ -117,6 +119,17 @@ class Method(tf.Module, abc.ABC):
             'loss' and `metrics`, float32 scalars; their means over replicas are the values for
             the global batch.
         """
+
+    def representation(self, outputs: Nest) -> tf.Tensor | None:
+        """The encoder's output, whose spread shows a collapse; None if none can be expected.
+
+        Args:
+            outputs: of `forward`.
+
+        Returns:
+            [b, d] float32, of one view of each example.
+        """
+        del outputs
 
     def adjust_gradients(self, gradients: Gradients, step: tf.Tensor) -> Gradients:
         """The gradients to apply.

@@ -67,6 +67,8 @@ class BYOL(Method):
         target: encoder and projection head whose weights are moving averages of the model's.
     """
 
+    watches_collapse = True
+
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
         self.model = model
@@ -106,7 +108,11 @@ class BYOL(Method):
         projections = [output['proj_head_output'] for output in outputs]  # [b, d] each
         predict = [self.predictor(projection, training=training)[-1] for projection in projections]
         logits = [output['logits_sup'] for output in outputs if 'logits_sup' in output]
-        return {'predictions': tuple(predict), 'logits_sup': tuple(logits)}
+        return {
+            'representation': outputs[0]['proj_head_input'],  # [b, d]
+            'predictions': tuple(predict),
+            'logits_sup': tuple(logits),
+        }
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
         """See `Method.loss`. `batch['views']` are two views of each image."""
@@ -114,6 +120,10 @@ class BYOL(Method):
         online = online_classifier(self.model, outputs['logits_sup'], batch['label'])
         total = loss + online.get('supervised_loss', 0.0)
         return {'loss': total, 'prediction_loss': loss, **online}
+
+    def representation(self, outputs: Nest) -> tf.Tensor:
+        """See `Method.representation`. That of the first views."""
+        return outputs['representation']
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         """See `Method.after_update`. Averages the updated weights into the target network."""

@@ -117,6 +117,8 @@ class MoCo(Method):
             the first update.
     """
 
+    watches_collapse = True
+
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
         self.model = model
@@ -144,7 +146,11 @@ class MoCo(Method):
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
         """See `Method.forward`. Projections, and logits of a classifier, of the first views."""
         outputs = self.model(views[0], training=training)
-        names = ['proj_head_output', *(['logits_sup'] if self.model.classifier else [])]
+        names = [
+            'proj_head_input',
+            'proj_head_output',
+            *(['logits_sup'] if self.model.classifier else []),
+        ]
         return {name: outputs[name] for name in names}
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
@@ -165,6 +171,10 @@ class MoCo(Method):
             'contrast_acc': found.accuracy,
             **online,
         }
+
+    def representation(self, outputs: Nest) -> tf.Tensor:
+        """See `Method.representation`. That of the first views."""
+        return outputs['proj_head_input']
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         """See `Method.after_update`. Enqueues the keys and updates the momentum encoder.

@@ -26,6 +26,8 @@ class SimCLR(Method):
             `initialize` must be called before the first update.
     """
 
+    watches_collapse = True
+
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
         self.model = model
@@ -46,7 +48,11 @@ class SimCLR(Method):
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
         """See `Method.forward`. Projections, and logits of a classifier, of each view."""
         outputs = self.model(tf.concat(views, 0), training=training)  # [2b, ...] each
-        names = ['proj_head_output', *(['logits_sup'] if self.model.classifier else [])]
+        names = [
+            'proj_head_input',
+            'proj_head_output',
+            *(['logits_sup'] if self.model.classifier else []),
+        ]
         return {name: tuple(tf.split(outputs[name], len(views))) for name in names}
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
@@ -66,6 +72,10 @@ class SimCLR(Method):
         online = online_classifier(self.model, outputs.get('logits_sup', ()), batch['label'])
         terms['loss'] += online.get('supervised_loss', 0.0)
         return terms | online
+
+    def representation(self, outputs: Nest) -> tf.Tensor:
+        """See `Method.representation`. That of the first views."""
+        return outputs['proj_head_input'][0]
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         """See `Method.after_update`. Enqueues the keys and updates the momentum encoder.

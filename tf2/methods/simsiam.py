@@ -55,6 +55,8 @@ class SimSiam(Method):
         predictor: discarded after pretraining.
     """
 
+    watches_collapse = True
+
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
         self.model = model
@@ -87,6 +89,7 @@ class SimSiam(Method):
         projections = [output['proj_head_output'] for output in outputs]  # [b, d] each
         predict = [self.predictor(projection, training=training)[-1] for projection in projections]
         return {
+            'representation': outputs[0]['proj_head_input'],  # [b, d]
             'projections': tuple(projections),
             'predictions': tuple(predict),
             'logits_sup': tuple(out['logits_sup'] for out in outputs if 'logits_sup' in out),
@@ -98,3 +101,7 @@ class SimSiam(Method):
         online = online_classifier(self.model, outputs['logits_sup'], batch['label'])
         total = loss + online.get('supervised_loss', 0.0)
         return {'loss': total, 'prediction_loss': loss, **online}
+
+    def representation(self, outputs: Nest) -> tf.Tensor:
+        """See `Method.representation`. That of the first views."""
+        return outputs['representation']
