@@ -29,7 +29,7 @@ from common.interruption import Stop
 from data.batches import Batch, finisher, sample_views, train_batches
 from data.failures import as_user_errors, explain
 from data.worker import Worker
-from tf2 import checkpoints, distribution, records, schedules
+from tf2 import checkpoints, collapse, distribution, records, schedules
 from tf2.files import clear_leftovers, write_text, writing
 from tf2.models.encoder import SimCLRModel
 from tf2.trainer import EXAMPLES_SEEN, FIRST_LOSS
@@ -354,6 +354,8 @@ def _fit(session: _Session, tracker: Tracker | None, stop: Stop) -> None:
 def _summaries(session: _Session) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Writes sample views for TensorBoard; provides the function that writes metrics for it.
 
+    That function also tells if the representation collapses.
+
     The function takes a step and metrics, name -> mean. It writes only on the chief worker.
     """
     experiment, model_dir = session.experiment, session.experiment.config.output.model_dir
@@ -361,7 +363,12 @@ def _summaries(session: _Session) -> Iterator[Callable[[int, Mapping[str, float]
     make_writer = tf.summary.create_file_writer if writes else tf.summary.create_noop_writer
     writer = make_writer(*([model_dir] if writes else []))
 
+    watch = collapse.Watch()
+
     def write(step: int, means: Mapping[str, float]) -> None:
+        collapsed = watch.message(step, means.get(collapse.METRIC))
+        if collapsed and writes:
+            print(f'\n{collapsed}', flush=True)
         with writing(model_dir):
             for name, value in means.items():
                 tf.summary.scalar(f'train/{name}', value, step)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf2 import collectives
 
-METRIC = 'representation_std'
+METRIC = 'representation_spread'
 # Below this share of 1 / sqrt(width) the representation counts as collapsed. Untrained ResNets have
 # 0.5 of it on the bundled images.
 COLLAPSED = 0.1
@@ -26,10 +26,11 @@ def spread(rows: tf.Tensor) -> tf.Tensor:
         if all point the same way; float32 scalar, the same on all replicas.
     """
     units = tf.math.l2_normalize(tf.stop_gradient(rows), -1)
-    mean = collectives.mean_over_replicas(tf.reduce_mean(units, 0))  # [d]
-    # From differences to the mean, since a difference of squares would round what is tiny.
-    variance = collectives.mean_over_replicas(tf.reduce_mean((units - mean) ** 2, 0))
-    return tf.reduce_mean(tf.sqrt(variance)) * float(rows.shape[-1]) ** 0.5
+    local = tf.stack([tf.reduce_mean(units, 0), tf.reduce_mean(units**2, 0)])  # [2, d]
+    mean, square = tf.unstack(collectives.mean_over_replicas(local))
+    # The difference's rounding error is far below what counts as a collapse.
+    deviation = tf.sqrt(tf.nn.relu(square - mean**2))  # [d]
+    return tf.reduce_mean(deviation) * float(rows.shape[-1]) ** 0.5
 
 
 class Watch:
@@ -49,7 +50,7 @@ class Watch:
             return None
         self._told = True
         return (
-            f'Step {step}: the representation has collapsed, so it tells images no longer apart: '
-            f'{METRIC} is {found:.2g}, and should be far above {COLLAPSED:g}. Try a lower '
+            f'Step {step}: the representation has collapsed: all images get about the same one. '
+            f'{METRIC} is {found:.2g}; untrained networks have about 0.5. Try a lower '
             '--learning_rate, a larger --train_batch_size, or another --method.'
         )
