@@ -55,11 +55,16 @@ _SMALL_BYOL = {
     **{name: value for name, value in _SMALL.items() if name != 'temperature'},
     'method': 'byol',
     'color_jitter_strength': 1.6,  # of half the amounts
-    'color_jitter_brightness': 'add',
+    # Added brightness turns the black background of most images white.
+    'color_jitter_brightness': 'multiply',
     'proj_hidden_dim': 512,
     'proj_out_dim': 128,
     'predictor_hidden_dim': 512,
-    'target_decay': 0.97,
+    'target_decay': 0.9,  # the run is short
+    # LARS, which is right for large batches, learned little in as many steps.
+    'optimizer': 'momentum',
+    'learning_rate': 0.4,
+    'weight_decay': 5e-4,
 }
 # A third of an epoch in the queue; a momentum encoder that follows within an epoch.
 _SMALL_MOCO = {

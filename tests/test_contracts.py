@@ -185,6 +185,10 @@ def test_every_method_returns_its_metrics_and_trains_its_modules(name: str, meth
         targets, outputs = method.targets(batch), method.forward(batch['views'], True)
         terms = method.loss(outputs, targets, batch)
     step = outputs, targets, batch
+    if name == 'pretrain':
+        assert method.watches_collapse
+        rows = method.representation(outputs)
+        assert rows.shape == [len(batch['label']), method.model.backbone.width]
     assert sorted(terms) == sorted(['loss', *method.metrics])
     for term in terms.values():
         assert (term.dtype, term.shape) == (tf.float32, [])

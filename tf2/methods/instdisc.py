@@ -107,6 +107,8 @@ class InstDisc(Method):
         z: float32 scalar; 0 before the first update.
     """
 
+    watches_collapse = True
+
     def __init__(self, model: SimCLRModel, config: LearningConfig, *, examples: int) -> None:
         super().__init__(name='pretraining')
         self.model = model
@@ -153,7 +155,10 @@ class InstDisc(Method):
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
         """See `Method.forward`. Features [b, d] of length 1, and logits of a classifier."""
         outputs = self.model(views[0], training=training)
-        features = {'features': tf.math.l2_normalize(outputs['proj_head_output'], -1)}
+        features = {
+            'representation': outputs['proj_head_input'],
+            'features': tf.math.l2_normalize(outputs['proj_head_output'], -1),
+        }
         return features | ({'logits_sup': outputs['logits_sup']} if self.model.classifier else {})
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
@@ -186,6 +191,10 @@ class InstDisc(Method):
         online = online_classifier(self.model, logits, batch['label'])
         terms['loss'] += online.get('supervised_loss', 0.0)
         return terms | online
+
+    def representation(self, outputs: Nest) -> tf.Tensor:
+        """See `Method.representation`."""
+        return outputs['representation']
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         """See `Method.after_update`. Fixes Z if it isn't yet, and averages features into rows.
