@@ -14,6 +14,7 @@ import tensorflow as tf
 import run
 from app.config.resolution import resolve
 from app.presets import PRESETS
+from tf2 import collapse
 from tf2.methods import METHODS
 from tf2.weights import open_weights
 
@@ -50,10 +51,14 @@ def test_the_default_preset_is_that_of_the_method(method: str) -> None:
 
 
 @pytest.mark.parametrize('method', OTHERS)
-def test_it_is_trained_resumed_and_fine_tuned(method: str, tmp_path: pathlib.Path) -> None:
+def test_it_is_trained_resumed_and_fine_tuned(
+    method: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collapse, 'COLLAPSED', 10.0)  # so that any run counts as collapsed
     flags = (f'--method={method}', *TINY)
     steps = ('--train_steps=3', '--checkpoint_steps=2')
-    main(*flags, *steps, f'--model_dir={tmp_path}/whole')
+    said = main(*flags, *steps, '--train_summary_steps=1', f'--model_dir={tmp_path}/whole')
+    assert said.count('the representation has collapsed') == 1
     shutil.copytree(tmp_path / 'whole', tmp_path / 'parts')
     for file in (tmp_path / 'parts').glob('ckpt-3*'):
         file.unlink()

@@ -14,7 +14,8 @@ from tests.support import GOLDEN
 from tf2 import memory_estimate
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
 from tf2.memory_estimate import Network, Run
-from tf2.methods import METHODS
+from tf2.methods import METHODS, make_head
+from tf2.methods.byol import BYOL
 from tf2.methods.fine_tuning import FineTuning
 from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
@@ -124,6 +125,19 @@ def test_the_memory_of_each_method_is_counted(shallow: None) -> None:
         held = Run(network, tuning, 'adam', 32, 0).training()
         assert held['gradients'] == 4 * numbers(tuned.trainable_variables)
         assert held['adam'] == 2 * held['gradients']
+
+
+def test_momentum_copy_and_predictor_are_counted(shallow: None) -> None:
+    config = resnet(18, 0.25, num_proj_layers=2, proj_hidden_dim=96, proj_out_dim=64)
+    learning = LearningConfig(method='byol', predictor_hidden_dim=80)
+    network = Network(config, 32, 0, method='byol')
+    model = SimCLRModel(config, 32, None, make_head=make_head('byol'))
+    method = BYOL(build_model(model), learning)
+    held = Run(network, learning, 'lars', 32, 0).training()
+    # Biases and normalization of the heads are counted only roughly.
+    copied, trained = numbers(method.target.variables), numbers(method.trainable_variables)
+    assert held['momentum encoder'] == pytest.approx(4 * copied, rel=0.01)
+    assert held['gradients'] == held['lars'] == pytest.approx(4 * trained, rel=0.01)
 
 
 def test_the_head_has_as_many_layers_as_the_method_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,8 @@ class InvaSpread(Method):
         config: temperature and `negative_weight` are read.
     """
 
+    watches_collapse = True
+
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
         self.model = model
@@ -100,7 +102,10 @@ class InvaSpread(Method):
         """See `Method.forward`. Features of length 1, and logits of a classifier, of each view."""
         outputs = self.model(tf.concat(views, 0), training=training)  # [2b, ...] each
         features = tf.math.l2_normalize(outputs['proj_head_output'], -1)
-        found = {'features': tuple(tf.split(features, len(views)))}
+        found = {
+            'representation': tf.split(outputs['proj_head_input'], len(views))[0],  # [b, d]
+            'features': tuple(tf.split(features, len(views))),
+        }
         if self.model.classifier is not None:
             found['logits_sup'] = tuple(tf.split(outputs['logits_sup'], len(views)))
         return found
@@ -116,3 +121,7 @@ class InvaSpread(Method):
             'contrast_acc': found.accuracy,
             **online,
         }
+
+    def representation(self, outputs: Nest) -> tf.Tensor:
+        """See `Method.representation`. That of the first views."""
+        return outputs['representation']
