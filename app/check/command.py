@@ -65,7 +65,8 @@ def check(config: Config, given: Mapping[str, Any], stop: Stop) -> Outcome:
             f'{printable(source.name)} must hold images that can be decoded; found none among '
             f'{described["images"]:,} files. {path} says why.'
         )
-    print(f'To train: {commands[0][1]}')
+    for title, command in commands[:-1]:
+        print(f'{title}: {command}')
     return Outcome(model_dir, described, path)
 
 
@@ -180,8 +181,15 @@ def _commands(given: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Title and command line of what to do next."""
     data = [f'--{name}={value}' for name, value in given.items() if name not in _OWN]
     train = ['python', 'run.py', '--mode=train_then_eval', *data, '--model_dir=RUN']
+    small = [*train[:3], '--preset=own_images_small', *train[3:]]
     again = ['python', 'run.py', '--mode=check', *data]
+    commands = {
+        'Train': train,
+        'Train a small network, without a GPU': small,
+        'Check again, once files were removed or restored': again,
+    }
     return [
-        ('Train', command_line(train)),
-        ('Check again, once files were removed or restored', command_line(again)),
+        (title, command_line(command))
+        for title, command in commands.items()
+        if command is not small or 'dataset' not in given  # the preset is for folders
     ]

@@ -97,12 +97,12 @@ def test_presets_for_large_images_fit_on_their_intended_devices(
 
 def test_only_inexact_parts_of_the_estimate_have_a_tolerance() -> None:
     config = config_of({'preset': 'cifar10'})
-    needed = sum(capacity._run_of(config, HOST, None).training().values())
+    needed = sum(capacity._run_of(config, HOST, None, 0).training().values())
     capacity.check_fits(config, Devices('CPU', int(needed / 1.19)))
     with pytest.raises(UserError, match='largest --train_batch_size that fits is'):
         capacity.check_fits(config, Devices('CPU', int(needed / 1.21)))
     wide = config_of({'width_multiplier': 256, 'train_batch_size': 2, 'image_size': 8})
-    fixed = capacity._run_of(wide, HOST, None).fixed()
+    fixed = capacity._run_of(wide, HOST, None, 0).fixed()
     with pytest.raises(UserError, match='--width_multiplier that fits'):
         capacity.check_fits(wide, Devices('CPU', fixed - 1))
 
