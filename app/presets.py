@@ -82,7 +82,7 @@ _SMALL_SIMSIAM = {
     'proj_out_dim': 512,
     'predictor_hidden_dim': 128,
     'optimizer': 'sgd',
-    'learning_rate': 0.1,
+    'learning_rate': 0.6,
     'weight_decay': 5e-4,
 }
 _SMALL_INSTDISC = {

@@ -39,7 +39,6 @@ MODEL = ModelConfig(resnet_depth=18, width_multiplier=0.125, proj_out_dim=6)
 STEPS = {
     'pretrain': LearningConfig(),
     'pretrain, memory': LearningConfig(memory_size=2 * BATCH, momentum_encoder_decay=0.5),
-    'pretrain, BYOL': LearningConfig(method='byol', predictor_hidden_dim=8),
     'pretrain, SimSiam': LearningConfig(method='simsiam', predictor_hidden_dim=8),
     'finetune': LearningConfig(train_mode='finetune', fine_tune_after_block=2),
     'distill': LearningConfig(train_mode='distill', teacher='made up'),
