@@ -89,6 +89,11 @@ _SMALL_INSTDISC = {
     **_SMALL,
     'method': 'instdisc',
     'color_jitter_strength': 1.0,
+    # While rows of the bank are still those drawn at the start, the rate of LARS above spoils the
+    # features: 33% of 200 nearest neighbors were right after 140 steps, 44% with this one after 200.
+    'optimizer': 'sgd',
+    'learning_rate': 0.12,
+    'weight_decay': 5e-4,
     'temperature': 0.1,
     'bank_loss': 'softmax',
     'bank_negatives': 0,
