@@ -55,8 +55,10 @@ def test_a_run_resumes_as_before(tmp_path: pathlib.Path, capsys: pytest.CaptureF
     assert run.main(['run.py', '--mode=train_then_eval', *given, f'--model_dir={folder}']) == 0
     assert 'going on from' in capsys.readouterr().out
     found, expected = values(folder / 'ckpt-8'), values(FOLDER / 'ckpt-8')
-    for key in expected:
-        np.testing.assert_allclose(found[key], expected[key], rtol=1e-3, atol=1e-4, err_msg=key)
+    for key, value in expected.items():
+        # As a whole: another processor's rounding may switch a ReLU, which moves single values.
+        # With another seed, variables differ by several times their size.
+        assert np.linalg.norm(found[key] - value) < 0.1 * np.linalg.norm(value) + 1e-5, key
 
 
 def test_a_run_is_evaluated_to_the_same_result(
