@@ -331,16 +331,13 @@ def sample_views(
     Returns:
         A tensor [n, size, size, 3] float32 in [0, 1] for every view, n <= count.
     """
-    key = epoch_key(seed, 0)
-
-    def make(index: tf.Tensor, example: Example) -> Example:
-        seeds = tuple(view_seed(key, index, view.draw) for view in views)
-        views_of_one = _open_views(source, example, seeds, views, config)
-        return {'label': example['label'], 'views': views_of_one}
-
     first = source.examples(split).take(count).enumerate()
-    made = _map_files(first, source, config, split, make)
-    return made.batch(count).get_single_element()['views']
+    with tf.device('/cpu:0'):
+        key = epoch_key(seed, 0)
+        keyed = _map(first, lambda index, example: (key, index, example))
+        begun = _map_files(keyed, source, config, split, _first_steps(source, views, config))
+        # Whole batches, one operation after another: no graph is traced for a few images.
+        return finisher(config, views=views)(begun.batch(count).get_single_element())['views']
 
 
 def decode_for_evaluation(encoded: tf.Tensor, config: DataConfig) -> tf.Tensor:
