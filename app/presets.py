@@ -61,7 +61,8 @@ _SMALL_BYOL = {
     'proj_out_dim': 128,
     'predictor_hidden_dim': 512,
     'target_decay': 0.9,  # the run is short
-    # LARS, which is right for large batches, learned little in as many steps.
+    # 200 nearest neighbors reached 65% after 4 epochs at 20 pixels, those of SimCLR 68%; with LARS,
+    # and also weaker jitter, 54%.
     'optimizer': 'momentum',
     'learning_rate': 0.4,
     'weight_decay': 5e-4,
@@ -89,8 +90,9 @@ _SMALL_INSTDISC = {
     **_SMALL,
     'method': 'instdisc',
     'color_jitter_strength': 1.0,
-    # While rows of the bank are still those drawn at the start, the rate of LARS above spoils the
-    # features: 200 nearest neighbors reached 33% in 140 steps, and 44% in 200 with this one.
+    # The rate of LARS above is too high while rows of the bank are those drawn at the start: 200
+    # nearest neighbors reached 33% in 140 steps, and 44% in 200 with this one. A whole run was not
+    # tried.
     'optimizer': 'sgd',
     'learning_rate': 0.12,
     'weight_decay': 5e-4,
