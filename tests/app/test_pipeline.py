@@ -223,8 +223,8 @@ def test_other_settings_are_refused_and_change_nothing(
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (['--preset=cifar10'], 'demo, own_images, fashion_mnist; found cifar10'),
-        (['--dataset=bundled'], 'demo, own_images, fashion_mnist; found None'),
+        (['--preset=cifar10'], 'own_images_small, fashion_mnist; found cifar10'),
+        (['--dataset=bundled'], 'own_images_small, fashion_mnist; found None'),
         (['--preset=demo', '--teacher=t'], 'chooses --teacher of each stage itself'),
         (
             ['--preset=demo', '--checkpoint=t'],
