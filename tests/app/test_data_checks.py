@@ -269,14 +269,21 @@ def test_given_sizes_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize(
-    ('examples', 'replicas', 'memory', 'batch'),
-    [(22, 1, 0, 22), (22, 4, 0, 20), (22, 1, 64, 16), (22, 3, 72, 18), (3, 4, 0, 0)],
+    ('examples', 'replicas', 'memory', 'parts', 'batch'),
+    [
+        (22, 1, 0, 1, 22),
+        (22, 4, 0, 1, 20),
+        (22, 1, 64, 1, 16),
+        (22, 3, 72, 1, 18),
+        (3, 4, 0, 1, 0),
+        (22, 2, 0, 4, 20),
+    ],
 )
-def test_an_adapted_batch_suits_replicas_and_memory(
-    examples: int, replicas: int, memory: int, batch: int, tmp_path: pathlib.Path
+def test_an_adapted_batch_suits_replicas_memory_and_parts(
+    examples: int, replicas: int, memory: int, parts: int, batch: int, tmp_path: pathlib.Path
 ) -> None:
     config = types.SimpleNamespace(
-        learning=types.SimpleNamespace(memory_size=memory),
+        learning=types.SimpleNamespace(memory_size=memory, norm_parts=parts),
         output=types.SimpleNamespace(model_dir=str(tmp_path)),
     )
     assert data_checks._batch_for(config, examples, replicas) == batch

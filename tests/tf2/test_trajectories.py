@@ -139,13 +139,15 @@ def test_golden_pretraining(name: str) -> None:
 @pytest.mark.parametrize('name', ['linear_eval_momentum', 'finetune_after_block2_adam'])
 def test_golden_frozen_fine_tuning(name: str) -> None:
     objectives = {'finetune': AsPublished}
-    tolerances = (3e-4,) * 5
+    # On a processor with AVX2 only, a loss after updates of Adam differs by 6e-4.
+    tolerances = (1e-4, 1e-3, 1e-3, 1e-3, 1e-3)
     check_trajectory(name, ('supervised_loss', 'weight_decay'), objectives, by_step=tolerances)
 
 
 # This trajectory is unstable: a change of the images by 1e-6 moves the second loss by 1e-5, the
 # third by 2e-3 and the last by 4e-2. The kind of batch normalization matters as much, and so does
-# the processor: on one with AVX512-FP16 the unfused losses differ by 4e-5, 6e-4 and 8e-3.
+# the processor: on one with AVX512-FP16 the unfused losses differ by 4e-5, 6e-4 and 8e-3, and on one
+# with AVX2 only, the final weights by 5e-3.
 STEPS_FUSED = (1e-5, 1e-3, 5e-3, 2e-2, 6e-2)
 STEPS_UNFUSED = (1e-5, 1e-4, 2e-3, 2e-2, 6e-2)
 
@@ -159,5 +161,5 @@ def test_golden_fine_tuning(fused: bool, monkeypatch: pytest.MonkeyPatch) -> Non
         ('supervised_loss', 'weight_decay'),
         {'finetune': AsPublished},
         by_step=STEPS_FUSED if fused else STEPS_UNFUSED,
-        norms=5e-3,
+        norms=1e-2,
     )
