@@ -146,8 +146,8 @@ def test_golden_frozen_fine_tuning(name: str) -> None:
 
 # This trajectory is unstable: a change of the images by 1e-6 moves the second loss by 1e-5, the
 # third by 2e-3 and the last by 4e-2. The kind of batch normalization matters as much, and so does
-# the processor: on one with AVX512-FP16 the unfused losses differ by 4e-5, 6e-4 and 8e-3, and on one
-# with AVX2 only, the final weights by 5e-3.
+# the processor: on one with AVX512-FP16 the unfused losses differ by 4e-5, 6e-4 and 8e-3. On one
+# with AVX2 only, the final weights differ by 5e-3.
 STEPS_FUSED = (1e-5, 1e-3, 5e-3, 2e-2, 6e-2)
 STEPS_UNFUSED = (1e-5, 1e-4, 2e-3, 2e-2, 6e-2)
 
