@@ -136,7 +136,9 @@ def test_bfloat16_products_are_as_accurate_as_the_convolution(strides: int) -> N
     kernel = random.normal(size=(3, 3, 32, 16)).astype(np.float32)
     exact = gradients(images, kernel, strides, products=False)[1]
     cast = [tf.cast(value, tf.bfloat16) for value in (images, kernel)]
+    errors = []
     for products in (False, True):
         found = tf.cast(gradients(*cast, strides, products)[1], tf.float32)
-        error = tf.norm(found - exact) / tf.norm(exact)
-        assert error < 0.01
+        errors.append(tf.norm(found - exact) / tf.norm(exact))
+    # How the convolution rounds depends on the processor: 0.02 was seen on one with AVX2 only.
+    assert errors[1] < max(0.01, 1.1 * errors[0]) and errors[0] < 0.03
