@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from common.stages import STAGES
-from tests.support import assign_formula_weights, loss_of, mirrored, relative_error
+from tests.support import assign_formula_weights, mirrored, relative_error
+from tf2 import collapse
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.base import Method, build
 from tf2.models.encoder import SimCLRModel, build_model
@@ -137,6 +138,9 @@ def test_replicas_give_what_one_gives(alone: dict[str, Figures], kind: str, repl
     check_same(steps(kind, replicas), alone[kind])
 
 
+ENDPOINTS = ('proj_head_input', 'proj_head_output', 'logits_sup')
+
+
 class Shares:
     """Replaces a model: calls it with one replica's share of the input after the other.
 
@@ -162,7 +166,7 @@ class Shares:
             parts = [tf.split(output[name], len(views)) for output in outputs]
             return tf.concat([tf.concat(view, 0) for view in zip(*parts, strict=True)], 0)
 
-        return {name: whole(name) for name in ('proj_head_output', 'logits_sup')}
+        return {name: whole(name) for name in ENDPOINTS}
 
 
 def values(variables: Sequence[tf.Variable]) -> list[np.ndarray]:
@@ -182,17 +186,20 @@ def test_local_batch_normalization_is_that_of_each_share(
     method = objective_of(kind, 1, global_bn=False)
     model, variables = method.model, method.trainable_variables
     batch = {'views': tuple(map(tf.constant, IMAGES)), 'label': tf.constant(LABELS)}
-    sums = np.zeros([len(method.metrics) + 2])
+    sums = np.zeros([len(method.metrics) + 2 + method.watches_collapse])
     for _ in range(2):
         with tf.GradientTape() as tape:
             object.__setattr__(method, 'model', Shares(model, 2))
-            terms = loss_of(method, batch, training=True)
+            outputs = method.forward(batch['views'], training=True)
+            terms = method.loss(outputs, method.targets(batch), batch)
             decay = 1e-2 * tf.nn.l2_loss(model.classifier.kernel)
             loss = terms['loss'] + decay
         object.__setattr__(method, 'model', model)
         gradients = tape.gradient(loss, variables)
         assign(variables, [v - 1e-3 * g for v, g in zip(variables, gradients, strict=True)])
-        sums += [float(loss), float(decay), *(float(terms[name]) for name in method.metrics)]
+        watched = [method.representation(outputs)] if method.watches_collapse else []
+        spread = map(collapse.spread, watched)
+        sums += [float(value) for value in (loss, decay, *map(terms.get, method.metrics), *spread)]
     expected = figures_of(method, sums, [gradient.numpy() for gradient in gradients])
     check_same(steps(kind, 2, global_bn=False), expected)
     assert abs(expected.metrics[0] - alone[kind].metrics[0]) > 1e-3
