@@ -354,19 +354,17 @@ def _fit(session: _Session, tracker: Tracker | None, stop: Stop) -> None:
 def _summaries(session: _Session) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Writes sample views for TensorBoard; provides the function that writes metrics for it.
 
-    That function also tells if the representation collapses.
-
-    The function takes a step and metrics, name -> mean. It writes only on the chief worker.
+    The function takes a step and metrics, name -> mean. It also tells if the representation or the
+    projection collapses. It writes and prints only on the chief worker.
     """
     experiment, model_dir = session.experiment, session.experiment.config.output.model_dir
     writes = distribution.is_chief(experiment.strategy)
     make_writer = tf.summary.create_file_writer if writes else tf.summary.create_noop_writer
     writer = make_writer(*([model_dir] if writes else []))
-
     watch = collapse.Watch()
 
     def write(step: int, means: Mapping[str, float]) -> None:
-        collapsed = watch.message(step, means.get(collapse.METRIC))
+        collapsed = watch.message(step, means)
         if collapsed and writes:
             print(f'\n{collapsed}', flush=True)
         with writing(model_dir):

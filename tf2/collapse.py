@@ -1,36 +1,60 @@
-"""Whether the representation collapses: whether all images get the same one.
+"""Whether the representation or the projection collapses: whether all images get the same one.
 
 The measure is that of SimSiam (arXiv:2011.10566, section 4.1).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from tf2 import collectives
 
-METRIC = 'representation_spread'
-# Below this share of 1 / sqrt(width) the representation counts as collapsed. Untrained ResNets have
-# 0.5 of it on the bundled images.
+_METRIC = '_spread'
+# Below this share of 1 / sqrt(width) the rows count as collapsed. Untrained, the representation of
+# a ResNet has 0.5 of it on the bundled images, and its projection 1.
 COLLAPSED = 0.1
 
 
-def spread(rows: tf.Tensor) -> tf.Tensor:
-    """Standard deviation over the global batch of the rows, scaled to length 1; call on a replica.
+def metric_of(name: str) -> str:
+    """The metric that tells the spread of 'representation' or 'projection'."""
+    return f'{name}{_METRIC}'
+
+
+def measure(watched: Mapping[str, str], outputs: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+    """`spreads` of outputs of a step, by metric; call in replica context.
 
     Args:
-        rows: [b, d] float32, this replica's.
+        watched: see `Method.watched`.
+        outputs: of `Method.forward`. Of a tuple, one for each view, the first counts.
+    """
+    found = [outputs[key] for key in watched.values()]
+    rows = [each[0] if isinstance(each, tuple) else each for each in found]
+    return dict(zip(map(metric_of, watched), spreads(rows), strict=True))
+
+
+def spreads(rows: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Standard deviations over the global batch of rows scaled to length 1; call on a replica.
+
+    Args:
+        rows: [b, d] float32 each, this replica's; the widths d may differ.
 
     Returns:
-        Its mean over the d columns, relative to 1 / sqrt(d): about 1 if the rows point anywhere, 0
-        if all point the same way; float32 scalar, the same on all replicas.
+        Of each of `rows`, the mean over its d columns, relative to 1 / sqrt(d): about 1 if the rows
+        point anywhere, 0 if all point the same way; float32 scalars, the same on all replicas.
     """
-    units = tf.math.l2_normalize(tf.stop_gradient(rows), -1)
-    local = tf.stack([tf.reduce_mean(units, 0), tf.reduce_mean(units**2, 0)])  # [2, d]
+    if not rows:
+        return []
+    units = tf.concat([tf.math.l2_normalize(tf.stop_gradient(each), -1) for each in rows], -1)
+    local = tf.stack([tf.reduce_mean(units, 0), tf.reduce_mean(units**2, 0)])
     mean, square = tf.unstack(collectives.mean_over_replicas(local))
     # The difference's rounding error is far below what counts as a collapse.
-    deviation = tf.sqrt(tf.nn.relu(square - mean**2))  # [d]
-    return tf.reduce_mean(deviation) * float(rows.shape[-1]) ** 0.5
+    deviations = tf.sqrt(tf.nn.relu(square - mean**2))
+    widths = [each.shape[-1] for each in rows]
+    parts = zip(tf.split(deviations, widths), widths)
+    return [tf.reduce_mean(part) * float(width) ** 0.5 for part, width in parts]
 
 
 class Watch:
@@ -39,18 +63,22 @@ class Watch:
     def __init__(self) -> None:
         self._told = False
 
-    def message(self, step: int, found: float | None) -> str | None:
+    def message(self, step: int, means: Mapping[str, float]) -> str | None:
         """A line for the user at the first collapse, else None.
 
         Args:
             step: number of updates done.
-            found: mean `spread` of the latest updates; None if it isn't measured.
+            means: metric -> mean over the latest updates.
         """
-        if self._told or found is None or found >= COLLAPSED:
+        spread = {name: mean for name, mean in means.items() if name.endswith(_METRIC)}
+        collapsed = [name for name, mean in spread.items() if mean < COLLAPSED]
+        if self._told or not collapsed:
             return None
         self._told = True
+        what = ' and the '.join(name.removesuffix(_METRIC) for name in collapsed)
+        values = ', '.join(f'{name} is {spread[name]:.2g}' for name in collapsed)
         return (
-            f'Step {step}: the representation has collapsed: all images get about the same one. '
-            f'{METRIC} is {found:.2g}; untrained networks have about 0.5. Try a lower '
-            '--learning_rate, a larger --train_batch_size, or another --method.'
+            f'Step {step}: the {what} collapsed: all images get about the same. {values}, and 0.5 '
+            'or more in untrained networks. Try a lower --learning_rate, a larger '
+            '--train_batch_size, or another --method.'
         )

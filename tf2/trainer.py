@@ -75,8 +75,8 @@ class Trainer:
         self._prepare = prepare
         self._method, self._optimizer, self._penalty = method, optimizer, penalty
         self._config = config
-        spread = (collapse.METRIC,) if method.watches_collapse else ()
-        self.metrics = ('total_loss', 'weight_decay', *method.metrics, *spread)
+        spreads = map(collapse.metric_of, method.watched)
+        self.metrics = ('total_loss', 'weight_decay', *method.metrics, *spreads)
         builder.create_variables(optimizer, method.trainable_variables)
         self._replica_step = self.replica_step
         if config.jit_compile:
@@ -117,8 +117,7 @@ class Trainer:
             terms['weight_decay'] = self._penalty.value()
             terms['total_loss'] = terms.pop('loss') + terms['weight_decay']
             share = builder.scaled(self._optimizer, terms['total_loss'] / replicas)
-        if method.watches_collapse:
-            terms[collapse.METRIC] = collapse.spread(method.representation(outputs))
+        terms |= collapse.measure(method.watched, outputs)
         gradients = tape.gradient(share, variables)
         _check_gradients(gradients, variables)
         gradients = collectives.all_reduce(tf.distribute.ReduceOp.SUM, gradients)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import tensorflow as tf
 
@@ -38,14 +38,15 @@ class Method(tf.Module, abc.ABC):
 
     Attributes:
         metrics: names of the scalars `loss` returns besides 'loss'.
-        watches_collapse: whether `representation` returns something.
+        watched: 'representation' and 'projection' -> key of what `forward` returns, where a collapse
+            is possible: [b, d] float32, or a tuple with one for each view.
         model: encoder, projection head and classifier.
         progress: number of updates done -> share of the run that is done, from 0 to 1, for
             schedules of a method's own. A run sets it; without one it is 0.
     """
 
     metrics: tuple[str, ...] = ()
-    watches_collapse = False
+    watched: ClassVar[Mapping[str, str]] = {}
     model: SimCLRModel
     progress: Progress = staticmethod(_at_the_start)
 
@@ -120,17 +121,6 @@ class Method(tf.Module, abc.ABC):
             the global batch.
         """
 
-    def representation(self, outputs: Nest) -> tf.Tensor | None:
-        """The encoder's output, whose spread shows a collapse; None if none can be expected.
-
-        Args:
-            outputs: of `forward`.
-
-        Returns:
-            [b, d] float32, of one view of each example.
-        """
-        del outputs
-
     def adjust_gradients(self, gradients: Gradients, step: tf.Tensor) -> Gradients:
         """The gradients to apply.
 
@@ -176,22 +166,24 @@ def build(
     return config.entry.load()(*arguments, **remembered)
 
 
-def online_classifier(
-    model: SimCLRModel, logits: Sequence[tf.Tensor], labels: tf.Tensor
-) -> dict[str, tf.Tensor]:
-    """`labeled_cross_entropy` of the classifier that is trained along with pretraining.
+def with_classifier(terms: Terms, outputs: Mapping[str, Any], labels: tf.Tensor) -> Terms:
+    """`terms` and those of the classifier that is trained along with pretraining.
 
     Args:
-        model: with or without a classifier.
-        logits: of each view, [b, classes] float32; ignored without a classifier.
+        terms: 'loss' and metrics, float32 scalars.
+        outputs: of `Method.forward`; 'logits_sup', [b, classes] float32 or a tuple of one for each
+            view, if the model has a classifier.
         labels: [b] int32, -1 where there is none.
 
     Returns:
-        `ONLINE_METRICS`; nothing without a classifier.
+        `terms`; with a classifier, `ONLINE_METRICS` too, and its cross-entropy is in the loss.
     """
-    if model.classifier is None:
-        return {}
-    return labeled_cross_entropy(tf.tile(labels, [len(logits)]), tf.concat(logits, 0))
+    if 'logits_sup' not in outputs:
+        return terms
+    logits = outputs['logits_sup']
+    logits = logits if isinstance(logits, tuple) else (logits,)
+    online = labeled_cross_entropy(tf.tile(labels, [len(logits)]), tf.concat(logits, 0))
+    return {**terms, **online, 'loss': terms['loss'] + online['supervised_loss']}
 
 
 def labeled_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> dict[str, tf.Tensor]:

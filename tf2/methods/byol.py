@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import tensorflow as tf
 
 from tf2.config import LearningConfig, ModelConfig
 from tf2.methods import momentum
-from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_classifier
+from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
 from tf2.models.encoder import SimCLRModel, build_model, without_classifier
 from tf2.models.head_sizes import layer_widths
 from tf2.models.layers import Norm
@@ -67,7 +68,10 @@ class BYOL(Method):
         target: encoder and projection head whose weights are moving averages of the model's.
     """
 
-    watches_collapse = True
+    watched: ClassVar[Mapping[str, str]] = {
+        'representation': 'representation',
+        'projection': 'projections',
+    }
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
@@ -100,30 +104,27 @@ class BYOL(Method):
         return tuple(tf.stop_gradient(output['proj_head_output']) for output in outputs)
 
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
-        """See `Method.forward`. Predictions, and logits of a classifier, of each view.
+        """See `Method.forward`. Projections, predictions, and logits of a classifier, by view.
 
         Batch statistics are those of one view, as in the authors' program.
         """
         outputs = [self.model(view, training=training) for view in views]
         projections = [output['proj_head_output'] for output in outputs]  # [b, d] each
         predict = [self.predictor(projection, training=training)[-1] for projection in projections]
-        logits = [output['logits_sup'] for output in outputs if 'logits_sup' in output]
-        return {
+        found = {
             'representation': outputs[0]['proj_head_input'],  # [b, d]
+            'projections': tuple(projections),
             'predictions': tuple(predict),
-            'logits_sup': tuple(logits),
         }
+        if self.model.classifier is not None:
+            found['logits_sup'] = tuple(output['logits_sup'] for output in outputs)
+        return found
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
         """See `Method.loss`. `batch['views']` are two views of each image."""
         loss = byol_loss(outputs['predictions'], targets)
-        online = online_classifier(self.model, outputs['logits_sup'], batch['label'])
-        total = loss + online.get('supervised_loss', 0.0)
-        return {'loss': total, 'prediction_loss': loss, **online}
-
-    def representation(self, outputs: Nest) -> tf.Tensor:
-        """See `Method.representation`. That of the first views."""
-        return outputs['representation']
+        terms = {'loss': loss, 'prediction_loss': loss}
+        return with_classifier(terms, outputs, batch['label'])
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         """See `Method.after_update`. Averages the updated weights into the target network."""

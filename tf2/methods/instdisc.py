@@ -6,13 +6,14 @@ image and with rows drawn at random, by noise-contrastive estimation or a softma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import tensorflow as tf
 
 from tf2 import collectives
 from tf2.config import LearningConfig, ModelConfig
-from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_classifier
+from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
 from tf2.methods.memory import Bank
 from tf2.models.encoder import SimCLRModel
 from tf2.models.layers import Norm
@@ -107,7 +108,10 @@ class InstDisc(Method):
         z: float32 scalar; 0 before the first update.
     """
 
-    watches_collapse = True
+    watched: ClassVar[Mapping[str, str]] = {
+        'representation': 'representation',
+        'projection': 'features',
+    }
 
     def __init__(self, model: SimCLRModel, config: LearningConfig, *, examples: int) -> None:
         super().__init__(name='pretraining')
@@ -187,14 +191,7 @@ class InstDisc(Method):
             rows = tf.gather(self.bank.rows, index)
             terms['proximal_loss'] = config.proximal_weight * proximal_term(features, rows)
             terms['loss'] += terms['proximal_loss']
-        logits = [outputs['logits_sup']] if self.model.classifier else []
-        online = online_classifier(self.model, logits, batch['label'])
-        terms['loss'] += online.get('supervised_loss', 0.0)
-        return terms | online
-
-    def representation(self, outputs: Nest) -> tf.Tensor:
-        """See `Method.representation`."""
-        return outputs['representation']
+        return with_classifier(terms, outputs, batch['label'])
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         """See `Method.after_update`. Fixes Z if it isn't yet, and averages features into rows.

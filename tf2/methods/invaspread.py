@@ -6,13 +6,13 @@ One encoder and the batch alone: no bank, no queue and no momentum.
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from tf2 import collectives
 from tf2.config import LearningConfig, ModelConfig
-from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_classifier
+from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
 from tf2.methods.nt_xent import ABSENT
 from tf2.models.encoder import SimCLRModel
 from tf2.models.layers import Norm
@@ -84,7 +84,10 @@ class InvaSpread(Method):
         config: temperature and `negative_weight` are read.
     """
 
-    watches_collapse = True
+    watched: typing.ClassVar[Mapping[str, str]] = {
+        'representation': 'representation',
+        'projection': 'features',
+    }
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
@@ -114,14 +117,9 @@ class InvaSpread(Method):
         """See `Method.loss`. `batch['views']` are two views of each image."""
         config = self.config
         found = invaspread_loss(*outputs['features'], config.temperature, config.negative_weight)
-        online = online_classifier(self.model, outputs.get('logits_sup', ()), batch['label'])
-        return {
-            'loss': found.loss + online.get('supervised_loss', 0.0),
+        terms = {
+            'loss': found.loss,
             'contrast_loss': found.loss,
             'contrast_acc': found.accuracy,
-            **online,
         }
-
-    def representation(self, outputs: Nest) -> tf.Tensor:
-        """See `Method.representation`. That of the first views."""
-        return outputs['representation']
+        return with_classifier(terms, outputs, batch['label'])

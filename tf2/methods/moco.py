@@ -22,7 +22,7 @@ import tensorflow as tf
 from common.file_names import MOMENTUM_MODULES
 from tf2 import collectives
 from tf2.config import LearningConfig, ModelConfig
-from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_classifier
+from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
 from tf2.methods.memory import Memory
 from tf2.methods.nt_xent import ABSENT
 from tf2.models.encoder import SimCLRModel
@@ -117,7 +117,10 @@ class MoCo(Method):
             the first update.
     """
 
-    watches_collapse = True
+    watched: typing.ClassVar[Mapping[str, str]] = {
+        'representation': 'proj_head_input',
+        'projection': 'proj_head_output',
+    }
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
@@ -163,18 +166,12 @@ class MoCo(Method):
             self.config.temperature,
             queue.filled(),
         )
-        logits = [outputs['logits_sup']] if self.model.classifier else []
-        online = online_classifier(self.model, logits, batch['label'])
-        return {
-            'loss': found.loss + online.get('supervised_loss', 0.0),
+        terms = {
+            'loss': found.loss,
             'contrast_loss': found.loss,
             'contrast_acc': found.accuracy,
-            **online,
         }
-
-    def representation(self, outputs: Nest) -> tf.Tensor:
-        """See `Method.representation`. That of the first views."""
-        return outputs['proj_head_input']
+        return with_classifier(terms, outputs, batch['label'])
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         """See `Method.after_update`. Enqueues the keys and updates the momentum encoder.

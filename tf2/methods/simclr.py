@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import tensorflow as tf
 
 from common.file_names import MOMENTUM_MODULES
 from tf2.config import LearningConfig
-from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_classifier
+from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
 from tf2.methods.memory import Memory
 from tf2.methods.nt_xent import nt_xent
 from tf2.models.encoder import SimCLRModel
@@ -26,7 +27,10 @@ class SimCLR(Method):
             `initialize` must be called before the first update.
     """
 
-    watches_collapse = True
+    watched: ClassVar[Mapping[str, str]] = {
+        'representation': 'proj_head_input',
+        'projection': 'proj_head_output',
+    }
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
@@ -69,13 +73,7 @@ class SimCLR(Method):
             'contrast_acc': contrast.accuracy,
             'contrast_entropy': contrast.entropy,
         }
-        online = online_classifier(self.model, outputs.get('logits_sup', ()), batch['label'])
-        terms['loss'] += online.get('supervised_loss', 0.0)
-        return terms | online
-
-    def representation(self, outputs: Nest) -> tf.Tensor:
-        """See `Method.representation`. That of the first views."""
-        return outputs['proj_head_input'][0]
+        return with_classifier(terms, outputs, batch['label'])
 
     def after_update(self, outputs: Nest, targets: Nest, batch: Batch, step: tf.Tensor) -> None:
         """See `Method.after_update`. Enqueues the keys and updates the momentum encoder.

@@ -5,12 +5,13 @@ Chen & He, arXiv:2011.10566.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import tensorflow as tf
 
 from tf2.config import LearningConfig, ModelConfig
-from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, online_classifier
+from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
 from tf2.models.encoder import SimCLRModel
 from tf2.models.head_sizes import layer_widths
 from tf2.models.layers import Norm
@@ -55,7 +56,10 @@ class SimSiam(Method):
         predictor: discarded after pretraining.
     """
 
-    watches_collapse = True
+    watched: ClassVar[Mapping[str, str]] = {
+        'representation': 'representation',
+        'projection': 'projections',
+    }
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
@@ -88,20 +92,17 @@ class SimSiam(Method):
         outputs = [self.model(view, training=training) for view in views]
         projections = [output['proj_head_output'] for output in outputs]  # [b, d] each
         predict = [self.predictor(projection, training=training)[-1] for projection in projections]
-        return {
+        found = {
             'representation': outputs[0]['proj_head_input'],  # [b, d]
             'projections': tuple(projections),
             'predictions': tuple(predict),
-            'logits_sup': tuple(out['logits_sup'] for out in outputs if 'logits_sup' in out),
         }
+        if self.model.classifier is not None:
+            found['logits_sup'] = tuple(output['logits_sup'] for output in outputs)
+        return found
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
         """See `Method.loss`. `batch['views']` are two views of each image."""
         loss = simsiam_loss(outputs['predictions'], outputs['projections'])
-        online = online_classifier(self.model, outputs['logits_sup'], batch['label'])
-        total = loss + online.get('supervised_loss', 0.0)
-        return {'loss': total, 'prediction_loss': loss, **online}
-
-    def representation(self, outputs: Nest) -> tf.Tensor:
-        """See `Method.representation`. That of the first views."""
-        return outputs['representation']
+        terms = {'loss': loss, 'prediction_loss': loss}
+        return with_classifier(terms, outputs, batch['label'])
