@@ -306,7 +306,8 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> Outcome:
 def _gc_disabled_during_import() -> Iterator[None]:
     """Garbage collection is off during the import of TensorFlow, and later skips what it made.
 
-    There is hardly any garbage in it, and searching it takes more than a second.
+    There is hardly any garbage in it, and searching it takes more than a second. Afterwards it is
+    rarer: tracing makes many objects that stay, and searching them again and again takes another.
     """
     if 'tensorflow' in sys.modules:
         yield
@@ -315,6 +316,7 @@ def _gc_disabled_during_import() -> Iterator[None]:
     try:
         yield
         gc.freeze()
+        gc.set_threshold(100_000, 20, 100)
     finally:
         gc.enable()
 

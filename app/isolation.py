@@ -32,9 +32,10 @@ def isolated() -> Iterator[None]:
 
 
 def _garbage_collector() -> Callable[[], None]:
-    enabled, frozen = gc.isenabled(), gc.get_freeze_count()
+    enabled, frozen, threshold = gc.isenabled(), gc.get_freeze_count(), gc.get_threshold()
 
     def restore() -> None:
+        gc.set_threshold(*threshold)
         if not enabled:
             gc.disable()
         if not frozen:

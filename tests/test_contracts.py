@@ -20,6 +20,7 @@ from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
 from data.names import SOURCES
 from data.sources import Source, open_source
+from tf2 import collapse
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig
 from tf2.evaluators import EVALUATORS, NEEDS
 from tf2.evaluators.base import Inputs
@@ -186,9 +187,11 @@ def test_every_method_returns_its_metrics_and_trains_its_modules(name: str, meth
         terms = method.loss(outputs, targets, batch)
     step = outputs, targets, batch
     if name == 'pretrain':
-        assert method.watches_collapse
-        rows = method.representation(outputs)
+        assert list(method.watched) == ['representation', 'projection']
+        rows = outputs[method.watched['representation']]
+        rows = rows[0] if isinstance(rows, tuple) else rows
         assert rows.shape == [len(batch['label']), method.model.backbone.width]
+        assert len(collapse.measure(method.watched, outputs)) == 2
     assert sorted(terms) == sorted(['loss', *method.metrics])
     for term in terms.values():
         assert (term.dtype, term.shape) == (tf.float32, [])

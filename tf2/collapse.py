@@ -12,15 +12,14 @@ import tensorflow as tf
 
 from tf2 import collectives
 
-_METRIC = '_spread'
-# Below this share of 1 / sqrt(width) the rows count as collapsed. Untrained, the representation of
-# a ResNet has 0.5 of it on the bundled images, and its projection 1.
-COLLAPSED = 0.1
+# Below this share of 1 / sqrt(width), rows count as collapsed. Untrained, the representation of a
+# ResNet has 0.5 of it on the bundled images, and its projection 0.9.
+LOWEST = {'representation': 0.1, 'projection': 0.3}
 
 
 def metric_of(name: str) -> str:
     """The metric that tells the spread of 'representation' or 'projection'."""
-    return f'{name}{_METRIC}'
+    return f'{name}_spread'
 
 
 def measure(watched: Mapping[str, str], outputs: Mapping[str, Any]) -> dict[str, tf.Tensor]:
@@ -70,15 +69,14 @@ class Watch:
             step: number of updates done.
             means: metric -> mean over the latest updates.
         """
-        spread = {name: mean for name, mean in means.items() if name.endswith(_METRIC)}
-        collapsed = [name for name, mean in spread.items() if mean < COLLAPSED]
+        spread = {name: means[metric_of(name)] for name in LOWEST if metric_of(name) in means}
+        collapsed = [name for name, value in spread.items() if value < LOWEST[name]]
         if self._told or not collapsed:
             return None
         self._told = True
-        what = ' and the '.join(name.removesuffix(_METRIC) for name in collapsed)
-        values = ', '.join(f'{name} is {spread[name]:.2g}' for name in collapsed)
+        values = ', '.join(f'{metric_of(name)} is {spread[name]:.2g}' for name in collapsed)
         return (
-            f'Step {step}: the {what} collapsed: all images get about the same. {values}, and 0.5 '
-            'or more in untrained networks. Try a lower --learning_rate, a larger '
+            f'Step {step}: the {collapsed[0]} has collapsed: all images get about the same one. '
+            f'{values}; untrained networks have 0.5 or more. Try a lower --learning_rate, a larger '
             '--train_batch_size, or another --method.'
         )

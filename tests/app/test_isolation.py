@@ -50,6 +50,7 @@ def test_determinism_log_levels_and_the_garbage_collector_are_restored(
 ) -> None:
     monkeypatch.delenv(LOG_LEVEL, raising=False)
     verbosity, frozen = logging.get_verbosity(), gc.get_freeze_count()
+    threshold = gc.get_threshold()
     gc.unfreeze()
     try:
         with isolated():
@@ -57,11 +58,14 @@ def test_determinism_log_levels_and_the_garbage_collector_are_restored(
             os.environ[LOG_LEVEL] = '3'
             logging.set_verbosity(logging.ERROR)
             gc.freeze()
+            gc.set_threshold(7, 8, 9)
         assert not config.is_op_determinism_enabled()
         assert LOG_LEVEL not in os.environ
         assert logging.get_verbosity() == verbosity
         assert gc.get_freeze_count() == 0
+        assert gc.get_threshold() == threshold
     finally:
+        gc.set_threshold(*threshold)
         if frozen:
             gc.freeze()
 

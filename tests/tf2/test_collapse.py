@@ -1,4 +1,4 @@
-"""The spread of representations, and the line that tells a collapse."""
+"""The spread of representations and projections, and the line that tells a collapse."""
 
 from __future__ import annotations
 
@@ -28,28 +28,72 @@ def slow_spread(rows: np.ndarray) -> float:
 @pytest.mark.parametrize('replicas', [1, 2])
 @pytest.mark.parametrize('rows', [ROWS, np.abs(ROWS), ROWS * 1e-3 + 1, ROWS[:1].repeat(12, 0)])
 def test_spread_is_that_of_the_global_batch(rows: np.ndarray, replicas: int) -> None:
-    strategy = mirrored(replicas)
-    for found in run_on_replicas(strategy, collapse.spread, np.split(rows, replicas)):
-        np.testing.assert_allclose(found, slow_spread(rows), rtol=1e-2, atol=1e-3)
+    both = np.concatenate([rows, -ROWS[:, :4]], -1)
+
+    def spreads(both: tf.Tensor) -> tf.Tensor:
+        return tf.stack(collapse.spreads([both[:, :7], both[:, 7:]]))
+
+    expected = [slow_spread(rows), slow_spread(ROWS[:, :4])]
+    for found in run_on_replicas(mirrored(replicas), spreads, np.split(both, replicas)):
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_rows_in_all_directions_spread_by_one() -> None:
     rows = tf.random.stateless_normal([4096, 64], [1, 2])
-    assert float(collapse.spread(rows)) == pytest.approx(1, abs=0.01)
+    assert [float(spread) for spread in collapse.spreads([rows])] == [pytest.approx(1, abs=0.01)]
 
 
-@pytest.mark.parametrize('found', [None, 1.0, collapse.COLLAPSED])
-def test_what_is_no_collapse_is_not_told(found: float | None) -> None:
+def test_of_several_views_the_first_is_measured() -> None:
+    outputs = {'h': tf.constant(ROWS), 'z': (tf.constant(ROWS[:, :4]), tf.zeros([12, 4])), 'x': ()}
+    found = collapse.measure({'representation': 'h', 'projection': 'z'}, outputs)
+    expected = {
+        'representation_spread': pytest.approx(slow_spread(ROWS), rel=1e-2),
+        'projection_spread': pytest.approx(slow_spread(ROWS[:, :4]), rel=1e-2),
+    }
+    assert {name: float(value) for name, value in found.items()} == expected
+
+
+def test_nothing_is_measured_where_nothing_is_watched() -> None:
+    assert collapse.measure({}, {'h': tf.constant(ROWS)}) == {}
+
+
+def means(representation: float, projection: float) -> dict[str, float]:
+    return {
+        'total_loss': 0.0,
+        'representation_spread': representation,
+        'projection_spread': projection,
+    }
+
+
+@pytest.mark.parametrize(
+    'found', [{'total_loss': 0.0}, means(1.0, 1.0), means(*collapse.LOWEST.values())]
+)
+def test_what_is_no_collapse_is_not_told(found: dict[str, float]) -> None:
     assert collapse.Watch().message(5, found) is None
 
 
-def test_a_collapse_is_told_once_in_one_line() -> None:
+@pytest.mark.parametrize(
+    ('found', 'what', 'values'),
+    [
+        (means(0.001, 1.0), 'the representation has collapsed', ['representation_spread is 0.001']),
+        (means(0.5, 0.01), 'the projection has collapsed', ['projection_spread is 0.01']),
+        (
+            means(0.001, 0.01),
+            'the representation has collapsed',
+            ['representation_spread is 0.001', 'projection_spread is 0.01'],
+        ),
+    ],
+)
+def test_a_collapse_is_told_once_in_one_line(
+    found: dict[str, float], what: str, values: list[str]
+) -> None:
     watch = collapse.Watch()
-    assert watch.message(10, 0.5) is None
-    line = watch.message(20, 0.001)
-    assert line.startswith('Step 20: the representation has collapsed') and '\n' not in line
-    assert '0.001' in line and '--learning_rate' in line and '--method' in line
-    assert watch.message(30, 0.001) is None
+    assert watch.message(10, means(0.5, 1.0)) is None
+    line = watch.message(20, found)
+    assert line.startswith(f'Step 20: {what}') and '\n' not in line
+    assert all(value in line for value in values)
+    assert '--learning_rate' in line and '--method' in line
+    assert watch.message(30, found) is None
 
 
 def collapsing(bias: float) -> tuple[SimSiam, builder.Optimizer, Penalty]:
@@ -67,5 +111,5 @@ def test_a_run_measures_it(bias: float, collapsed: bool) -> None:
     batches = batches_of(golden('traj_simsiam'))[:1]
     with golden_steps.dense_encoder(10, last_relu=True):
         _, metrics = losses_of(lambda: collapsing(bias), batches)
-    found = metrics[0][collapse.METRIC]
-    assert (collapse.Watch().message(1, found) is not None) == collapsed
+    assert {'representation_spread', 'projection_spread'} <= set(metrics[0])
+    assert (collapse.Watch().message(1, metrics[0]) is not None) == collapsed

@@ -186,7 +186,7 @@ def test_local_batch_normalization_is_that_of_each_share(
     method = objective_of(kind, 1, global_bn=False)
     model, variables = method.model, method.trainable_variables
     batch = {'views': tuple(map(tf.constant, IMAGES)), 'label': tf.constant(LABELS)}
-    sums = np.zeros([len(method.metrics) + 2 + method.watches_collapse])
+    sums = np.zeros([len(method.metrics) + 2 + len(method.watched)])
     for _ in range(2):
         with tf.GradientTape() as tape:
             object.__setattr__(method, 'model', Shares(model, 2))
@@ -197,9 +197,8 @@ def test_local_batch_normalization_is_that_of_each_share(
         object.__setattr__(method, 'model', model)
         gradients = tape.gradient(loss, variables)
         assign(variables, [v - 1e-3 * g for v, g in zip(variables, gradients, strict=True)])
-        watched = [method.representation(outputs)] if method.watches_collapse else []
-        spread = map(collapse.spread, watched)
-        sums += [float(value) for value in (loss, decay, *map(terms.get, method.metrics), *spread)]
+        spreads = collapse.measure(method.watched, outputs).values()
+        sums += [float(value) for value in (loss, decay, *map(terms.get, method.metrics), *spreads)]
     expected = figures_of(method, sums, [gradient.numpy() for gradient in gradients])
     check_same(steps(kind, 2, global_bn=False), expected)
     assert abs(expected.metrics[0] - alone[kind].metrics[0]) > 1e-3

@@ -13,7 +13,6 @@ from tf2.optimizers import OPTIMIZERS
 from tf2.optimizers.fixed_rate import FixedRate
 from tf2.optimizers.lamb import build_lamb
 from tf2.optimizers.lars import Lars
-from tf2.optimizers.sgd import Sgd
 
 Rate: TypeAlias = float | tf.keras.optimizers.schedules.LearningRateSchedule
 Optimizer: TypeAlias = tf.keras.optimizers.Optimizer | tf.keras.optimizers.legacy.Optimizer
@@ -33,10 +32,6 @@ class _Lars(FixedRate, Lars):
     pass
 
 
-class _Sgd(FixedRate, Sgd):
-    pass
-
-
 def momentum(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
     """SGD with Nesterov momentum."""
     del decayed  # its weight decay is an L2 term of the loss
@@ -44,9 +39,13 @@ def momentum(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimiz
 
 
 def sgd(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:
-    """See `Sgd`."""
+    """SGD with momentum as in PyTorch: the velocity holds gradients, without the learning rate.
+
+    Keras's velocity holds earlier gradients times the rates of their own steps, which differs if
+    the rate changes.
+    """
     del decayed  # its weight decay is an L2 term of the loss
-    return _Sgd(rate, config.momentum)
+    return _Lars(rate, decayed=(), momentum=config.momentum, rate_in_velocity=False)
 
 
 def adam(config: OptimizerConfig, rate: Rate, decayed: Variables) -> Optimizer:

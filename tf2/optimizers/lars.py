@@ -29,7 +29,7 @@ class Lars(tf.keras.optimizers.Optimizer):
         w <- w - rate * v
 
     which is the same for a constant rate. The program of SimCLR has the first form, those of BYOL
-    and MoCo v3 the second.
+    and MoCo v3 the second, which without decayed variables is SGD with momentum as in PyTorch.
 
     Args:
         learning_rate: float, or a schedule called with the number of updates done.
@@ -80,17 +80,16 @@ class Lars(tf.keras.optimizers.Optimizer):
                 gradient += self._decay * variable
             trust = _trust_ratio(variable, gradient)
         velocity = self._velocities[self._index_dict[self._var_key(variable)]]
-        if not self._rate_in_velocity:
-            variable.assign_sub(
-                rate * velocity.assign(self._momentum * velocity + trust * gradient)
-            )
-            return
-        # A fused kernel. It keeps the velocity with the opposite sign, which is equivalent:
+        # Fused kernels. Keras's keeps the velocity with the opposite sign, which is equivalent:
         # v <- momentum * v - rate * trust * g and w <- w + v.
-        tf.raw_ops.ResourceApplyKerasMomentum(
+        if self._rate_in_velocity:
+            apply, rate = tf.raw_ops.ResourceApplyKerasMomentum, rate * trust
+        else:
+            apply, gradient = tf.raw_ops.ResourceApplyMomentum, trust * gradient
+        apply(
             var=variable.handle,
             accum=velocity.handle,
-            lr=rate * trust,
+            lr=rate,
             grad=gradient,
             momentum=tf.cast(self._momentum, variable.dtype),
         )
