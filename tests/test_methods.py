@@ -54,9 +54,8 @@ def test_the_default_preset_is_that_of_the_method(method: str) -> None:
 def test_it_is_trained_resumed_and_fine_tuned(
     method: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        collapse.LOWEST, 'representation', 10.0
-    )  # so that any run counts as collapsed
+    # Any run counts as collapsed.
+    monkeypatch.setitem(collapse.LOWEST, 'representation', 10.0)
     flags = (f'--method={method}', *TINY)
     steps = ('--train_steps=3', '--checkpoint_steps=2')
     said = main(*flags, *steps, '--train_summary_steps=1', f'--model_dir={tmp_path}/whole')
