@@ -50,7 +50,7 @@ class Lars(tf.keras.optimizers.Optimizer):
     ) -> None:
         # Keras's own weight decay bypasses the gradient (as in AdamW), so it is not used; its
         # jit_compile would compile a small XLA program for each variable.
-        super().__init__(name='Lars', jit_compile=False)
+        super().__init__(name='Lars', weight_decay=None, jit_compile=False)
         self._learning_rate = self._build_learning_rate(learning_rate)
         # Keys instead of variables, which as an attribute would be saved in the optimizer's
         # checkpoint again.

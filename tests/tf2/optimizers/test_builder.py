@@ -41,6 +41,14 @@ def _run_alone(name: str) -> list[np.ndarray]:
     return [v.numpy() for v in variables]
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_keras_decays_nothing_of_its_own(name: str) -> None:
+    optimizer = _build(name, _variables())
+    if not isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer):
+        # With 0, Keras would subtract 0 from each variable, in each step.
+        assert optimizer.weight_decay is None
+
+
 def _run_on_replicas(strategy: tf.distribute.Strategy, name: str) -> list[np.ndarray]:
     with strategy.scope():
         variables = _variables()
