@@ -50,6 +50,11 @@ def assemble(
     method = build(model, config.learning, teacher and teacher.logits, train_examples)
     schedule = schedules.build(config.optimizer, config.train, train_examples)
     method.progress = schedule.progress
+    method.epoch = lambda step: schedules.epochs(
+        step + schedule.ahead,
+        num_examples=train_examples,
+        batch_size=config.train.train_batch_size,
+    )
     scales = config.train.mixed_precision == 'float16'
     optimizer = builder.build(
         config.optimizer,

@@ -153,6 +153,7 @@ _SMALLER: dict[str, tuple[int, Callable[[Config, int], int]]] = {
     'eval_batch_size': (1, lambda config, replicas: replicas),
     'train_batch_size': (2, lambda config, replicas: replicas),
     'memory_size': (0, lambda config, replicas: config.train.train_batch_size),
+    'queue_size': (0, lambda config, replicas: config.train.train_batch_size),
     'logical_devices': (1, lambda config, replicas: 1),
     'num_proj_layers': (1, lambda config, replicas: 1),
     'proj_out_dim': (1, lambda config, replicas: 1),

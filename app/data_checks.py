@@ -176,6 +176,12 @@ def _check_trainable(config: Config, data: RunData) -> None:
             f'{learning.bank_negatives}. Give fewer, or --bank_loss=softmax --bank_negatives=0 for '
             'all.'
         )
+    if 'prototypes' in learning.entry.reads and learning.prototypes > data.train_examples:
+        raise UserError(
+            '--prototypes must be at most the number of training examples, '
+            f'{data.train_examples} in {split!r} of {source.name}; found {learning.prototypes}. '
+            f'Try {max(2, data.train_examples // 10)}.'
+        )
     if not learning.learns_from_labels:
         return
     if data.train_labels.labeled == 0:
@@ -283,11 +289,11 @@ def _batch_for(config: Config, examples: int, replicas: int) -> int:
 
     A resumed run keeps its batch size.
     """
-    memory = config.learning.memory_size
+    queues = math.gcd(config.learning.memory_size, config.learning.queue_size)  # 0 without one
     recorded = recorded_run(config.output.model_dir) or {}
     batches = [recorded.get('train_batch_size', 0), *range(examples, 0, -1)]
     multiple = math.lcm(replicas, config.learning.norm_parts)
-    fitting = (b for b in batches if 0 < b <= examples and b % multiple == 0 and memory % b == 0)
+    fitting = (b for b in batches if 0 < b <= examples and b % multiple == 0 and queues % b == 0)
     return next(fitting, 0)
 
 

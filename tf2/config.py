@@ -281,6 +281,45 @@ class LearningConfig:
         at_least=1,
         at_most=1000,
     )
+    prototypes: int = option(
+        3000,
+        'Number of prototypes to which images are assigned; at most the number of training images.',
+        at_least=2,
+        resume='fixed',
+    )
+    freeze_prototypes_epochs: float = option(
+        1.0,
+        'Epochs at the start in which the prototypes keep their random directions.',
+        at_least=0,
+        at_most=1_000_000,
+    )
+    sinkhorn_epsilon: float = option(
+        0.05,
+        'Smoothness of the assignments to prototypes: the smaller, the closer each is to a single '
+        'prototype. Try 0.03 if the loss stays at the logarithm of --prototypes.',
+        at_least=0.02,
+        at_most=10,
+    )
+    sinkhorn_iterations: int = option(
+        3,
+        'How often the assignments are scaled so that all prototypes get equal shares.',
+        at_least=1,
+        at_most=100,
+    )
+    queue_size: int = option(
+        0,
+        'Number of earlier images that are assigned along with each batch, for batches smaller '
+        'than --prototypes; a multiple of --train_batch_size. 0: none.',
+        at_least=0,
+        resume='fixed',
+    )
+    queue_start_epoch: float = option(
+        15.0,
+        'Epoch from which on the queue of --queue_size is used, once it is full.',
+        at_least=0,
+        at_most=1_000_000,
+        requires={'queue_size': ()},
+    )
     lineareval_while_pretraining: bool = option(
         True,
         'While pretraining, also train a linear classifier that sends no gradient to the encoder.',

@@ -26,6 +26,7 @@ from tf2.optimizers import OPTIMIZERS
 
 FLOAT = 4  # bytes
 BATCHES_IN_MEMORY = 2  # the current one and the next
+_ASSIGNED = 2  # views that SwAV assigns to prototypes
 
 
 @dataclasses.dataclass
@@ -360,18 +361,25 @@ class Run:
     def _has_momentum_copy(self) -> bool:
         return bool(self.learning.memory_size) or self.learning.entry.momentum_copy
 
-    def _predictor(self) -> int:
-        """Parameters of the predictor, an MLP with one hidden layer; 0 without one."""
-        if 'predictor_hidden_dim' not in self.learning.entry.reads:
-            return 0
-        return 2 * self.learning.predictor_hidden_dim * self.network.projections
+    @property
+    def _prototypes(self) -> int:
+        return self.learning.prototypes if 'prototypes' in self.learning.entry.reads else 0
+
+    def _besides(self) -> int:
+        """Trained parameters besides the network's: of prototypes, and of the predictor's kernels.
+
+        A predictor is an MLP with one hidden layer.
+        """
+        reads = self.learning.entry.reads
+        hidden = self.learning.predictor_hidden_dim if 'predictor_hidden_dim' in reads else 0
+        return (2 * hidden + self._prototypes) * self.network.projections
 
     def _weights(self) -> dict[str, int]:
         network, whole = self.network, self.network.whole()
-        predictor = self._predictor() if self.train_batch_size else 0
-        sizes = {'weights': (whole.parameters + whole.statistics + predictor) * FLOAT}
+        besides = self._besides() if self.train_batch_size else 0
+        sizes = {'weights': (whole.parameters + whole.statistics + besides) * FLOAT}
         if self.train_batch_size:
-            trained = (self._trained().parameters + predictor) * FLOAT
+            trained = (self._trained().parameters + besides) * FLOAT
             slots = OPTIMIZERS[self.optimizer].slots
             sizes |= {'gradients': trained, self.optimizer: slots * trained}
         if self.train_batch_size and network.precision != 'float32':
@@ -381,6 +389,9 @@ class Run:
             sizes['momentum encoder'] = copied * FLOAT
         if self.learning.memory_size and self.train_batch_size:
             sizes['memory'] = self.learning.memory_size * network.projections * FLOAT
+        if self.learning.queue_size and self.train_batch_size:
+            row = _ASSIGNED * network.projections
+            sizes['queue'] = self.learning.queue_size * row * FLOAT
         if self.learning.entry.remembers_examples and self.train_batch_size:
             sizes['memory bank'] = self.train_examples * network.projections * FLOAT
         if self.teacher is not None:
@@ -409,7 +420,15 @@ class Run:
             # Rows of the bank that were drawn, or products with all of them.
             made = min(examples, compared * self.network.projections)
             return share * (made + 3 * compared) * FLOAT
+        if self._prototypes:
+            return self._scores(share)
         return self._nt_xent(share)
+
+    def _scores(self, share: int) -> int:
+        """Scores, predictions and their gradients of all views; assignments, with the queue's."""
+        predicted = len(self.learning.entry.views) * share
+        assigned = _ASSIGNED * (share + self.learning.queue_size // self.replicas)
+        return (3 * predicted + 2 * assigned) * self._prototypes * FLOAT
 
     def _nt_xent(self, share: int) -> int:
         """All projections, their gradients, and a block of logits and exponentials."""

@@ -156,6 +156,20 @@ def warmup_drops(
     return tf.where(step < warmup_steps, peak * step / max(warmup_steps, 1), rate)
 
 
+def epochs(step: tf.Tensor, *, num_examples: int, batch_size: int) -> tf.Tensor:
+    """Passes over the training examples that `step` updates make.
+
+    Args:
+        step: scalar integer tensor.
+        num_examples: training examples per epoch.
+        batch_size: global batch, over all replicas.
+
+    Returns:
+        [] float32.
+    """
+    return tf.cast(tf.cast(step, tf.int64) * batch_size, tf.float32) / num_examples
+
+
 class WarmupCosine(tf.keras.optimizers.schedules.LearningRateSchedule):
     """`warmup_cosine` with its arguments bound, callable with the step.
 

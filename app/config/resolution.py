@@ -97,16 +97,18 @@ def _check_stage(config: Config) -> None:
 
 
 def _check_negatives(config: Config) -> None:
-    """Raises UserError if the loss has no negatives, or batches don't divide the memory evenly."""
-    size, batch = config.learning.memory_size, config.train.train_batch_size
-    if not config.run.does.trains or config.learning.stage.classifies:
+    """Raises UserError if the loss has no negatives, or batches don't divide a queue evenly."""
+    learning, batch = config.learning, config.train.train_batch_size
+    if not config.run.does.trains or learning.stage.classifies:
         return
-    if size % batch:
-        raise UserError(
-            f'--memory_size must be a multiple of --train_batch_size, {batch}; found {size}. Try '
-            f'{size // batch * batch or batch}, or 0 for no memory.'
-        )
-    if batch == 1 and not size:
+    queues = {'memory_size': learning.memory_size, 'queue_size': learning.queue_size}
+    for name, size in queues.items():
+        if size % batch:
+            raise UserError(
+                f'--{name} must be a multiple of --train_batch_size, {batch}; found {size}. Try '
+                f'{size // batch * batch or batch}, or 0 for none.'
+            )
+    if batch == 1 and not learning.memory_size:
         raise UserError(
             '--train_batch_size must be at least 2 while pretraining, which needs the other images '
             'of a batch: as negatives, or for batch statistics; found 1. Give a larger one.'

@@ -136,6 +136,30 @@ METHODS = {
         },
         head_layers=_WIDTHS,
     ),
+    'swav': MethodEntry(
+        'tf2.methods.swav:SwAV',
+        CONTRAST,
+        'SwAV: predicts to which of many trained prototypes another view is assigned, with equal '
+        'shares of a batch for all of them (arXiv:2006.09882).',
+        reads=(
+            *_PRETRAINING,
+            'proj_hidden_dim',
+            'temperature',
+            'prototypes',
+            'freeze_prototypes_epochs',
+            'sinkhorn_epsilon',
+            'sinkhorn_iterations',
+            'queue_size',
+            'queue_start_epoch',
+        ),
+        # Section 3.3 and appendix A, and the published program.
+        defaults={
+            'num_proj_layers': 2,
+            'crop_min_area': 0.14,
+            'rate_in_velocity': False,
+        },
+        head_layers=_WIDTHS,
+    ),
     'instdisc': MethodEntry(
         'tf2.methods.instdisc:InstDisc',
         DISCRIMINATION,

@@ -43,12 +43,14 @@ class Method(tf.Module, abc.ABC):
         model: encoder, projection head and classifier.
         progress: number of updates done -> share of the run that is done, from 0 to 1, for
             schedules of a method's own. A run sets it; without one it is 0.
+        epoch: the same -> passes over the training examples that are done, a float32 scalar.
     """
 
     metrics: tuple[str, ...] = ()
     watched: ClassVar[Mapping[str, str]] = {}
     model: SimCLRModel
     progress: Progress = staticmethod(_at_the_start)
+    epoch: Progress = staticmethod(_at_the_start)
 
     def trained(self) -> Sequence[tf.Module]:
         """Modules whose trainable variables the optimizer updates."""

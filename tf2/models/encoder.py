@@ -87,13 +87,17 @@ class SimCLRModel(tf.keras.Model):
             and, with a classifier, 'logits_sup' [b, num_classes]; the last three are float32.
         """
         endpoints = self.backbone(images, training=training)
-        hiddens = self.projection_head(endpoints['final_avg_pool'], training=training)
-        endpoints = {**endpoints, 'proj_head_input': hiddens[0], 'proj_head_output': hiddens[-1]}
+        return {**endpoints, **self.heads(endpoints['final_avg_pool'], training)}
+
+    def heads(self, representation: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Runs projection head and classifier on the encoder's output [b, d]; see `call`."""
+        hiddens = self.projection_head(representation, training=training)
+        outputs = {'proj_head_input': hiddens[0], 'proj_head_output': hiddens[-1]}
         if self.classifier is not None:
             selected = hiddens[self.config.ft_proj_selector]
             selected = tf.stop_gradient(selected) if self.detach_classifier else selected
-            endpoints['logits_sup'] = self.classifier(selected)
-        return endpoints
+            outputs['logits_sup'] = self.classifier(selected)
+        return outputs
 
 
 def freeze(model: SimCLRModel, after_block: int) -> None:
