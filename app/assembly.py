@@ -122,7 +122,7 @@ def views_of(
         teacher: for a stage that has one.
         evaluates: whether to return the views of evaluation.
     """
-    views = EVALUATION if evaluates else config.learning.entry.views
+    views = EVALUATION if evaluates else config.learning.views
     if teacher is None:
         return views
     size = teacher.image_size or config.data.image_size

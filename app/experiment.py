@@ -13,7 +13,7 @@ import tensorflow as tf
 from app import capacity, resuming
 from app.classes import Classes, match_classes, number_of_classes
 from app.config.compatibility import check_same_architecture
-from app.config.resolution import check_counts, from_values
+from app.config.resolution import check_counts, check_crops, from_values
 from app.config.schema import TRAIN_EXAMPLES, Config, to_values, with_values
 from app.data_checks import RunData, open_data
 from app.measurements import check_evaluators
@@ -157,6 +157,7 @@ def _with_architecture(
     """`config` with the architecture of the run or of `--checkpoint`, and the latter's weights."""
     config, weights = _as_recorded(config, given, history.recorded) or with_weights(config, given)
     check_counts(config)
+    check_crops(config)
     return config, weights
 
 

@@ -72,7 +72,7 @@ class Splits:
 
         These are the method's first two views, or SimCLR's if the method has only one.
         """
-        config, seen = self._experiment.config, self._experiment.config.learning.entry.views
+        config, seen = self._experiment.config, self._experiment.config.learning.views
         views = seen[:2] if len(seen) > 1 else CONTRAST
         source, seed = self._experiment.data.evaluated, config.train.seed
         return self._batches(source, config.data.eval_split, views, MOST_ROWS, seed=seed)

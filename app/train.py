@@ -410,7 +410,7 @@ def _write_sample_views(experiment: Experiment, step: int) -> None:
         experiment.source,
         config.data,
         split=config.data.train_split,
-        views=config.learning.entry.views,
+        views=config.learning.views,
         count=SAMPLE_VIEWS,
         seed=config.train.seed,
     )

@@ -25,8 +25,9 @@ class MethodEntry:
             head is the one of `Method.projection_head`.
         momentum_copy: whether it always keeps a momentum copy of encoder and projection head.
         needs: settings that must not be 0; they have a default here.
-        views_trained: how many views, the first ones, pass through the trained network; None for
-            all of them.
+        untrained_views: how many views do not pass through the trained network.
+        local_view: how its local crops are made, apart from size and area; None if it takes no
+            crops besides `views`. It then reads `tf2.methods.CROPS`.
         remembers_examples: whether it keeps a row for each training example, and is made with
             their number.
     """
@@ -39,7 +40,8 @@ class MethodEntry:
     head_layers: str | None = None
     momentum_copy: bool = False
     needs: tuple[str, ...] = ()
-    views_trained: int | None = None
+    untrained_views: int = 0
+    local_view: View | None = None
     remembers_examples: bool = False
 
     def load(self) -> type:

@@ -42,6 +42,48 @@ class View:
     draw: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """Global and local crops of each image: multi-crop (SwAV, section 3.2, arXiv:2006.09882).
+
+    Attributes:
+        global_crops: their number.
+        local_crops: their number.
+        local_size: height and width of local crops in pixels; global ones have `image_size`.
+        global_area: smallest and largest share of the image's area; None leaves it to the settings.
+        local_area: the same.
+    """
+
+    global_crops: int
+    local_crops: int
+    local_size: int
+    global_area: tuple[float, float] | None
+    local_area: tuple[float, float]
+
+
+def with_crops(views: tuple[View, ...], local: View, crops: Crops) -> tuple[View, ...]:
+    """Views of a method that takes crops, the global ones first, each with a draw of its own.
+
+    Args:
+        views: how global crops are made, in turn if there are more crops than these.
+        local: how a local crop is made, apart from size and area.
+        crops: how many there are, and of which size and area.
+    """
+    made = [views[number % len(views)] for number in range(crops.global_crops)]
+    if crops.global_area is not None:
+        made = [_with_area(view, crops.global_area) for view in made]
+    small = dataclasses.replace(_with_area(local, crops.local_area), size=crops.local_size)
+    made += [small] * crops.local_crops
+    return tuple(dataclasses.replace(view, draw=draw) for draw, view in enumerate(made))
+
+
+def _with_area(view: View, area: tuple[float, float]) -> View:
+    crop = op('crop', area=area)
+    return dataclasses.replace(
+        view, ops=tuple(crop if own.name == 'crop' else own for own in view.ops)
+    )
+
+
 _STRONG = (op('crop'), op('flip'), op('color'), op('blur'))
 _WEAK = (op('crop'), op('flip'))
 
@@ -62,6 +104,9 @@ ASYMMETRIC = (
         draw=1,
     ),
 )
+# Local crops of BYOL: its paper has none. They are blurred as in the program of DINO
+# (arXiv:2104.14294), which has BYOL's operations.
+ASYMMETRIC_LOCAL = View((op('crop'), op('flip'), _MILDER, op('blur', probability=0.5)))
 # MoCo (arXiv:1911.05722, section 3.3, and its program): colors always change, by larger amounts.
 _GRAY_FIRST = (
     op('crop'),

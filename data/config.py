@@ -125,6 +125,7 @@ class DataConfig:
         'below 0.1 are redrawn at the default.',
         above=0,
         at_most=1,
+        requires={'global_crop_area': (None,)},
     )
 
     label_fraction: float = option(

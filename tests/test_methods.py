@@ -22,6 +22,16 @@ pytestmark = pytest.mark.usefixtures('plain', 'bare_runs', 'known_labels')
 
 OTHERS = [name for name in METHODS if name != 'simclr']
 NAMES = ('whole', 'parts')
+# Settings for so few images, and those that take another way through a method.
+MORE = {
+    'swav': (
+        '--prototypes=10',
+        '--queue_size=16',
+        '--queue_start_epoch=0',
+        '--local_crops=2',
+        '--local_crop_size=8',
+    ),
+}
 WITHOUT_STATE = ('invaspread',)  # the model is all they have
 TINY = (
     '--train_split=train[:32]',
@@ -56,7 +66,7 @@ def test_it_is_trained_resumed_and_fine_tuned(
 ) -> None:
     # Any run counts as collapsed.
     monkeypatch.setitem(collapse.LOWEST, 'representation', 10.0)
-    flags = (f'--method={method}', *TINY)
+    flags = (f'--method={method}', *TINY, *MORE.get(method, ()))
     steps = ('--train_steps=3', '--checkpoint_steps=2')
     said = main(*flags, *steps, '--train_summary_steps=1', f'--model_dir={tmp_path}/whole')
     assert said.count('the representation has collapsed') == 1

@@ -46,6 +46,9 @@ STAGES: dict[str, dict[str, str]] = {
 # Flags that are read beside others only.
 WITH: dict[str, dict[str, str]] = {
     'memory_size': {'memory_size': '64'},
+    'queue_size': {'queue_size': '64'},
+    'local_crops': {'local_crops': '2', 'local_crop_size': '12'},
+    'global_crop_area': {},
     'knn_neighbors': {'knn_neighbors': '5'},
     'tpu_name': {'tpu_name': 'name'},
     'optimizer': {'optimizer': 'momentum'},
@@ -57,7 +60,16 @@ WITH: dict[str, dict[str, str]] = {
     },
 }
 IMAGES = {'dataset': 'image_folder', 'preset': ''}
-ALSO: dict[str, dict[str, str]] = {'data_dir': IMAGES}
+# SwAV's defaults are for more images than there are.
+_FEW = {'prototypes': '30'}
+ALSO: dict[str, dict[str, str]] = {
+    'data_dir': IMAGES,
+    'freeze_prototypes_epochs': _FEW,
+    'sinkhorn_epsilon': _FEW,
+    'sinkhorn_iterations': _FEW,
+    'queue_size': _FEW,
+    'queue_start_epoch': _FEW,
+}
 
 # Mode -> flags with which it would start, of those that only it reads.
 MODES: dict[str, dict[str, str]] = {
@@ -267,6 +279,29 @@ COMBINATIONS: Sequence[tuple[str, dict[str, str], str]] = [
     ('pretrain', {'bank_loss': 'nce'}, '--bank_loss is for --method=instdisc; found --method=sim'),
     ('pretrain', {'negative_weight': '2'}, '--negative_weight is for --method=invaspread; found'),
     ('pretrain', {'method': 'invaspread', 'train_batch_size': '1'}, '_size must be at least 2'),
+    ('pretrain', {'method': 'swav', 'prototypes': '600'}, '--prototypes must be at most .* 512 in'),
+    (
+        'pretrain',
+        {'method': 'swav', 'prototypes': '9', 'queue_size': '60'},
+        '--queue_size must be a multiple of --train_batch_size, 16; found 60. Try 48, or 0',
+    ),
+    ('pretrain', {'method': 'swav', 'queue_start_epoch': '3'}, 'is read with --queue_size only'),
+    ('pretrain', {'method': 'swav', 'hidden_norm': 'true'}, '--hidden_norm is for --method=simclr'),
+    ('pretrain', {'method': 'swav', 'global_crops': '1'}, '--global_crops must be at least 2; fo'),
+    ('pretrain', {'prototypes': '9'}, '--prototypes is for --method=swav; found --method=simclr'),
+    ('pretrain', {'local_crops': '2'}, '--local_crop_size must be less than --image_size, 28; fou'),
+    ('pretrain', {'local_crops': '2', 'local_crop_size': '28'}, 'than --image_size, 28; found 28'),
+    ('pretrain', {'local_crop_size': '12'}, '--local_crop_size is read with --local_crops only'),
+    ('pretrain', {'local_crop_area': '0.1,0.2'}, 'is read with --local_crops only'),
+    ('pretrain', {'global_crop_area': '0.5'}, '--global_crop_area must be the smallest and the'),
+    (
+        'pretrain',
+        {'crop_min_area': '0.5', 'global_crop_area': '0.5,1'},
+        '--crop_min_area is read without --global_crop_area only; found .* Give one of them',
+    ),
+    ('pretrain', {'method': 'instdisc', 'local_crops': '2'}, '--local_crops is for --method=simc'),
+    ('pretrain', {'method': 'invaspread', 'global_crops': '3'}, '--global_crops is for --method=s'),
+    ('finetune', {'local_crops': '2'}, '--local_crops is for pretraining; found'),
     ('pretrain', {'norm_parts': '4'}, '--norm_parts is for --method=moco_v1 or moco_v2; found'),
     ('pretrain', {'train_batch_size': '1'}, '--train_batch_size must be at least 2'),
     ('distill', {'labels_per_class': '1', 'distill_alpha': '1'}, '--distill_alpha=1 uses none'),

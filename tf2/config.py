@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 
 from common.errors import UserError
@@ -11,6 +12,7 @@ from common.methods import MethodEntry
 from common.registry import load
 from common.settings import INFERENCE, check_options, option
 from common.stages import FIRST, STAGES, Stage
+from common.views import Crops, View, with_crops
 from tf2.evaluators import DEFAULT, names_in
 from tf2.methods import METHODS, count_head_layers, entry_of
 from tf2.models import BACKBONES, BackboneEntry
@@ -200,6 +202,36 @@ class LearningConfig:
         "Distillation: multiply the teacher's term by the squared temperature, as the published "
         'program does and the paper does not.',
     )
+    global_crops: int = option(
+        2,
+        'Number of random crops of each image at --image_size. Where a method compares a view with '
+        'a target, the targets are those of global crops.',
+        at_least=2,
+        at_most=64,
+    )
+    local_crops: int = option(
+        0,
+        'Number of further, smaller crops of each image (multi-crop, arXiv:2006.09882), which are '
+        'compared with the global ones.',
+        at_least=0,
+        at_most=64,
+    )
+    local_crop_size: int = option(
+        96,
+        'Height and width of local crops in pixels; less than --image_size.',
+        at_least=1,
+        requires={'local_crops': ()},
+    )
+    global_crop_area: str | None = option(
+        None,
+        'Smallest and largest share of the image area in a global crop, as in 0.14,1. Unset: from '
+        '--crop_min_area to 1.',
+    )
+    local_crop_area: str = option(
+        '0.05,0.14',
+        'Smallest and largest share of the image area in a local crop.',
+        requires={'local_crops': ()},
+    )
     temperature: float = option(
         0.1, 'Temperature of the softmax over similarities.', above=0, at_most=1000
     )
@@ -327,6 +359,7 @@ class LearningConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        _ = self.crops  # refuses areas that aren't any
         if self.stage.has_teacher and not self.teacher:
             raise UserError(
                 f'--train_mode={self.train_mode} needs a --teacher, the fine-tuned network to '
@@ -337,6 +370,26 @@ class LearningConfig:
                 '--bank_negatives must be above 0 with --bank_loss=nce; found 0. Give '
                 '--bank_loss=softmax to compare with the whole memory bank.'
             )
+
+    @property
+    def crops(self) -> Crops:
+        """Number, size and area of the crops of each image, for a method that takes them."""
+        area = self.global_crop_area
+        return Crops(
+            self.global_crops,
+            self.local_crops,
+            self.local_crop_size,
+            None if area is None else _area('global_crop_area', area),
+            _area('local_crop_area', self.local_crop_area),
+        )
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views of each image: those of the method, or as many crops as it is to have."""
+        entry = self.entry
+        if entry.local_view is None:
+            return entry.views
+        return with_crops(entry.views, entry.local_view, self.crops)
 
     @property
     def stage(self) -> Stage:
@@ -660,6 +713,24 @@ class DeviceConfig:
                 f'--use_tpu needs --strategy=auto; found --strategy={self.strategy}. Give only one '
                 'of them.'
             )
+
+
+def _area(name: str, text: str) -> tuple[float, float]:
+    """The smallest and the largest area that setting `name` asks for, as in '0.05,0.14'.
+
+    Raises:
+        UserError: if that is not what it says.
+    """
+    try:
+        low, high = map(float, text.split(','))
+    except ValueError:
+        low = high = math.nan
+    if not 0 < low <= high <= 1:
+        raise UserError(
+            f'--{name} must be the smallest and the largest share of the image area, as in '
+            f'0.05,0.14, above 0 and up to 1; found {text!r}.'
+        )
+    return low, high
 
 
 def _is_name(text: str) -> bool:

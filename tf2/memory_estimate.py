@@ -26,7 +26,6 @@ from tf2.optimizers import OPTIMIZERS
 
 FLOAT = 4  # bytes
 BATCHES_IN_MEMORY = 2  # the current one and the next
-_ASSIGNED = 2  # views that SwAV assigns to prototypes
 
 
 @dataclasses.dataclass
@@ -344,18 +343,29 @@ class Run:
     def _of_device(self, parts: Mapping[str, int]) -> dict[str, int]:
         return {what: self.sharing * size for what, size in parts.items() if size}
 
+    def _trained_encoder(self) -> Sequence[Part]:
+        """Parts of the encoder with gradients."""
+        tuned = self.learning.stage.classifies
+        return self.network.encoder()[1 + self.learning.fine_tune_after_block if tuned else 0 :]
+
     def _trained(self) -> Part:
         """The parts with gradients; those before them keep nothing for the backward pass."""
-        network, frozen = self.network, self.learning.fine_tune_after_block
-        encoder, head = network.encoder(), network.head()
+        network, encoder = self.network, self._trained_encoder()
+        head, read = network.head(), network.config.ft_proj_selector
         if not self.learning.stage.classifies:
             return network.whole()
-        read = network.config.ft_proj_selector
-        if frozen >= 0:
-            encoder = encoder[1 + frozen :]
         if read == 0 or not encoder:
             head = []
         return sum([*encoder, *head], network.classifier())
+
+    def _kept(self, size: int) -> int:
+        """Bytes that the backward pass needs of one view of `size` pixels.
+
+        Those of the encoder are taken to be proportional to the view's area.
+        """
+        smaller = (size / self.network.image_size) ** 2
+        encoder = self._trained_encoder()
+        return self._trained().kept - round((1 - smaller) * sum(part.kept for part in encoder))
 
     @property
     def _has_momentum_copy(self) -> bool:
@@ -390,7 +400,7 @@ class Run:
         if self.learning.memory_size and self.train_batch_size:
             sizes['memory'] = self.learning.memory_size * network.projections * FLOAT
         if self.learning.queue_size and self.train_batch_size:
-            row = _ASSIGNED * network.projections
+            row = self.learning.global_crops * network.projections
             sizes['queue'] = self.learning.queue_size * row * FLOAT
         if self.learning.entry.remembers_examples and self.train_batch_size:
             sizes['memory bank'] = self.train_examples * network.projections * FLOAT
@@ -401,12 +411,12 @@ class Run:
 
     def _of_batch(self) -> dict[str, int]:
         network, share = self.network, -(-self.train_batch_size // self.replicas)
-        views = len(self.learning.entry.views)
-        trained = self.learning.entry.views_trained or views
-        image = network.image_size**2 * 3 * FLOAT
+        sizes = [view.size or network.image_size for view in self.learning.views]
+        pixels = sum(size**2 for size in sizes)
+        trained = sizes[self.learning.entry.untrained_views :]
         sizes = {
-            'activations': trained * share * self._trained().kept,
-            'views': BATCHES_IN_MEMORY * views * share * image,
+            'activations': share * sum(map(self._kept, trained)),
+            'views': BATCHES_IN_MEMORY * share * pixels * 3 * FLOAT,
         }
         if not self.learning.stage.classifies:
             sizes['logits'] = self._logits(share)
@@ -426,8 +436,8 @@ class Run:
 
     def _scores(self, share: int) -> int:
         """Scores, predictions and their gradients of all views; assignments, with the queue's."""
-        predicted = len(self.learning.entry.views) * share
-        assigned = _ASSIGNED * (share + self.learning.queue_size // self.replicas)
+        predicted = len(self.learning.views) * share
+        assigned = self.learning.global_crops * (share + self.learning.queue_size // self.replicas)
         return (3 * predicted + 2 * assigned) * self._prototypes * FLOAT
 
     def _nt_xent(self, share: int) -> int:

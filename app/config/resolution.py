@@ -48,6 +48,7 @@ def from_values(values: Mapping[str, Any]) -> Config:
     _check_stage(config)
     _check_needs(config)
     _check_negatives(config)
+    check_crops(config)
     _check_parts(config)
     _check_rates(config)
     _check_allowed(config)
@@ -126,6 +127,17 @@ def _check_needs(config: Config) -> None:
                 f'--method={config.learning.method} needs a --{name} above 0; found '
                 f'{values[name]}. Leave it out for {config.learning.entry.defaults[name]}.'
             )
+
+
+def check_crops(config: Config) -> None:
+    """Raises UserError if local crops are not smaller than global ones."""
+    learning, size = config.learning, config.data.image_size
+    trains = config.run.does.trains and not learning.stage.classifies
+    if trains and learning.local_crops and learning.local_crop_size >= size:
+        raise UserError(
+            f'--local_crop_size must be less than --image_size, {size}; found '
+            f'{learning.local_crop_size}. Try {max(1, size * 3 // 7)}, or --local_crops=0.'
+        )
 
 
 def _check_parts(config: Config) -> None:
@@ -272,6 +284,11 @@ def why_unread(name: str, values: Mapping[str, Any]) -> str | None:
         return _other_readers(name, values)
     for other, wanted in metadata['requires'].items():
         if not (values[other] in wanted if wanted else values[other]):
+            if wanted == (None,):
+                return (
+                    f'--{name} is read without --{other} only; found --{other}={values[other]}. '
+                    'Give one of them.'
+                )
             listed = f'={" or ".join(map(str, wanted))}' if wanted else ''
             return (
                 f'--{name} is read with --{other}{listed} only; found --{other}={values[other]}. '

@@ -12,6 +12,7 @@ from common.methods import MethodEntry
 from common.registry import load
 from common.views import (
     ASYMMETRIC,
+    ASYMMETRIC_LOCAL,
     CONTRAST,
     DISCRIMINATION,
     QUERY_AND_KEY_V1,
@@ -29,6 +30,14 @@ _PRETRAINING = (
     'color_jitter_strength',
     'color_jitter_brightness',
     'use_blur',
+)
+# Settings of methods that take any number of crops, see `MethodEntry.local_view`.
+CROPS = (
+    'global_crops',
+    'local_crops',
+    'local_crop_size',
+    'global_crop_area',
+    'local_crop_area',
 )
 # Settings of the default projection head.
 _HEAD = ('proj_head_mode',)
@@ -58,7 +67,14 @@ _MOCO = {
     'memory_size': 65536,
     'norm_parts': 8,  # as many as the published runs had GPUs
 }
-_READ_BY_MOCO = (*_PRETRAINING, 'proj_hidden_dim', 'temperature', *_MOMENTUM_ENCODER, 'norm_parts')
+_READ_BY_MOCO = (
+    *_PRETRAINING,
+    *CROPS,
+    'proj_hidden_dim',
+    'temperature',
+    *_MOMENTUM_ENCODER,
+    'norm_parts',
+)
 _WIDTHS = 'tf2.models.head_sizes:count_layers'
 
 METHODS = {
@@ -69,18 +85,20 @@ METHODS = {
         'of a momentum encoder (arXiv:2002.05709, arXiv:2006.10029).',
         reads=(
             *_PRETRAINING,
+            *CROPS,
             *_HEAD,
             'temperature',
             'hidden_norm',
             *_MOMENTUM_ENCODER,
         ),
+        local_view=CONTRAST[0],
     ),
     'byol': MethodEntry(
         'tf2.methods.byol:BYOL',
         ASYMMETRIC,
         "BYOL: a predictor maps each view to a momentum network's projection of the other; no "
         'negatives (arXiv:2006.07733).',
-        reads=(*_PRETRAINING, *_PREDICTS, 'target_decay'),
+        reads=(*_PRETRAINING, *CROPS, *_PREDICTS, 'target_decay'),
         # Section 3.2 and appendix B.
         defaults={
             'num_proj_layers': 2,
@@ -91,6 +109,7 @@ METHODS = {
         },
         head_layers=_WIDTHS,
         momentum_copy=True,
+        local_view=ASYMMETRIC_LOCAL,
     ),
     'moco_v1': MethodEntry(
         'tf2.methods.moco:MoCo',
@@ -106,7 +125,8 @@ METHODS = {
         },
         head_layers=_WIDTHS,
         needs=('memory_size',),
-        views_trained=1,
+        untrained_views=1,
+        local_view=QUERY_AND_KEY_V1[0],
     ),
     'moco_v2': MethodEntry(
         'tf2.methods.moco:MoCo',
@@ -116,14 +136,15 @@ METHODS = {
         defaults={**_MOCO, 'num_proj_layers': 2, 'temperature': 0.2},
         head_layers=_WIDTHS,
         needs=('memory_size',),
-        views_trained=1,
+        untrained_views=1,
+        local_view=QUERY_AND_KEY_V2[0],
     ),
     'simsiam': MethodEntry(
         'tf2.methods.simsiam:SimSiam',
         QUERY_AND_KEY_V2,
         'SimSiam: a predictor maps each view to the projection of the other, which gets no '
         'gradient; no negatives, no momentum network (arXiv:2011.10566).',
-        reads=(*_PRETRAINING, *_PREDICTS, 'fixed_predictor_rate'),
+        reads=(*_PRETRAINING, *CROPS, *_PREDICTS, 'fixed_predictor_rate'),
         # Section 3 and appendix A.
         defaults={
             'proj_out_dim': 2048,
@@ -135,6 +156,7 @@ METHODS = {
             'weight_decay': 1e-4,
         },
         head_layers=_WIDTHS,
+        local_view=QUERY_AND_KEY_V2[0],
     ),
     'swav': MethodEntry(
         'tf2.methods.swav:SwAV',
@@ -143,6 +165,7 @@ METHODS = {
         'shares of a batch for all of them (arXiv:2006.09882).',
         reads=(
             *_PRETRAINING,
+            *CROPS,
             'proj_hidden_dim',
             'temperature',
             'prototypes',
@@ -159,6 +182,7 @@ METHODS = {
             'rate_in_velocity': False,
         },
         head_layers=_WIDTHS,
+        local_view=CONTRAST[0],
     ),
     'instdisc': MethodEntry(
         'tf2.methods.instdisc:InstDisc',

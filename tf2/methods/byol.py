@@ -11,6 +11,7 @@ import tensorflow as tf
 from tf2.config import LearningConfig, ModelConfig
 from tf2.methods import momentum
 from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
+from tf2.methods.crops import predict, with_others
 from tf2.models.encoder import SimCLRModel, build_model, without_classifier
 from tf2.models.head_sizes import layer_widths
 from tf2.models.layers import Norm
@@ -26,17 +27,18 @@ def byol_loss(predictions: Sequence[tf.Tensor], targets: Sequence[tf.Tensor]) ->
     No gradient flows to the targets.
 
     Args:
-        predictions: of the two views, [b, d] float32 each.
-        targets: the target network's projections of the same views, [b, d] float32 each. A
-            prediction of one view is compared with the target of the other.
+        predictions: of all views, [b, d] float32 each.
+        targets: the target network's projections of the first views, the global crops, [b, d]
+            float32 each. A prediction of one view is compared with the targets of all others.
 
     Returns:
-        float32 scalar from 0 to 8.
+        float32 scalar from 0 to 8: twice the mean over pairs of a prediction and a target, which is
+        the paper's sum for two views.
     """
     units = [tf.math.l2_normalize(prediction, -1) for prediction in predictions]
-    others = [tf.stop_gradient(tf.math.l2_normalize(target, -1)) for target in reversed(targets)]
-    distances = [tf.reduce_sum((unit - other) ** 2, -1) for unit, other in zip(units, others)]
-    return tf.reduce_mean(tf.add_n(distances))
+    goals = [tf.stop_gradient(tf.math.l2_normalize(target, -1)) for target in targets]
+    distances = [tf.reduce_sum((unit - goal) ** 2, -1) for unit, goal in with_others(units, goals)]
+    return tf.reduce_mean(tf.add_n(distances)) * (2 / len(distances))
 
 
 def target_decay(base: float, progress: float | tf.Tensor) -> tf.Tensor:
@@ -60,8 +62,8 @@ class BYOL(Method):
 
     Args:
         model: built, with `projection_head`.
-        config: `predictor_hidden_dim` and `target_decay` are read. `initialize` must be called
-            before the first update.
+        config: `predictor_hidden_dim`, `target_decay` and `global_crops` are read. `initialize`
+            must be called before the first update.
 
     Attributes:
         predictor: maps projections to those of the other view; discarded after pretraining.
@@ -98,30 +100,18 @@ class BYOL(Method):
         momentum.copy_variables(_parts(self.target), _parts(self.model))
 
     def targets(self, batch: Batch) -> tuple[tf.Tensor, ...]:
-        """See `Method.targets`. The target network's projections [b, d] of each view."""
+        """See `Method.targets`. The target network's projections [b, d] of each global crop."""
         # With batch statistics, as the authors' program does.
-        outputs = (self.target(view, training=True) for view in batch['views'])
+        crops = batch['views'][: self.config.global_crops]
+        outputs = (self.target(view, training=True) for view in crops)
         return tuple(tf.stop_gradient(output['proj_head_output']) for output in outputs)
 
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
-        """See `Method.forward`. Projections, predictions, and logits of a classifier, by view.
-
-        Batch statistics are those of one view, as in the authors' program.
-        """
-        outputs = [self.model(view, training=training) for view in views]
-        projections = [output['proj_head_output'] for output in outputs]  # [b, d] each
-        predict = [self.predictor(projection, training=training)[-1] for projection in projections]
-        found = {
-            'representation': outputs[0]['proj_head_input'],  # [b, d]
-            'projections': tuple(projections),
-            'predictions': tuple(predict),
-        }
-        if self.model.classifier is not None:
-            found['logits_sup'] = tuple(output['logits_sup'] for output in outputs)
-        return found
+        """See `Method.forward` and `crops.predict`."""
+        return predict(self.model, self.predictor, views, self.config.global_crops, training)
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
-        """See `Method.loss`. `batch['views']` are two views of each image."""
+        """See `Method.loss`. `batch['views']` are crops of each image, the global ones first."""
         loss = byol_loss(outputs['predictions'], targets)
         terms = {'loss': loss, 'prediction_loss': loss}
         return with_classifier(terms, outputs, batch['label'])

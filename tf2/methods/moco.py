@@ -23,6 +23,7 @@ from common.file_names import MOMENTUM_MODULES
 from tf2 import collectives
 from tf2.config import LearningConfig, ModelConfig
 from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
+from tf2.methods.crops import in_turn
 from tf2.methods.memory import Memory
 from tf2.methods.nt_xent import ABSENT
 from tf2.models.encoder import SimCLRModel
@@ -94,6 +95,18 @@ def gather_up(local: tf.Tensor, parts: int) -> tf.Tensor:
     return _permuted(local, lambda count: tf.reshape(tf.range(count), [parts, -1]))
 
 
+def by_parts(crops: Sequence[tf.Tensor], parts: int) -> tf.Tensor:
+    """Joins crops [b, ...] so that a part has the same images of each, in `parts` equal parts."""
+    shares = zip(*(tf.split(crop, parts) for crop in crops))
+    return tf.concat([share for part in shares for share in part], 0)
+
+
+def by_crops(rows: tf.Tensor, count: int, parts: int) -> list[tf.Tensor]:
+    """The inverse of `by_parts`, for `count` crops."""
+    shares = tf.split(rows, parts * count)
+    return [tf.concat(shares[number::count], 0) for number in range(count)]
+
+
 def _permuted(local: tf.Tensor, table: typing.Callable[[int | tf.Tensor], tf.Tensor]) -> tf.Tensor:
     """This replica's share of all rows, in the order in which `table` has them by columns."""
     rows, offset = collectives.all_gather(local)
@@ -113,8 +126,8 @@ class MoCo(Method):
 
     Args:
         model: built, with `projection_head` and `norm_parts`.
-        config: temperature, memory and `norm_parts` are read. `initialize` must be called before
-            the first update.
+        config: temperature, memory, `norm_parts` and `global_crops` are read. `initialize` must be
+            called before the first update.
     """
 
     watched: typing.ClassVar[Mapping[str, str]] = {
@@ -147,25 +160,35 @@ class MoCo(Method):
         return gather_up(self.memory.keys(deal(batch['views'][1], parts)), parts)
 
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
-        """See `Method.forward`. Projections, and logits of a classifier, of the first views."""
-        outputs = self.model(views[0], training=training)
-        names = [
-            'proj_head_input',
-            'proj_head_output',
-            *(['logits_sup'] if self.model.classifier else []),
-        ]
-        return {name: outputs[name] for name in names}
+        """See `Method.forward`. Projections, and logits of a classifier, of each query.
+
+        All views are queries but the second one. Each global crop passes alone, local crops pass
+        together, in the same parts; logits are those of global crops.
+        """
+        queries, others = (views[0], *views[2:]), self.config.global_crops - 1
+        names = ['proj_head_input', 'proj_head_output']
+        names += ['logits_sup'] if self.model.classifier else []
+        found = {name: [] for name in names}
+        for group in in_turn(queries, others):
+            parts = self.model.norm.parts
+            outputs = self.model(by_parts(group, parts), training=training)
+            for name in names:
+                found[name] += by_crops(outputs[name], len(group), parts)
+        if self.model.classifier is not None:
+            found['logits_sup'] = found['logits_sup'][:others]
+        return {name: tuple(rows) for name, rows in found.items()}
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
-        """See `Method.loss`. `batch['views']` are two views of each image."""
-        queue = self.memory.queue
-        found = info_nce(
-            outputs['proj_head_output'],
-            targets,
-            queue.rows,
-            self.config.temperature,
-            queue.filled(),
-        )
+        """See `Method.loss`. `batch['views']` are crops of each image, the key's is the second.
+
+        The mean over queries, all of which have the same key.
+        """
+        queue, temperature = self.memory.queue, self.config.temperature
+        each = [
+            info_nce(query, targets, queue.rows, temperature, queue.filled())
+            for query in outputs['proj_head_output']
+        ]
+        found = Matched(*(tf.add_n(parts) / len(each) for parts in zip(*each)))
         terms = {
             'loss': found.loss,
             'contrast_loss': found.loss,

@@ -1,4 +1,7 @@
-"""SimCLR (arXiv:2002.05709) and the memory of SimCLRv2 (arXiv:2006.10029): NT-Xent on two views."""
+"""SimCLR (arXiv:2002.05709) and the memory of SimCLRv2 (arXiv:2006.10029): NT-Xent on two views.
+
+Or on more: SwAV (arXiv:2006.09882, section 3.2) gives SimCLR local crops too.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,22 @@ import tensorflow as tf
 from common.file_names import MOMENTUM_MODULES
 from tf2.config import LearningConfig
 from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
+from tf2.methods.crops import encode, pairs
 from tf2.methods.memory import Memory
-from tf2.methods.nt_xent import nt_xent
+from tf2.methods.nt_xent import Contrast, nt_xent
 from tf2.models.encoder import SimCLRModel
 
 
 class SimCLR(Method):
-    """NT-Xent on two views and, where there are labels, an online linear classifier.
+    """NT-Xent on pairs of views and, where there are labels, an online linear classifier.
 
     The classifier reads the representation behind a stop_gradient, so it does not change the
     encoder.
 
     Args:
         model: built.
-        config: temperature and memory are read. With a memory, whose variables are created here,
-            `initialize` must be called before the first update.
+        config: temperature, memory and `global_crops` are read. With a memory, whose variables are
+            created here, `initialize` must be called before the first update.
     """
 
     watched: ClassVar[Mapping[str, str]] = {
@@ -50,23 +54,24 @@ class SimCLR(Method):
         return self.memory and self.memory.keys(batch['views'][1])
 
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
-        """See `Method.forward`. Projections, and logits of a classifier, of each view."""
-        outputs = self.model(tf.concat(views, 0), training=training)  # [2b, ...] each
-        names = [
-            'proj_head_input',
-            'proj_head_output',
-            *(['logits_sup'] if self.model.classifier else []),
-        ]
-        return {name: tuple(tf.split(outputs[name], len(views))) for name in names}
+        """See `Method.forward` and `encode`; logits of a classifier are those of global crops."""
+        outputs = encode(self.model, views, training)
+        if self.model.classifier is not None:
+            outputs['logits_sup'] = outputs['logits_sup'][: self.config.global_crops]
+        return outputs
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
-        """See `Method.loss`. `batch['views']` are two views of each image."""
-        contrast = nt_xent(
-            *outputs['proj_head_output'],
-            self.config.temperature,
-            hidden_norm=self.config.hidden_norm,
-            **(self.memory.negatives() if self.memory is not None else {}),
-        )
+        """See `Method.loss`. `batch['views']` are crops of each image, the global ones first.
+
+        With more than two of them it is the mean of NT-Xent over all pairs with a global crop.
+        """
+        config = self.config
+        memory = self.memory.negatives() if self.memory is not None else {}
+        found = [
+            nt_xent(*pair, config.temperature, hidden_norm=config.hidden_norm, **memory)
+            for pair in pairs(outputs['proj_head_output'], config.global_crops)
+        ]
+        contrast = Contrast(*(tf.add_n(parts) / len(found) for parts in zip(*found)))
         terms = {
             'loss': contrast.loss,
             'contrast_loss': contrast.loss,

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tf2.config import LearningConfig, ModelConfig
 from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
+from tf2.methods.crops import predict, with_others
 from tf2.models.encoder import SimCLRModel
 from tf2.models.head_sizes import layer_widths
 from tf2.models.layers import Norm
@@ -29,17 +30,17 @@ def simsiam_loss(predictions: Sequence[tf.Tensor], projections: Sequence[tf.Tens
     No gradient flows to the projections.
 
     Args:
-        predictions: of the two views, [b, d] float32 each.
-        projections: of the same views, [b, d] float32 each. A prediction of one view is compared
-            with the projection of the other.
+        predictions: of all views, [b, d] float32 each.
+        projections: of the first views, the global crops, [b, d] float32 each. A prediction of one
+            view is compared with the projections of all others.
 
     Returns:
-        float32 scalar from -1 to 1.
+        float32 scalar from -1 to 1, the mean over pairs of a prediction and a projection.
     """
     units = [tf.math.l2_normalize(prediction, -1) for prediction in predictions]
-    others = [tf.stop_gradient(tf.math.l2_normalize(z, -1)) for z in reversed(projections)]
-    cosines = [tf.reduce_sum(unit * other, -1) for unit, other in zip(units, others)]  # [b] each
-    return -tf.reduce_mean(tf.add_n(cosines)) / 2
+    goals = [tf.stop_gradient(tf.math.l2_normalize(z, -1)) for z in projections]
+    cosines = [tf.reduce_sum(unit * goal, -1) for unit, goal in with_others(units, goals)]
+    return -tf.reduce_mean(tf.add_n(cosines)) / len(cosines)
 
 
 class SimSiam(Method):
@@ -50,7 +51,7 @@ class SimSiam(Method):
 
     Args:
         model: built, with `projection_head`.
-        config: `predictor_hidden_dim` and `fixed_predictor_rate` are read.
+        config: `predictor_hidden_dim`, `fixed_predictor_rate` and `global_crops` are read.
 
     Attributes:
         predictor: discarded after pretraining.
@@ -85,24 +86,12 @@ class SimSiam(Method):
         return (self.predictor,) if self.config.fixed_predictor_rate else ()
 
     def forward(self, views: Sequence[tf.Tensor], training: bool) -> Nest:
-        """See `Method.forward`. Projections, predictions, and logits of a classifier, by view.
-
-        Batch statistics are those of one view, as in the authors' program.
-        """
-        outputs = [self.model(view, training=training) for view in views]
-        projections = [output['proj_head_output'] for output in outputs]  # [b, d] each
-        predict = [self.predictor(projection, training=training)[-1] for projection in projections]
-        found = {
-            'representation': outputs[0]['proj_head_input'],  # [b, d]
-            'projections': tuple(projections),
-            'predictions': tuple(predict),
-        }
-        if self.model.classifier is not None:
-            found['logits_sup'] = tuple(output['logits_sup'] for output in outputs)
-        return found
+        """See `Method.forward` and `crops.predict`."""
+        return predict(self.model, self.predictor, views, self.config.global_crops, training)
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
-        """See `Method.loss`. `batch['views']` are two views of each image."""
-        loss = simsiam_loss(outputs['predictions'], outputs['projections'])
+        """See `Method.loss`. `batch['views']` are crops of each image, the global ones first."""
+        projections = outputs['projections'][: self.config.global_crops]
+        loss = simsiam_loss(outputs['predictions'], projections)
         terms = {'loss': loss, 'prediction_loss': loss}
         return with_classifier(terms, outputs, batch['label'])

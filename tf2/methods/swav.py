@@ -1,8 +1,8 @@
 """SwAV: predicts to which prototypes another view of the image is assigned (arXiv:2006.09882).
 
-Each view of an image is compared with trained prototypes. The first views are assigned to them, the
-images of a global batch evenly to all of them, and the assignment of each is predicted from all
-other views.
+Each view of an image is compared with trained prototypes. Global crops are assigned to them, those
+of a global batch evenly to all of them, and the assignment of each is predicted from all other
+views.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from tf2.models.head_sizes import layer_widths
 from tf2.models.layers import Norm
 from tf2.models.mlp import MLP, Dense, uniform_by_fan_in
 
-_ASSIGNED = 2  # views, the first ones
 _HIDDEN = Dense(bias=True)
 _LAST = Dense(bias=True, normalized=False, relu=False)
 
@@ -73,7 +72,7 @@ def swapped_loss(
 
     Args:
         scores: of all views, [b, k] float32 each.
-        assignments: of the first views, [b, k] float32 each; rows sum to 1.
+        assignments: of the first views, the global crops, [b, k] float32 each; rows sum to 1.
         temperature: divides the scores.
 
     Returns:
@@ -98,12 +97,12 @@ class SwAV(Method):
 
     Args:
         model: built, with `projection_head`.
-        config: `temperature` and the settings of prototypes, Sinkhorn's algorithm and the queue are
-            read. `initialize` must be called before the first update.
+        config: `temperature`, `global_crops`, and the settings of prototypes, Sinkhorn's algorithm
+            and the queue are read. `initialize` must be called before the first update.
 
     Attributes:
         prototypes: maps projections [b, d] to scores [b, prototypes]; discarded after pretraining.
-        queue: of the projections of the assigned views of each image, side by side; None without.
+        queue: of the projections of each image's global crops, side by side; None without.
         uses_queue: float32 scalar, 1 if the next step uses the queue, else 0; None without one.
     """
 
@@ -126,7 +125,7 @@ class SwAV(Method):
         self.prototypes.build([None, width])
         self.queue = self.uses_queue = None
         if config.queue_size:
-            self.queue = Queue(config.queue_size, _ASSIGNED * width)
+            self.queue = Queue(config.queue_size, config.global_crops * width)
             # In replica context, only variables with an aggregation can be assigned.
             kept = {'trainable': False, 'aggregation': tf.VariableAggregation.ONLY_FIRST_REPLICA}
             self.uses_queue = tf.Variable(0.0, name='uses_queue', **kept)
@@ -160,13 +159,13 @@ class SwAV(Method):
             ),
         }
         if self.model.classifier is not None:
-            found['logits_sup'] = outputs['logits_sup'][:_ASSIGNED]
+            found['logits_sup'] = outputs['logits_sup'][: self.config.global_crops]
         return found
 
     def loss(self, outputs: Nest, targets: Nest, batch: Batch) -> Terms:
-        """See `Method.loss`. `batch['views']` are views of each image, the assigned ones first."""
+        """See `Method.loss`. `batch['views']` are crops of each image, the global ones first."""
         scores = self.prototypes(tf.stack(outputs['projections']))  # [views, b, prototypes]
-        assigned = self._assign(scores[:_ASSIGNED])
+        assigned = self._assign(scores[: self.config.global_crops])
         loss = swapped_loss(tf.unstack(scores), tf.unstack(assigned), self.config.temperature)
         nearest = tf.argmax(scores[1], -1)  # [b]
         hits = tf.cast(nearest == tf.argmax(assigned[0], -1), tf.float32)
@@ -174,11 +173,11 @@ class SwAV(Method):
         return with_classifier(terms, outputs, batch['label'])
 
     def _assign(self, scores: tf.Tensor) -> tf.Tensor:
-        """Assignments of the first views, from their scores; both [views, b, prototypes]."""
+        """Assignments of global crops, from their scores; both [crops, b, prototypes]."""
         config, counted = self.config, None
         rows = scores.shape[1] or tf.shape(scores)[1]
         if self.queue is not None:
-            earlier = self.prototypes(self._share_of_queue())  # [views, q, prototypes]
+            earlier = self.prototypes(self._share_of_queue())  # [crops, q, prototypes]
             counted = tf.fill(tf.shape(earlier)[1:2], tf.convert_to_tensor(self.uses_queue))
             counted = tf.concat([counted, tf.ones([rows])], 0)
             scores = tf.concat([earlier, scores], 1)
@@ -186,7 +185,7 @@ class SwAV(Method):
         return shares[:, -rows:]
 
     def _share_of_queue(self) -> tf.Tensor:
-        """This replica's share of the queue, [views, q, d]; all replicas together count each row.
+        """This replica's share of the queue, [crops, q, d]; all replicas together count each row.
 
         The queue holds whole global batches, so it divides evenly.
         """
@@ -194,7 +193,7 @@ class SwAV(Method):
         rows = self.queue.size // context.num_replicas_in_sync
         first = context.replica_id_in_sync_group * rows
         share = tf.slice(self.queue.rows, [first, 0], [rows, -1])
-        return tf.stack(tf.split(share, _ASSIGNED, -1))
+        return tf.stack(tf.split(share, self.config.global_crops, -1))
 
     def adjust_gradients(self, gradients: Gradients, step: tf.Tensor) -> Gradients:
         """See `Method.adjust_gradients`. Prototypes get none in the first epochs."""
@@ -218,7 +217,8 @@ class SwAV(Method):
 
         tf.distribute.get_replica_context().merge_call(normalize)
         if self.queue is not None:
-            self.queue.enqueue(tf.concat(outputs['projections'][:_ASSIGNED], -1))
+            assigned = outputs['projections'][: self.config.global_crops]  # [b, d] each
+            self.queue.enqueue(tf.concat(assigned, -1))
             full = self.queue.filled() == self.queue.size
             started = self.epoch(step + 1) >= self.config.queue_start_epoch
             self.uses_queue.assign(tf.cast(full & started, tf.float32))

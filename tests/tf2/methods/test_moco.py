@@ -281,7 +281,8 @@ def dependence(method: MoCo, strategy: tf.distribute.Strategy, images: np.ndarra
 
     def rows(local: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = {'views': (local, local)}
-        return method.forward(batch['views'], True)['proj_head_output'], method.targets(batch)
+        (queries,) = method.forward(batch['views'], True)['proj_head_output']
+        return queries, method.targets(batch)
 
     run = on_replicas(strategy, rows)
 

@@ -1,4 +1,4 @@
-"""SwAV against golden figures: Sinkhorn, loss, gradients, queue, trajectories; what moves and how."""
+"""SwAV against golden figures: Sinkhorn, loss, gradients, queue, trajectories; what moves."""
 
 from __future__ import annotations
 
