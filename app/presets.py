@@ -501,8 +501,8 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     'imagenet_swav_small_batch': Preset(
-        'SwAV on ImageNet with a queue, for a batch of 256, 400 epochs (arXiv:2006.09882, and '
-        f'its program); published: 74.3% linear evaluation, 72.7% after 200 epochs. {_SWAV_DIFFERS}',
+        'SwAV on ImageNet with a queue, for a batch of 256, 400 epochs (arXiv:2006.09882, and its '
+        f'program); published: 74.3% linear evaluation, 72.7% after 200. {_SWAV_DIFFERS}',
         {
             **_IMAGENET_SWAV,
             'local_crops': 6,

@@ -132,8 +132,8 @@ def _check_needs(config: Config) -> None:
 def check_crops(config: Config) -> None:
     """Raises UserError if local crops are not smaller than global ones."""
     learning, size = config.learning, config.data.image_size
-    trains = config.run.does.trains and not learning.stage.classifies
-    if trains and learning.local_crops and learning.local_crop_size >= size:
+    takes_crops = config.run.does.trains and learning.entry.local_view is not None
+    if takes_crops and learning.local_crops and learning.local_crop_size >= size:
         raise UserError(
             f'--local_crop_size must be less than --image_size, {size}; found '
             f'{learning.local_crop_size}. Try {max(1, size * 3 // 7)}, or --local_crops=0.'
