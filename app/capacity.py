@@ -151,10 +151,10 @@ def _largest(parts: Mapping[str, int]) -> list[tuple[str, int]]:
 # sensible value, and a function of settings and replicas whose multiples are allowed.
 _SMALLER: dict[str, tuple[int, Callable[[Config, int], int]]] = {
     'eval_batch_size': (1, lambda config, replicas: replicas),
-    'local_crops': (0, lambda config, replicas: 1),
     'train_batch_size': (2, lambda config, replicas: replicas),
     'memory_size': (0, lambda config, replicas: config.train.train_batch_size),
     'queue_size': (0, lambda config, replicas: config.train.train_batch_size),
+    'local_crops': (0, lambda config, replicas: 1),
     'logical_devices': (1, lambda config, replicas: 1),
     'num_proj_layers': (1, lambda config, replicas: 1),
     'proj_out_dim': (1, lambda config, replicas: 1),

@@ -208,6 +208,7 @@ class LearningConfig:
         'a target, the targets are those of global crops.',
         at_least=2,
         at_most=64,
+        resume='fixed',
     )
     local_crops: int = option(
         0,

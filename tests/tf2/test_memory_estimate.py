@@ -18,6 +18,7 @@ from tf2.methods import METHODS, make_head
 from tf2.methods.byol import BYOL
 from tf2.methods.fine_tuning import FineTuning
 from tf2.methods.simclr import SimCLR
+from tf2.methods.swav import SwAV
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.models.resnet_sizes import BLOCKS_PER_GROUP, RESNET_DEPTHS
 from tf2.optimizers import OPTIMIZERS, builder
@@ -137,6 +138,17 @@ def test_momentum_copy_and_predictor_are_counted(shallow: None) -> None:
     # Biases and normalization of the heads are counted only roughly.
     copied, trained = numbers(method.target.variables), numbers(method.trainable_variables)
     assert held['momentum encoder'] == pytest.approx(4 * copied, rel=0.01)
+    assert held['gradients'] == held['lars'] == pytest.approx(4 * trained, rel=0.01)
+
+
+def test_prototypes_and_queue_are_counted(shallow: None) -> None:
+    config = resnet(18, 0.25, num_proj_layers=2, proj_hidden_dim=96, proj_out_dim=64)
+    learning = LearningConfig(method='swav', prototypes=300, queue_size=64, global_crops=3)
+    model = SimCLRModel(config, 32, None, make_head=make_head('swav'))
+    method = SwAV(build_model(model), learning)
+    held = Run(Network(config, 32, 0, method='swav'), learning, 'lars', 32, 0).training()
+    assert held['queue'] == 4 * numbers([method.queue.rows])
+    trained = numbers(method.trainable_variables)
     assert held['gradients'] == held['lars'] == pytest.approx(4 * trained, rel=0.01)
 
 

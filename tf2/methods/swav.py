@@ -178,8 +178,7 @@ class SwAV(Method):
         rows = scores.shape[1] or tf.shape(scores)[1]
         if self.queue is not None:
             earlier = self.prototypes(self._share_of_queue())  # [crops, q, prototypes]
-            counted = tf.fill(tf.shape(earlier)[1:2], tf.convert_to_tensor(self.uses_queue))
-            counted = tf.concat([counted, tf.ones([rows])], 0)
+            counted = tf.concat([self.uses_queue * tf.ones(earlier.shape[1]), tf.ones([rows])], 0)
             scores = tf.concat([earlier, scores], 1)
         shares = sinkhorn(scores, config.sinkhorn_epsilon, config.sinkhorn_iterations, counted)
         return shares[:, -rows:]
@@ -192,11 +191,14 @@ class SwAV(Method):
         context = tf.distribute.get_replica_context()
         rows = self.queue.size // context.num_replicas_in_sync
         first = context.replica_id_in_sync_group * rows
-        share = tf.slice(self.queue.rows, [first, 0], [rows, -1])
+        share = tf.slice(self.queue.rows, [first, 0], [rows, self.queue.rows.shape[1]])
         return tf.stack(tf.split(share, self.config.global_crops, -1))
 
     def adjust_gradients(self, gradients: Gradients, step: tf.Tensor) -> Gradients:
-        """See `Method.adjust_gradients`. Prototypes get none in the first epochs."""
+        """See `Method.adjust_gradients`. Prototypes get none in the first epochs.
+
+        If an optimizer decays them nevertheless, that changes their lengths alone.
+        """
         frozen = self.epoch(step) < self.config.freeze_prototypes_epochs
         return [
             tf.where(frozen, tf.zeros_like(gradient), gradient)
