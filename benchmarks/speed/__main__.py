@@ -33,6 +33,7 @@ LIMITS = pathlib.Path(__file__).with_name('limits.md')  # why some goals are not
 PARTS = {
     'steps': 'Training step',
     'peers': 'The same step by other programs',
+    'methods': 'Steps of other methods',
     'inputs': 'Input',
     'start': 'Start',
     'loss': 'Growth of the loss',

@@ -96,15 +96,9 @@ def commands(environment: Mapping[str, str], batch: int) -> dict[str, list[str]]
         UserError: if a peer is missing.
     """
     found = {}
-    if python := environment.get('LIGHTLY_PYTHON'):
-        if not shutil.which(python):
-            raise UserError(
-                f'LIGHTLY_PYTHON must name a Python that has lightly; found no program {python!r}. '
-                f'See {HERE / "README.md"} for its installation'
-            )
+    if environment.get('LIGHTLY_PYTHON'):
         for precision in PRECISIONS:
-            script = [python, str(HERE / 'lightly_step.py'), f'--precision={precision}']
-            found[f'lightly_{precision}'] = [*script, f'--batch={batch}']
+            found[f'lightly_{precision}'] = lightly_command(environment, batch, precision)
     if clone := environment.get('PUBLISHED_SIMCLR'):
         folder = pathlib.Path(clone).absolute() / 'tf2'
         missing = [
@@ -118,6 +112,25 @@ def commands(environment: Mapping[str, str], batch: int) -> dict[str, list[str]]
         script = [sys.executable, str(HERE / 'published_step.py'), str(folder)]
         found['published_float32'] = [*script, f'--batch={batch}']
     return found
+
+
+def lightly_command(
+    environment: Mapping[str, str], batch: int, precision: str, method: str = 'simclr'
+) -> list[str]:
+    """The command for a `Peer` that runs lightly.
+
+    Raises:
+        UserError: if LIGHTLY_PYTHON names no program.
+    """
+    python = environment['LIGHTLY_PYTHON']
+    if not shutil.which(python):
+        raise UserError(
+            f'LIGHTLY_PYTHON must name a Python that has lightly; found no program {python!r}. '
+            f'See {HERE / "README.md"} for its installation'
+        )
+    options = {'precision': precision, 'batch': batch, 'method': method}
+    given = [f'--{name}={value}' for name, value in options.items()]
+    return [python, str(HERE / 'lightly_step.py'), *given]
 
 
 def measure(given: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, float]:

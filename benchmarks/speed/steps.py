@@ -35,6 +35,7 @@ from benchmarks.speed.spread import spread
 from benchmarks.speed.timing import Call, clock, in_turns
 from tf2.config import ModelConfig
 from tf2.distribution import build_strategy
+from tf2.methods import METHODS
 
 # Depth, width, pixels, images per step, precision.
 CASES = (
@@ -48,14 +49,23 @@ CLASSES = 10
 MATRIX = 2048  # rows and columns of the matrix product that stands for the machine's peak
 
 
-def own_step(case: argparse.Namespace) -> Call:
-    """The program's step on one batch: both heads, LARS, all metrics, as `run.py` builds it."""
+def own_step(case: argparse.Namespace, method: str = 'simclr', **settings: object) -> Call:
+    """The program's step on one batch: head, classifier, optimizer, metrics, as `run.py` builds it.
+
+    Args:
+        case: the network, the batch and the precision.
+        method: of pretraining.
+        settings: those that differ from the method's defaults.
+    """
     settings = {
+        **METHODS[method].defaults,
+        'method': method,
         'resnet_depth': case.depth,
         'width_multiplier': case.width,
         'image_size': case.size,
         'mixed_precision': case.precision,
         'train_batch_size': case.batch,
+        **settings,
     }
     config = from_values(settings)
     strategy = build_strategy(config.devices)
