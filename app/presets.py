@@ -188,7 +188,7 @@ _SMALL_STUDENT = {**_SMALL_DISTILL, 'width_multiplier': 0.125, 'learning_rate': 
 _IMAGENET = {'dataset': 'imagenet2012', 'train_batch_size': 4096, 'temperature': 0.1}
 # The rest of the settings of MoCo and InstDisc are defaults of the methods.
 _IMAGENET_200 = {'dataset': 'imagenet2012', 'train_batch_size': 256, 'train_epochs': 200}
-# SwAV, section 3.3 and appendix A (arXiv:2006.09882), and its program, with LARS for LARC.
+# As in the program of SwAV (arXiv:2006.09882), but with LARS for LARC.
 _IMAGENET_SWAV = {
     'dataset': 'imagenet2012',
     'method': 'swav',
@@ -475,7 +475,7 @@ PRESETS: dict[str, Preset] = {
     ),
     'imagenet_swav': Preset(
         'SwAV on ImageNet, ResNet-50, 2 crops of 224 and 6 of 96 pixels, 800 epochs '
-        '(arXiv:2006.09882, section 4.1); published: 75.3% linear evaluation, 73.9% after 200 '
+        '(arXiv:2006.09882, and its program); published: 75.3% linear evaluation, 73.9% after 200 '
         f'epochs. {_SWAV_DIFFERS}',
         {
             **_IMAGENET_SWAV,

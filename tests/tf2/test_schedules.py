@@ -118,6 +118,18 @@ def test_drops_after_a_warm_up() -> None:
     assert float(schedule(5)) == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(('batch', 'frozen'), [(4096, 313), (256, 5005)])
+def test_an_epoch_has_as_many_steps_as_the_published_runs_froze_prototypes(
+    batch: int, frozen: int
+) -> None:
+    """SwAV's program gives that number of steps for ImageNet."""
+    done = [
+        float(schedules.epochs(tf.constant(step), num_examples=1_281_167, batch_size=batch))
+        for step in (0, frozen - 1, frozen)
+    ]
+    assert done[0] == 0 and done[1] < 1 <= done[2]
+
+
 @pytest.mark.parametrize(
     'text', ['linear', '0.5', '0.5:2', '0.6:0.1,0.4:0.01', '1:0.1', '0:0.1', '0.5:-1', '0.5:nan']
 )

@@ -175,7 +175,7 @@ METHODS = {
             'queue_size',
             'queue_start_epoch',
         ),
-        # Section 3.3 and appendix A, and the published program.
+        # As in the published program.
         defaults={
             'num_proj_layers': 2,
             'crop_min_area': 0.14,

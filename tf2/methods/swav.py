@@ -39,7 +39,7 @@ def sinkhorn(
 ) -> tf.Tensor:
     """Assigns the samples of all replicas to prototypes, each of which gets an equal share.
 
-    The algorithm of Sinkhorn and Knopp, section 3.1 and appendix A; call in replica context.
+    The algorithm of Sinkhorn and Knopp (section 3.1); call in replica context.
     Factors of the whole matrix cancel out, so there are none.
 
     Args:
