@@ -268,8 +268,9 @@ def test_given_sizes_that_do_not_fit_are_refused(
         prepare(**given)
 
 
+@pytest.mark.parametrize('queue', ['memory_size', 'queue_size'])
 @pytest.mark.parametrize(
-    ('examples', 'replicas', 'memory', 'parts', 'batch'),
+    ('examples', 'replicas', 'size', 'parts', 'batch'),
     [
         (22, 1, 0, 1, 22),
         (22, 4, 0, 1, 20),
@@ -279,11 +280,18 @@ def test_given_sizes_that_do_not_fit_are_refused(
         (22, 2, 0, 4, 20),
     ],
 )
-def test_an_adapted_batch_suits_replicas_memory_and_parts(
-    examples: int, replicas: int, memory: int, parts: int, batch: int, tmp_path: pathlib.Path
+def test_an_adapted_batch_suits_replicas_queues_and_parts(
+    examples: int,
+    replicas: int,
+    size: int,
+    parts: int,
+    batch: int,
+    queue: str,
+    tmp_path: pathlib.Path,
 ) -> None:
+    queues = {'memory_size': 0, 'queue_size': 0, queue: size}
     config = types.SimpleNamespace(
-        learning=types.SimpleNamespace(memory_size=memory, norm_parts=parts),
+        learning=types.SimpleNamespace(**queues, norm_parts=parts),
         output=types.SimpleNamespace(model_dir=str(tmp_path)),
     )
     assert data_checks._batch_for(config, examples, replicas) == batch
@@ -291,7 +299,7 @@ def test_an_adapted_batch_suits_replicas_memory_and_parts(
     (tmp_path / 'ckpt-1.index').touch()
     (tmp_path / 'flags.json').write_text('{"train_batch_size": 12}')
     again = data_checks._batch_for(config, 22, 1)
-    assert again == (12 if memory == 0 or memory % 12 == 0 else batch)
+    assert again == (12 if size % 12 == 0 else batch)
 
 
 def test_small_data_sets_are_not_evaluated_at_every_step(prepare: Callable) -> None:
