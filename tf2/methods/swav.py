@@ -92,7 +92,8 @@ class SwAV(Method):
     """Prototypes, trained along with the network, and the assignments to them.
 
     The prototypes have length 1 before every step. With a queue, projections of earlier images are
-    assigned along with those of a batch. Where there are labels, an online linear classifier is
+    assigned along with those of a batch. It is filled from the start, and used from its epoch on;
+    the published program starts to fill it then. Where there are labels, an online linear classifier is
     trained too, which doesn't change the encoder.
 
     Args:
