@@ -93,8 +93,8 @@ class SwAV(Method):
 
     The prototypes have length 1 before every step. With a queue, projections of earlier images are
     assigned along with those of a batch. It is filled from the start, and used from its epoch on;
-    the published program starts to fill it then. Where there are labels, an online linear classifier is
-    trained too, which doesn't change the encoder.
+    the published program starts to fill it then. Where there are labels, an online linear
+    classifier is trained too, which doesn't change the encoder.
 
     Args:
         model: built, with `projection_head`.
