@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.views import op
+from data.batches import sample_views
+from data.config import DataConfig
+from data.sources import open_source
 from tests.support import mirrored
 from tests.tf2.test_compiled_step import dynamic_shapes
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
@@ -105,6 +108,16 @@ def test_by_default_the_views_are_those_of_the_method(name: str) -> None:
     entry = METHODS[name]
     assert LearningConfig(method=name).views == entry.views
     assert {*CROPS} & {*entry.reads} == (set(CROPS) if name in TAKE_CROPS else set())
+
+
+def test_every_crop_is_another_part_of_the_image_at_its_size() -> None:
+    wanted = LearningConfig(global_crops=3, local_crops=3, local_crop_size=12).views
+    config = DataConfig(dataset='bundled', image_size=20, color_jitter_strength=0.0)
+    views = sample_views(open_source(config), config, split='test', views=wanted, count=2, seed=0)
+    assert [view.shape[1] for view in views] == [20, 20, 20, 12, 12, 12]
+    for group in (views[:3], views[3:]):
+        for one, other in itertools.combinations(group, 2):
+            assert np.abs(one - other).max(axis=(1, 2, 3)).min() > 0.01
 
 
 @pytest.mark.parametrize('area', ['', '0.1', '0,1', '0.5,0.4', '0.2,1.1', 'a,b', '0.1,0.2,0.3'])
