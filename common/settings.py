@@ -7,6 +7,7 @@ the command line from these fields, so defaults, help and permitted values never
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -81,11 +82,14 @@ def option_type(config: type, name: str) -> type:
 
     `int | float` (a whole number or a fraction) comes back as float, `X | None` as X.
     """
-    hint = typing.get_type_hints(config)[name]
+    hint = _type_hints(config)[name]
     if not isinstance(hint, types.UnionType):
         return hint
     members = [member for member in typing.get_args(hint) if member is not types.NoneType]
     return float if float in members else members[0]
+
+
+_type_hints = functools.cache(typing.get_type_hints)
 
 
 def check_options(config: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from tf2.models.encoder import SimCLRModel, build_model
+from tf2.models.encoder import SimCLRModel
 from tf2.models.kernels import kernel_layers, kernel_of
 
 Endpoints: TypeAlias = Mapping[str, tf.Tensor]
@@ -33,12 +33,10 @@ def plain_copy(model: SimCLRModel, image_size: int) -> SimCLRModel:
     """
     if tf.distribute.has_strategy():
         raise ValueError('A model is exported outside of strategy.scope(); found a scope.')
-    # No control flow of the models depends on tensors, so AutoGraph would only cost time.
-    build = tf.autograph.experimental.do_not_convert(build_model)
     with tf.device('/cpu:0'):
-        copy = build(
-            SimCLRModel(model.config, image_size, model.num_classes, make_head=model.make_head)
-        )
+        copy = SimCLRModel(model.config, image_size, model.num_classes, make_head=model.make_head)
+        # Creates the variables. With no image this takes less than tracing, as `build_model` does.
+        copy(tf.zeros([0, image_size, image_size, 3]))
         _copy_weights(model, copy)
     return copy
 
