@@ -16,12 +16,11 @@ from tf2 import collapse
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.base import Method, build
 from tf2.models.encoder import SimCLRModel, build_model
-from tf2.models.published_names import tf2_names
 from tf2.trainer import Penalty, Trainer
 
-# Shallow networks also keep rounding from switching a ReLU on one side only, which changes a
-# gradient by percents.
-pytestmark = pytest.mark.usefixtures('shallow')
+# Plain networks also keep rounding from switching a ReLU on one side only, which changes a gradient
+# by percents. Two replicas train a ResNet in `test_trajectories`.
+pytestmark = pytest.mark.usefixtures('plain')
 
 BATCH, CLASSES = 8, 5
 IMAGES = np.random.default_rng(0).random((2, BATCH, 8, 8, 3), np.float32)
@@ -77,7 +76,9 @@ def objective_of(kind: str, replicas: int, global_bn: bool) -> Method:
     model = build_model(
         SimCLRModel(config, 8, CLASSES, replicas=replicas, detach_classifier=detached)
     )
-    assign_formula_weights(tf2_names(model))
+    roles = (variable.name.rpartition('/')[2].removesuffix(':0') for variable in model.variables)
+    keys = [f'{number}/{role}' for number, role in enumerate(roles)]
+    assign_formula_weights(dict(zip(keys, model.variables, strict=True)))
     method = build(model, KINDS[kind], teacher if kind == 'distill' else None)
     method.initialize()
     return method
@@ -123,7 +124,7 @@ def check_same(found: Figures, expected: Figures) -> None:
 
 
 @pytest.fixture(scope='module')
-def alone(shallow: None) -> dict[str, Figures]:
+def alone(plain: None) -> dict[str, Figures]:
     """Method -> results on one replica."""
     return {kind: steps(kind, 1) for kind in KINDS}
 
@@ -134,7 +135,7 @@ def test_every_method_is_tried() -> None:
 
 @pytest.mark.parametrize(('replicas', 'kind'), [*((2, kind) for kind in KINDS), (4, 'pretrain')])
 def test_replicas_give_what_one_gives(alone: dict[str, Figures], kind: str, replicas: int) -> None:
-    assert sum(np.abs(gradient).max() > 0 for gradient in alone[kind].gradients) > 20
+    assert sum(np.abs(gradient).max() > 0 for gradient in alone[kind].gradients) > 15
     check_same(steps(kind, replicas), alone[kind])
 
 

@@ -7,17 +7,21 @@ import pytest
 import tensorflow as tf
 
 from common.errors import UserError
-from tests.support import loss_of, mirrored, run_on_replicas
+from tests.support import loss_of, mirrored, plain_networks, run_on_replicas
+from tests.toys import PlainNetwork
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.base import labeled_cross_entropy
 from tf2.methods.fine_tuning import FineTuning
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.trainer import Penalty, Trainer
 
+pytestmark = pytest.mark.usefixtures('shallow')
+
 BATCH = {
     'views': (tf.random.stateless_uniform([6, 8, 8, 3], [1, 2]),),
     'label': tf.constant([0, 1, 2, 0, 1, -1]),
 }
+GROUPS = ('group0', 'group1', 'group2', 'group3')
 
 
 def fine_tuning(selector: int, after_block: int) -> FineTuning:
@@ -33,13 +37,18 @@ def fine_tuning(selector: int, after_block: int) -> FineTuning:
 
 def parts(model: SimCLRModel) -> dict[str, list[tf.Variable]]:
     """Variables by part: stem, block groups, projection head layers, classifier."""
-    groups = {
-        f'group{number}': [variable for block in group for variable in block.variables]
-        for number, group in enumerate(model.backbone.groups)
+    backbone = model.backbone
+    if isinstance(backbone, PlainNetwork):
+        stem, *groups = backbone.blocks
+    else:
+        stem, *groups = [backbone.stem], *backbone.groups
+    encoder = {
+        name: [variable for block in group for variable in block.variables]
+        for name, group in zip(('stem', *GROUPS), (stem, *groups), strict=True)
     }
     head = {f'head{k}': block.variables for k, block in enumerate(model.projection_head.blocks, 1)}
     classifier = {'classifier': model.classifier.variables}
-    return {'stem': model.backbone.stem.variables, **groups, **head, **classifier}
+    return {**encoder, **head, **classifier}
 
 
 def is_statistic(variable: tf.Variable) -> bool:
@@ -68,7 +77,17 @@ def changed(method: FineTuning) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize('selector', [0, 1, 2, 3, -1])
 @pytest.mark.parametrize('after_block', [-1, 0, 1, 2, 3, 4])
 def test_exactly_what_is_not_frozen_changes(selector: int, after_block: int) -> None:
-    encoder = {f'group{number}' for number in range(max(after_block, 0), 4)}
+    with plain_networks():
+        check_what_changes(selector, after_block)
+
+
+@pytest.mark.parametrize(('selector', 'after_block'), [(0, -1), (1, 0), (3, 2), (-1, 4)])
+def test_exactly_what_is_not_frozen_changes_in_a_resnet(selector: int, after_block: int) -> None:
+    check_what_changes(selector, after_block)
+
+
+def check_what_changes(selector: int, after_block: int) -> None:
+    encoder = set(GROUPS[max(after_block, 0) :])
     encoder |= {'stem'} if after_block == -1 else set()
     read = 3 if selector == -1 else selector
     head = {f'head{k}' for k in range(1, read + 1)} if after_block < 4 else set()

@@ -18,7 +18,7 @@ from tf2.methods.simclr import SimCLR
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.trainer import Penalty, Trainer
 
-pytestmark = pytest.mark.usefixtures('shallow')
+pytestmark = pytest.mark.usefixtures('plain')
 
 CONFIG = ModelConfig(resnet_depth=18, width_multiplier=0.125, proj_out_dim=6)
 SIZE = 12
@@ -26,14 +26,11 @@ BATCH = 8
 
 
 def objective_of(replicas: int = 1, precision: str = 'float32', **options: object) -> SimCLR:
-    """One that may be trained; gammas of 0 would keep gradients from the blocks."""
+    """One that may be trained."""
     tf.keras.utils.set_random_seed(0)
     model = build_model(
         SimCLRModel(CONFIG, 8, 3, replicas=replicas, precision=precision, detach_classifier=True)
     )
-    for variable in model.variables:
-        if 'gamma' in variable.name:
-            variable.assign(tf.ones_like(variable))
     method = SimCLR(model, LearningConfig(**{'memory_size': SIZE, **options}))
     method.initialize()
     return method
@@ -219,6 +216,7 @@ def trained(steps: int, replicas: int = 1, precision: str = 'float32', **options
         method = objective_of(replicas, precision, momentum_encoder_decay=0.5)
         optimizer = tf.keras.optimizers.legacy.SGD(0.001)
         trainer = Trainer(method, optimizer, Penalty(), TrainConfig(**options))
+    start = values(method.memory.encoder.variables)
     dataset = tf.data.Dataset.from_tensor_slices(batches(steps)).batch(BATCH, drop_remainder=True)
     iterator = iter(strategy.experimental_distribute_dataset(dataset))
     metrics, done, _ = trainer._run_steps(iterator, tf.constant(steps))
@@ -232,12 +230,12 @@ def trained(steps: int, replicas: int = 1, precision: str = 'float32', **options
         'queue': copies[0],
         'enqueued': queue.enqueued.numpy(),
         'encoder': values(method.memory.encoder.variables),
-        'start': values(objective_of(replicas, precision).memory.encoder.variables),
+        'start': start,
     }
 
 
 @pytest.fixture(scope='module')
-def alone(shallow: None) -> dict:
+def alone(plain: None) -> dict:
     return trained(3)
 
 
