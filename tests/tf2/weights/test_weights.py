@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -29,24 +31,32 @@ CLASSIFIER = 2
 HEAD = 14
 
 
-def built(classes: int | None, size: int, flags: dict) -> SimCLRModel:
-    config = ModelConfig(**{**vars(TINY), **flags})
-    return build_model(SimCLRModel(config, size, classes))
-
-
+@functools.cache
 def tiny(classes: int | None = 10, size: int = 32, **flags: object) -> SimCLRModel:
-    """A built model with golden weights."""
-    model = built(classes, size, flags)
+    """A built model with golden weights, the same for all tests, which don't change it."""
+    model = built(classes, size, **flags)
     assign_formula_weights(tf2_names(model))
     return model
 
 
 def blank(classes: int | None = 10, size: int = 32, **flags: object) -> SimCLRModel:
-    """A built model whose weights are all 7."""
-    model = built(classes, size, flags)
+    """A built model whose weights are all 7; the next call with these arguments returns it again."""
+    model = canvas(classes, size, **flags)
+    fill(model)
+    return model
+
+
+def built(classes: int | None, size: int, **flags: object) -> SimCLRModel:
+    config = ModelConfig(**{**vars(TINY), **flags})
+    return build_model(SimCLRModel(config, size, classes))
+
+
+canvas = functools.cache(built)
+
+
+def fill(model: SimCLRModel) -> None:
     for variable in model.variables:
         variable.assign(tf.fill(variable.shape, 7.0))
-    return model
 
 
 def written(folder: pathlib.Path, shapes: published.Shapes, keys: Callable, **more: object) -> str:
@@ -231,8 +241,7 @@ def test_model_dir_with_a_memory(flags: bool, tmp_path: pathlib.Path) -> None:
     assert len(memory) == ALL - CLASSIFIER + 2  # the momentum encoder, the queue and its counter
 
 
-@pytest.mark.parametrize('depth', [18, 50])
-@pytest.mark.parametrize('size', [32, 64])
+@pytest.mark.parametrize(('depth', 'size'), [(18, 32), (18, 64), (50, 64)])
 def test_our_checkpoints_without_record(depth: int, size: int, tmp_path: pathlib.Path) -> None:
     flags = {'resnet_depth': depth, 'width_multiplier': 0.0625, 'proj_head_mode': 'none'}
     flags |= {'sk_ratio': 0.0625, 'se_ratio': 0.25} if depth == 50 else {}
@@ -492,16 +501,26 @@ def test_extra_layers_in_the_file_are_refused(tmp_path: pathlib.Path) -> None:
     assert 'nothing here' in message(weights.load_into, blank())
 
 
-@pytest.mark.parametrize('make', [official, lambda folder: run_folder(folder, tiny())])
-@pytest.mark.parametrize('inside', [False, True])
-def test_mirrored_variables(inside: bool, make: Callable, tmp_path: pathlib.Path) -> None:
-    weights = open_weights(make(tmp_path))
+@pytest.fixture(scope='module')
+def spread() -> tuple[tf.distribute.Strategy, SimCLRModel]:
+    """Two replicas, and a model like `tiny` on them."""
     strategy = mirrored(2)
     with strategy.scope():
-        model = build_model(SimCLRModel(TINY, 32, 10, replicas=2, precision='bfloat16'))
-        if inside:
-            weights.load_into(model)
-    if not inside:
+        return strategy, build_model(SimCLRModel(TINY, 32, 10, replicas=2, precision='bfloat16'))
+
+
+@pytest.mark.parametrize('make', [official, lambda folder: run_folder(folder, tiny())])
+@pytest.mark.parametrize('inside', [False, True])
+def test_mirrored_variables(
+    inside: bool,
+    make: Callable,
+    spread: tuple[tf.distribute.Strategy, SimCLRModel],
+    tmp_path: pathlib.Path,
+) -> None:
+    weights = open_weights(make(tmp_path))
+    strategy, model = spread
+    fill(model)
+    with strategy.scope() if inside else contextlib.nullcontext():
         weights.load_into(model)
     expected = tf2_names(tiny())
     for name, variable in tf2_names(model).items():
