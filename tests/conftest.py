@@ -52,6 +52,7 @@ from tests.support import (
     bare_runs,
     labels_read_once,
     plain_networks,
+    run_eagerly,
     shallow_resnet_18,
     without_reports,
 )
@@ -91,6 +92,13 @@ def plain() -> Iterator[None]:
 def bare() -> Iterator[None]:
     """Runs write neither modules nor sample views, for all tests of a file."""
     with bare_runs():
+        yield
+
+
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Runs operations one by one, which is faster than tracing a graph for a few steps."""
+    with run_eagerly():
         yield
 
 

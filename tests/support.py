@@ -116,6 +116,16 @@ def plain_networks() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def run_eagerly() -> Iterator[None]:
+    """Runs operations one by one. For a few steps with a small batch, a graph takes longer."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
 def mirrored(replicas: int) -> tf.distribute.Strategy:
     """A MirroredStrategy on logical CPUs, or the one-device strategy for one replica."""
     if replicas == 1:

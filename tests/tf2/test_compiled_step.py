@@ -144,7 +144,7 @@ def test_a_summary_within_a_step_is_found(tmp_path: pathlib.Path) -> None:
 
 
 def network_of(name: str) -> contextlib.AbstractContextManager[None]:
-    """A ResNet in the first of `STEPS`, else a plain network, which compiles several times faster."""
+    """A ResNet in the first of `STEPS`, else a plain network, which compiles faster."""
     return contextlib.nullcontext() if name == next(iter(STEPS)) else plain_networks()
 
 

@@ -452,7 +452,7 @@ def real_run(model_dir: pathlib.Path, seed: int, until: int) -> list[np.ndarray]
     source = open_source(DATA)
     model = build_model(
         SimCLRModel(
-            ModelConfig(resnet_depth=18, width_multiplier=0.25), 8, 10, detach_classifier=True
+            ModelConfig(resnet_depth=18, width_multiplier=0.125), 8, 10, detach_classifier=True
         )
     )
     rate = schedules.build(OptimizerConfig(warmup_epochs=1.0), LENGTH, 24)
@@ -480,7 +480,7 @@ def builder_variables(optimizer: builder.Optimizer) -> Sequence[tf.Variable]:
     return optimizer.variables() if callable(optimizer.variables) else optimizer.variables
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: pathlib.Path) -> None:
+def test_a_resumed_run_ends_like_an_uninterrupted_one(plain: None, tmp_path: pathlib.Path) -> None:
     whole = real_run(tmp_path / 'whole', seed=0, until=6)
     stopped = real_run(tmp_path / 'parts', seed=0, until=3)
     # Another seed of the weights: what is not restored would show.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from common.stages import STAGES
-from tests.support import GOLDEN, assign_formula_weights, mirrored
+from tests.support import GOLDEN, assign_formula_weights, mirrored, run_eagerly
 from tf2 import schedules
 from tf2.config import LearningConfig, ModelConfig, OptimizerConfig, TrainConfig
 from tf2.methods import entry_of
@@ -105,16 +104,6 @@ def unfused(
     return layer._normalize(images, mean, variance), mean, variance * count / (count - 1)
 
 
-@contextlib.contextmanager
-def run_eagerly() -> Iterator[None]:
-    """Runs operations one by one. For few steps with one view, this is faster than a graph."""
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
-
-
 def check_trajectory(
     name: str,
     losses: tuple[str, ...],
@@ -162,7 +151,9 @@ def test_golden_frozen_fine_tuning(name: str, eager: bool) -> None:
     objectives = {'finetune': AsPublished}
     # On a processor with AVX2 only, a loss after updates of Adam differs by 6e-4.
     tolerances = (1e-4, 1e-3, 1e-3, 1e-3, 1e-3)
-    check_trajectory(name, ('supervised_loss', 'weight_decay'), objectives, by_step=tolerances, eager=eager)
+    check_trajectory(
+        name, ('supervised_loss', 'weight_decay'), objectives, by_step=tolerances, eager=eager
+    )
 
 
 # This trajectory is unstable: a change of the images by 1e-6 moves the second loss by 1e-5, the

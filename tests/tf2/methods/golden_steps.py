@@ -117,7 +117,7 @@ def losses_of(
 
 def check_resuming(make: Make, batches: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> None:
     """Checks that a run restored from a checkpoint goes on as if it had not been interrupted."""
-    whole, expected = losses_of(make, batches)
+    whole, expected = losses_of(make, batches, eager=True)
     parts = []
 
     def kept() -> tuple[Method, builder.Optimizer, Penalty]:
@@ -133,9 +133,9 @@ def check_resuming(make: Make, batches: Sequence[Mapping[str, Any]], folder: pat
         checkpoint(*again).restore(path).assert_existing_objects_matched()
         return again
 
-    losses_of(kept, batches[:2])
+    losses_of(kept, batches[:2], eager=True)
     path = checkpoint(*parts[0]).save(str(folder / 'ckpt'))
-    resumed, found = losses_of(restored, batches[2:])
+    resumed, found = losses_of(restored, batches[2:], eager=True)
     assert found == expected[2:]
     for variable, other in zip(resumed.variables, whole.variables, strict=True):
         np.testing.assert_array_equal(variable, other)

@@ -52,7 +52,7 @@ def loss_and_gradients(*predictions: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tens
 @pytest.mark.smoke
 @pytest.mark.parametrize('graph', [False, True])
 def test_loss_and_gradients_are_golden(graph: bool) -> None:
-    compute = tf.function(loss_and_gradients) if graph else loss_and_gradients
+    compute = tf.function(loss_and_gradients, autograph=False) if graph else loss_and_gradients
     loss, gradients = compute(float32('p1'), float32('p2'))
     np.testing.assert_allclose(loss, LOSS['loss'], rtol=1e-5)
     for name, gradient in zip(('gp1', 'gp2'), gradients, strict=True):
@@ -154,7 +154,7 @@ def values(variables: Mapping[str, tf.Variable]) -> dict[str, np.ndarray]:
 
 
 def test_the_optimizer_moves_the_online_network_and_the_target_follows() -> None:
-    method, _ = losses_of(lambda: make('sgd'), batches_of(TRAJECTORY)[:1])
+    method, _ = losses_of(lambda: make('sgd'), batches_of(TRAJECTORY)[:1], eager=True)
     online = keys_of(method.model) | mlp_keys('predictor', method.predictor)
     wanted = {variable.ref() for variable in online.values()}
     assert {variable.ref() for variable in method.trainable_variables} == wanted

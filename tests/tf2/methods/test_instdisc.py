@@ -215,7 +215,7 @@ def test_replicas_and_a_compiled_step_give_what_one_replica_gives() -> None:
         np.testing.assert_allclose(also.z.numpy(), method.z.numpy(), rtol=1e-3)
 
 
-def test_a_restored_run_goes_on_exactly(tmp_path: pathlib.Path) -> None:
+def test_a_restored_run_goes_on_exactly(eagerly: None, tmp_path: pathlib.Path) -> None:
     whole, expected = trained()
     first, method = trained(steps=2)
     path = tf.train.Checkpoint(objective=method, optimizer=first._optimizer).save(

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tests.support import mirrored
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
+from tf2.models.resnet_sizes import BLOCKS_PER_GROUP
 from tf2.optimizers import decay
 
 layers = tf.keras.layers
@@ -135,8 +136,11 @@ def test_kernels_and_biases(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(('sk', 'se'), [(0.0, 0.0), (0.0625, 0.25)])
-def test_what_decays_in_the_model_by_name(sk: float, se: float) -> None:
+def test_what_decays_in_the_model_by_name(
+    sk: float, se: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The published program goes by names, which our variables keep."""
+    monkeypatch.setitem(BLOCKS_PER_GROUP, 50, (2, 1, 1, 1))
     config = ModelConfig(resnet_depth=50, width_multiplier=0.03125, sk_ratio=sk, se_ratio=se)
     with tf.Graph().as_default():
         model = build_model(SimCLRModel(config, 32, 10))
