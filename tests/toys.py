@@ -44,10 +44,12 @@ class PlainNetwork(Layer):
         self.blocks = [[ConvBN(width, 3, 1 + bool(i), norm)] for i, width in enumerate(widths)]
 
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        features = images
-        for (layer,) in self.blocks:
+        features, endpoints = images, {}
+        for number, (layer,) in enumerate(self.blocks):
             features = layer(features, training=training)
-        return {'final_avg_pool': tf.reduce_mean(tf.cast(features, tf.float32), [1, 2])}
+            endpoints[f'block_group{number}' if number else 'initial_conv'] = features
+        pooled = tf.reduce_mean(tf.cast(features, tf.float32), [1, 2])
+        return {**endpoints, 'final_avg_pool': pooled}
 
 
 def count_blocks(config: ModelConfig) -> int:

@@ -21,7 +21,11 @@ def check(replicas: int, **flags: Any) -> None:
 @pytest.mark.parametrize(
     ('replicas', 'flags', 'message'),
     [
-        (3, {'eval_batch_size': 64}, '--eval_batch_size .* of the number of replicas, 3; .* Try 63'),
+        (
+            3,
+            {'eval_batch_size': 64},
+            '--eval_batch_size .* of the number of replicas, 3; .* Try 63',
+        ),
         (
             4,
             {'method': 'moco_v2', 'norm_parts': 2, 'train_batch_size': 64, 'memory_size': 128},

@@ -30,7 +30,16 @@ from tests.app.inference.conftest import CHECKPOINT, CLASSES, COUNTS, Main
 from tests.support import mirrored
 from tf2.weights import open_weights
 
-PROGRAM = pathlib.Path(__file__).parents[3] / 'run.py'
+pytestmark = pytest.mark.usefixtures('plain')
+
+# As `plain`, in a process of its own.
+PROGRAM = """
+import sys
+from tests.support import plain_networks
+import run
+with plain_networks():
+    sys.exit(run.main(sys.argv))
+"""
 FLAGS = {'checkpoint': CHECKPOINT, **conftest.FLAGS}
 
 
@@ -230,7 +239,8 @@ def test_two_workers_write_what_one_does(
 def start_program(flags: dict[str, object], **environment: str) -> subprocess.Popen:
     arguments = [f'--{name}={value}' for name, value in flags.items()]
     return subprocess.Popen(
-        [sys.executable, str(PROGRAM), '--mode=embed', *arguments],
+        [sys.executable, '-c', PROGRAM, '--mode=embed', *arguments],
+        cwd=pathlib.Path(__file__).parents[3],
         env={**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

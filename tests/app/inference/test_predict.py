@@ -17,6 +17,8 @@ from tests.app.inference.conftest import CHECKPOINT, CLASSES, Main
 from tf2.models.encoder import build_model, without_classifier
 from tf2.weights import open_weights
 
+pytestmark = pytest.mark.usefixtures('plain')
+
 FLAGS = {'eval_batch_size': 5, 'mixed_precision': 'float32'}
 
 

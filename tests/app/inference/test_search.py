@@ -17,6 +17,8 @@ from app.inference import search, stored, tables
 from common.errors import UserError
 from tests.app.inference.conftest import CHECKPOINT, CLASSES, FLAGS, Main
 
+pytestmark = pytest.mark.usefixtures('plain')
+
 OF_CSV = {'embeddings': 'made/v.csv', 'checkpoint': CHECKPOINT}  # no record is in it
 
 
