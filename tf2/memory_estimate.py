@@ -432,6 +432,9 @@ class Run:
             return share * (made + 3 * compared) * FLOAT
         if self._prototypes:
             return self._scores(share)
+        if 'memory_size' in learning.entry.needs:
+            queries = share * (len(learning.views) - learning.entry.untrained_views)
+            return 2 * queries * learning.memory_size * FLOAT  # logits and their gradients
         return self._nt_xent(share)
 
     def _scores(self, share: int) -> int:

@@ -141,6 +141,13 @@ def test_momentum_copy_and_predictor_are_counted(shallow: None) -> None:
     assert held['gradients'] == held['lars'] == pytest.approx(4 * trained, rel=0.01)
 
 
+def test_logits_of_a_queue_are_held_whole() -> None:
+    learning = LearningConfig(method='moco_v2', memory_size=4096, local_crops=3)
+    run = Run(Network(resnet(18), 32, 0, method='moco_v2'), learning, 'sgd', 64, 0, replicas=2)
+    queries = 4 * 32  # all crops but the key's, of this replica
+    assert run.training()['logits'] == 2 * queries * 4096 * 4
+
+
 def test_prototypes_and_queue_are_counted(shallow: None) -> None:
     config = resnet(18, 0.25, num_proj_layers=2, proj_hidden_dim=96, proj_out_dim=64)
     learning = LearningConfig(method='swav', prototypes=300, queue_size=64, global_crops=3)
