@@ -501,8 +501,8 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     'imagenet_swav_small_crops': Preset(
-        'SwAV on ImageNet, 2 crops of 160 and 4 of 96 pixels, 400 epochs, which takes hardly longer '
-        'than 2 crops of 224; accuracies are in the paper (arXiv:2006.09882, figure 3). '
+        'SwAV on ImageNet, 2 crops of 160 and 4 of 96 pixels, 400 epochs, hardly slower than 2 '
+        'crops of 224; accuracies are in the paper (arXiv:2006.09882, figure 3). '
         f'{_SWAV_DIFFERS}',
         {
             **_IMAGENET_SWAV,

@@ -187,11 +187,11 @@ def test_every_method_returns_its_metrics_and_trains_its_modules(name: str, meth
         terms = method.loss(outputs, targets, batch)
     step = outputs, targets, batch
     if name == 'pretrain':
-        assert list(method.watched) == ['representation', 'projection']
+        assert 'representation' in method.watched
         rows = outputs[method.watched['representation']]
         rows = rows[0] if isinstance(rows, tuple) else rows
         assert rows.shape == [len(batch['label']), method.model.backbone.width]
-        assert len(collapse.measure(method.watched, outputs)) == 2
+        assert len(collapse.measure(method.watched, outputs)) == len(method.watched)
     assert sorted(terms) == sorted(['loss', *method.metrics])
     for term in terms.values():
         assert (term.dtype, term.shape) == (tf.float32, [])

@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from tf2 import collectives
 
-# Below this share of 1 / sqrt(width), rows count as collapsed. Untrained, the representation of a
-# ResNet has 0.5 of it on the bundled images, and its projection 0.9.
+# Below this share of 1 / sqrt(width), rows count as collapsed. On the bundled images, untrained
+# ResNets have 0.5 in the representation, and methods without negatives 0.6 or more in the
+# projection. SimSiam without its stop-gradient falls from 1 to 0.3 within 150 steps there, while
+# the representation stays at 0.5.
 LOWEST = {'representation': 0.1, 'projection': 0.3}
 
 

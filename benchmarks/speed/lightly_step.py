@@ -25,7 +25,7 @@ try:
     import lightly
     import torch
     import torchvision
-    from lightly.loss import NegativeCosineSimilarity, NTXentLoss
+    from lightly.loss import NegativeCosineSimilarity, NTXentLoss, SwaVLoss
     from lightly.models import modules, utils
     from lightly.utils.lars import LARS
 except ImportError as error:
@@ -136,6 +136,21 @@ def simsiam(labels: torch.Tensor) -> Made:
     return network, sgd(network), loss
 
 
+def swav(labels: torch.Tensor) -> Made:
+    """Assignments to prototypes, predicted from the other view; both views are one batch."""
+    network = Network(modules.SwaVProjectionHead(FEATURES, 512, PROJECTIONS))
+    network.prototypes = modules.SwaVPrototypes(PROJECTIONS, 512)
+    criterion = SwaVLoss()
+
+    def loss(views: torch.Tensor) -> torch.Tensor:
+        network.prototypes.normalize()
+        projections, logits = network(views)
+        scores = network.prototypes(torch.nn.functional.normalize(projections.float()))
+        return criterion(list(scores.chunk(2)), []) + supervised(logits, labels.repeat(2))
+
+    return network, sgd(network), loss
+
+
 def predicted(
     network: Network,
     outputs: list[tuple[torch.Tensor, torch.Tensor]],
@@ -150,7 +165,7 @@ def predicted(
     return sum(similarities) / 2 + supervised(logits, labels.repeat(2))
 
 
-METHODS = {made.__name__: made for made in (simclr, moco_v2, byol, simsiam)}
+METHODS = {made.__name__: made for made in (simclr, moco_v2, byol, simsiam, swav)}
 
 
 def momentum_copy(network: Network) -> Network:

@@ -3,10 +3,10 @@
     LIGHTLY_PYTHON=.venv-lightly/bin/python python -m benchmarks.speed.methods
 
 The case is the first of `steps`, ResNet-18 with a stem for 32 px, in float32, with two views of
-each image, a linear classifier and SGD, fed from memory. Widths of heads and predictors and the
-size of the queue are the same in both programs. MoCo normalizes each view as a whole, as lightly
-does on one device. Methods are timed one after the other; both programs take turns. See README.md
-in this folder for the installation of lightly.
+each image, a linear classifier and SGD, fed from memory. Widths of heads and predictors, the size
+of the queue and the number of prototypes are the same in both programs. MoCo normalizes each view
+as a whole, as lightly does on one device. Methods are timed one after the other; both programs take
+turns. See README.md in this folder for the installation of lightly.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ METHODS = {
         'proj_hidden_dim': 512,
         'proj_out_dim': 512,
         'predictor_hidden_dim': 128,
+    },
+    'swav': {
+        'num_proj_layers': 2,
+        'proj_hidden_dim': 512,
+        'proj_out_dim': 128,
+        'prototypes': 512,
     },
 }
 

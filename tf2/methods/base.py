@@ -38,8 +38,9 @@ class Method(tf.Module, abc.ABC):
 
     Attributes:
         metrics: names of the scalars `loss` returns besides 'loss'.
-        watched: 'representation' and 'projection' -> their key in what `forward` returns, where a
-            collapse is possible: [b, d] float32, or a tuple with one for each view.
+        watched: 'representation' and, without negatives, 'projection' -> their key in what
+            `forward` returns: [b, d] float32, or a tuple of one for each view. Of what is watched,
+            a collapse is told.
         model: encoder, projection head and classifier.
         progress: number of updates done -> share of the run that is done, from 0 to 1, for
             schedules of a method's own. A run sets it; without one it is 0.

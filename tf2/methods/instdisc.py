@@ -108,10 +108,7 @@ class InstDisc(Method):
         z: float32 scalar; 0 before the first update.
     """
 
-    watched: ClassVar[Mapping[str, str]] = {
-        'representation': 'representation',
-        'projection': 'features',
-    }
+    watched: ClassVar[Mapping[str, str]] = {'representation': 'representation'}
 
     def __init__(self, model: SimCLRModel, config: LearningConfig, *, examples: int) -> None:
         super().__init__(name='pretraining')

@@ -84,10 +84,7 @@ class InvaSpread(Method):
         config: temperature and `negative_weight` are read.
     """
 
-    watched: typing.ClassVar[Mapping[str, str]] = {
-        'representation': 'representation',
-        'projection': 'features',
-    }
+    watched: typing.ClassVar[Mapping[str, str]] = {'representation': 'representation'}
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')

@@ -130,10 +130,7 @@ class MoCo(Method):
             called before the first update.
     """
 
-    watched: typing.ClassVar[Mapping[str, str]] = {
-        'representation': 'proj_head_input',
-        'projection': 'proj_head_output',
-    }
+    watched: typing.ClassVar[Mapping[str, str]] = {'representation': 'proj_head_input'}
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')

@@ -31,10 +31,7 @@ class SimCLR(Method):
             created here, `initialize` must be called before the first update.
     """
 
-    watched: ClassVar[Mapping[str, str]] = {
-        'representation': 'proj_head_input',
-        'projection': 'proj_head_output',
-    }
+    watched: ClassVar[Mapping[str, str]] = {'representation': 'proj_head_input'}
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')
