@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from hub_export import export_module, publish
-from tests.support import no_checker, shallow_resnet_18
+from tests.support import no_checker, plain_networks, shallow_resnet_18
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
 
@@ -71,11 +71,27 @@ def shallow() -> Iterator[None]:
 
 @pytest.fixture(scope='session')
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Exported with the real check."""
+    """A ResNet, exported without the checking process."""
     # Fixtures of the session run before those of a file.
-    with shallow_resnet_18():
+    with shallow_resnet_18(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, '_checker', no_checker)
         model = lively_model(detach_classifier=True)
         return Exported(model, export(model, str(tmp_path_factory.mktemp('modules')), 12))
+
+
+@pytest.fixture(scope='session')
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A few convolutions, exported with the real check."""
+    with plain_networks():
+        model = lively_model(detach_classifier=True)
+        return Exported(model, export(model, str(tmp_path_factory.mktemp('modules')), 12))
+
+
+@pytest.fixture
+def small() -> Iterator[None]:
+    """Replaces ResNets by a few convolutions in a test that isn't about the network."""
+    with plain_networks():
+        yield
 
 
 @pytest.fixture

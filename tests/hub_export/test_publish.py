@@ -20,22 +20,34 @@ from tests.hub_export.conftest import (
     CLASSES,
     CONFIG,
     SIZE,
-    Exported,
     decode,
     export,
     lively_model,
     random_images,
 )
 from tests.support import no_checker
+from tests.toys import PlainNetwork
 from tf2.models.encoder import SimCLRModel
-from tf2.models.resnet import ResNet
 
 HEX = '0' * 32
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shallow(plain: None) -> None:
+    """Networks are a few convolutions here."""
 
 
 @pytest.fixture(scope='module')
 def model() -> SimCLRModel:
     return lively_model()
+
+
+@pytest.fixture(scope='module')
+def published(model: SimCLRModel, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A module that tests only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, '_checker', no_checker)
+        return export(model, str(tmp_path_factory.mktemp('modules')), 12)
 
 
 @pytest.fixture
@@ -213,13 +225,13 @@ def test_the_network_is_traced_once_per_mode(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     modes = []
-    trace = ResNet.call
+    trace = PlainNetwork.call
 
-    def counted(self: ResNet, images: tf.Tensor, training: bool = False) -> dict:
+    def counted(self: PlainNetwork, images: tf.Tensor, training: bool = False) -> dict:
         modes.append(training)
         return trace(self, images, training)
 
-    monkeypatch.setattr(ResNet, 'call', counted)
+    monkeypatch.setattr(PlainNetwork, 'call', counted)
     export(model, str(tmp_path), 1)
     assert modes == [False, False, True]  # the first one builds the copy
 
@@ -269,7 +281,8 @@ def load_once() -> Callable[[str], tf.Module]:
 )
 def test_the_check_names_what_differs(
     tmp_path: pathlib.Path,
-    exported: Exported,
+    published: str,
+    model: SimCLRModel,
     load_once: Callable[[str], tf.Module],
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[..., dict],
@@ -279,16 +292,16 @@ def test_the_check_names_what_differs(
     reference = str(tmp_path / 'reference.npz')
     pixels = np.random.RandomState(1).randint(256, size=[2, SIZE, SIZE, 3]).astype(np.uint8)
     images, _ = check.inputs(pixels)
-    right = exported.model(images, training=False)
+    right = model(images, training=False)
     check.save_reference(reference, pixels, serving_default=right, encoded_images=right)
-    check.check(exported.path, reference)
+    check.check(published, reference)
     for wrong in (
         {'serving_default': change(right), 'encoded_images': right},
         {'serving_default': right, 'encoded_images': change(right)},
     ):
         check.save_reference(reference, pixels, **wrong)
         with pytest.raises(ValueError, match=message):
-            check.check(exported.path, reference)
+            check.check(published, reference)
 
 
 def test_without_weight_decay_there_is_no_regularization(
