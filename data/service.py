@@ -19,6 +19,7 @@ import os
 import pathlib
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -153,12 +154,14 @@ def _listening() -> set[int]:
     """File descriptors of this process's listening sockets."""
     found = set()
     for entry in _OWN_FILES.iterdir() if _OWN_FILES.exists() else ():
-        with (
-            contextlib.suppress(OSError),  # closed meanwhile, or no socket
-            socket.socket(fileno=os.dup(int(entry.name))) as candidate,
-        ):
-            if candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                found.add(int(entry.name))
+        number = int(entry.name)
+        with contextlib.suppress(OSError):  # closed meanwhile
+            # Else `socket.socket` would raise an error and leave the copy open.
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(number)) as candidate:
+                if candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    found.add(number)
     return found
 
 

@@ -60,17 +60,21 @@ def end(process: subprocess.Popen, ending: signal.Signals) -> None:
 
 @pytest.fixture(scope='module')
 def address() -> Iterator[str]:
-    """A dispatcher and two workers; they end as they should, by either signal."""
+    """A dispatcher and two workers; those in other processes end as they should, by either signal.
+
+    The second worker is in this process, since starting one takes longer than all else.
+    """
     with contextlib.ExitStack() as stack:
         dispatcher = start('dispatcher')
         stack.callback(end, dispatcher, signal.SIGTERM)
         port = re.search(r'--tf_data_service=grpc://\S+:(\d+)$', first_line(dispatcher))[1]
         found = f'grpc://localhost:{port}'
-        workers = [start('worker', f'--dispatcher={found}') for _ in range(2)]
-        for worker, ending in zip(workers, (signal.SIGTERM, signal.SIGINT)):
-            stack.callback(end, worker, ending)
-        for worker in workers:
-            assert f'--tf_data_service={found}' in first_line(worker)
+        worker = start('worker', f'--dispatcher={found}')
+        stack.callback(end, worker, signal.SIGINT)
+        assert f'--tf_data_service={found}' in first_line(worker)
+        own, words = service.start_worker(found, 0)
+        stack.callback(own._stop)
+        assert f'--tf_data_service={found}' in words
         yield found
 
 
@@ -230,6 +234,13 @@ def devices_of(numbers: set[int]) -> set[bytes]:
         with socket.socket(fileno=os.dup(number)) as server:
             found.add(server.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).strip(b'\0'))
     return found
+
+
+def test_looking_for_sockets_leaves_no_file_open():
+    with taken_port() as taken:
+        before = os.listdir('/proc/self/fd')
+        assert taken.fileno() in service._listening()
+        assert len(os.listdir('/proc/self/fd')) < len(before) + 10  # of dozens that are no sockets
 
 
 def test_servers_accept_only_local_connections_by_default():
