@@ -21,7 +21,7 @@ def golden() -> dict[str, np.ndarray]:
         return dict(figures)
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def memory_source() -> Callable[..., Source]:
     """Makes a source of random PNG images; image i has the label i."""
 

@@ -98,28 +98,39 @@ def flip(file: pathlib.Path, record: int, part: str) -> None:
     file.write_bytes(content)
 
 
+@pytest.fixture(scope='module')
+def whole(shards) -> dict[str, list[int]]:
+    """Split → the gray values of its images, without damage."""
+    return {split: values(opened(shards), split) for split in ('train', 'test')}
+
+
 @pytest.mark.parametrize('part', ['length', 'checksum of the length', 'data', 'checksum'])
-def test_a_corrupt_record_is_skipped_and_counted(shards, copy, capsys, part):
-    """Wherever the damage is, the order of the others stays; slices and labels are without it."""
-    numbers = values(opened(shards))
+def test_a_corrupt_record_is_skipped_and_counted(shards, whole, copy, capsys, part):
+    """Wherever the damage is, the order of the others stays; labels are without it."""
     flip(middle(copy), 7, part)
     source = opened(copy)
     assert source.num_examples('train') == COUNT - 1
     shown = capsys.readouterr().out
     assert shown == f'1 record of {middle(copy)} is corrupt and skipped.\n'
     left = values(source)
-    (lost,) = set(numbers) - set(left)
-    assert sorted(left) == sorted(set(numbers) - {lost})
+    (lost,) = set(whole['train']) - set(left)
+    assert sorted(left) == sorted(set(whole['train']) - {lost})
     in_file = [
         int(tf.io.decode_png(features['image'])[0, 0, 0])
         for features in _parsed(shards / middle(copy).name)
     ]
     assert in_file[7] == lost
     assert read_labels(source, 'train').tolist() == [number % 2 for number in left]
+
+
+def test_slices_are_without_a_corrupt_record(whole, copy):
+    flip(middle(copy), 7, 'data')
+    source = opened(copy)
+    left = values(source)
     parts = [values(source, split) for split in ('train[:75]', 'train[75:131]', 'train[131:]')]
     assert sorted(n for part in parts for n in part) == sorted(left)
     assert source.num_examples('train[:50%]') == 100
-    assert values(source, 'test') == values(opened(shards), 'test')
+    assert values(source, 'test') == whole['test']
 
 
 def _parsed(file: pathlib.Path) -> list[dict]:

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from common.errors import UserError
-from common.views import CONTRAST, EVALUATION
+from common.views import View, op
 from data.batches import eval_batches, train_batches
 from data.config import DataConfig
 from data.failures import as_user_errors
@@ -18,6 +18,8 @@ from data.labels import count_labels, read_labels
 from data.sources import open_source
 from data.sources.record_names import encoded_name, parse_name, read_record
 from data.worker import Worker
+
+CROPPED = (View((op('crop'),)),)
 
 
 def png(number: int) -> bytes:
@@ -91,8 +93,14 @@ def test_patterns_folders_and_files_name_them(tmp_path, where):
     assert (len(kept), len(held)) == (18, 2)
     assert sorted(kept + held) == list(range(20))
     assert '2 of train are held out as validation' in source.summary
-    assert numbers(source, 'train[3:7]') == kept[3:7]
-    whole = open_records(named, holdout_fraction=0.0)
+
+
+def test_slices_are_of_what_is_not_held_out(tmp_path):
+    write(tmp_path / 'a.tfrecord', rows(0, 10))
+    write(tmp_path / 'b.tfrecord', rows(10, 20))
+    source = open_records(tmp_path)
+    assert numbers(source, 'train[3:7]') == numbers(source, 'train')[3:7]
+    whole = open_records(tmp_path, holdout_fraction=0.0)
     assert sorted(numbers(whole, 'train')) == list(range(20))
 
 
@@ -164,7 +172,7 @@ def test_batches_are_made_of_them(tmp_path):
     write(tmp_path / 'x.tfrecord', rows(0, 20))
     config = DataConfig(dataset='tfrecords', data_dir=str(tmp_path), image_size=8)
     source = open_source(config)
-    batches = train_batches(source, config, split='train', views=CONTRAST, batch_size=6, seed=0)
+    batches = train_batches(source, config, split='train', views=CROPPED, batch_size=6, seed=0)
     epoch = list(batches.take(3).as_numpy_iterator())
     assert sorted(np.concatenate([batch['index'] for batch in epoch])) == list(range(18))
     (name,) = source.identify('validation', [1])
@@ -278,7 +286,7 @@ def opened(folder: pathlib.Path, **settings):
 
 def train(folder: pathlib.Path, count: int = 8, *, cache_dataset: bool = False, **more) -> list:
     source, config = opened(folder, cache_dataset=cache_dataset)
-    settings = {'split': 'train', 'views': EVALUATION, 'batch_size': BATCH, 'seed': 3, **more}
+    settings = {'split': 'train', 'views': CROPPED, 'batch_size': BATCH, 'seed': 3, **more}
     return list(train_batches(source, config, finished=False, **settings).take(count))
 
 
@@ -331,7 +339,7 @@ def test_a_class_without_a_sound_record_is_replaced_without_a_label(tmp_path):
     written[2] = {'image': b'', 'label': 1}
     write(tmp_path / 'x.tfrecord', written)
     source, config = opened(tmp_path, holdout_fraction=0.0)
-    settings = {'split': 'train', 'views': EVALUATION, 'batch_size': 5, 'seed': 1}
+    settings = {'split': 'train', 'views': CROPPED, 'batch_size': 5, 'seed': 1}
     batch = next(iter(train_batches(source, config, finished=False, **settings)))
     (row,) = np.flatnonzero(batch['index'] == 2)
     assert batch['label'][row] == -1
