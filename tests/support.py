@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from app import train
+from app.report import runs
 from data.sources import tfds
 from tf2.methods.base import Batch, Method, Terms
 from tf2.models import BACKBONES, resnet
@@ -97,9 +98,15 @@ def shallow_resnet_18() -> Iterator[None]:
     """Reduces ResNet-18 to one block in each group, which halves the time to trace it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
-        layers_of.cache_clear()  # it caches the layers of each ResNet
+        _forget_networks()
         yield
+    _forget_networks()
+
+
+def _forget_networks() -> None:
+    """Empties caches of facts about networks."""
     layers_of.cache_clear()
+    runs.parameters_of.cache_clear()
 
 
 @contextlib.contextmanager
@@ -113,7 +120,9 @@ def plain_networks() -> Iterator[None]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, 'resnet', plain)
+        _forget_networks()
         yield
+    _forget_networks()
 
 
 @contextlib.contextmanager

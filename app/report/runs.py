@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from app.run_folder import read_data, read_details, read_flags, read_result
 from common.errors import UserError
 from common.file_names import FLAGS_FILE, LABELS_FILE
 from common.stages import Stage
+from tf2.config import ModelConfig
 from tf2.methods import make_head
 from tf2.models.encoder import SimCLRModel, build_model, freeze
 
@@ -151,16 +153,27 @@ def count_parameters(run: Run) -> int:
     After pretraining, these are encoder and projection head; in later stages the encoder, the
     layers of the head that the classifier reads, and the classifier.
     """
+    config = run.config
     classes = run.values['num_classes'] if run.stage.classifies else None
-    config, head = run.config, make_head(run.config.learning.method)
+    return parameters_of(config.model, config.data.image_size, classes, config.learning.method)
+
+
+@functools.lru_cache(maxsize=16)  # the table and the page ask for the same networks
+def parameters_of(model: ModelConfig, image_size: int, classes: int | None, method: str) -> int:
+    """The number of parameters that `count_parameters` counts.
+
+    Args:
+        model: architecture.
+        image_size: in pixels.
+        classes: of the classifier; None counts encoder and projection head instead.
+        method: of the pretraining, which determines the projection head.
+    """
     # Variables in a graph have no values, so even a large network takes no memory.
     with tf.Graph().as_default():
-        model = build_model(
-            SimCLRModel(config.model, config.data.image_size, classes, make_head=head)
-        )
-        if run.stage.classifies:
-            freeze(model, -1)
-        return sum(variable.shape.num_elements() for variable in model.trainable_variables)
+        network = build_model(SimCLRModel(model, image_size, classes, make_head=make_head(method)))
+        if classes is not None:
+            freeze(network, -1)
+        return sum(variable.shape.num_elements() for variable in network.trainable_variables)
 
 
 def _note(run: Run) -> str:

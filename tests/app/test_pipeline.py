@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import signal
+from typing import Any
 
 import pytest
 import tensorflow as tf
@@ -34,6 +35,8 @@ SMALL = (
     '--checkpoint_steps=2',
     '--knn_neighbors=0',
     '--eval_batch_size=40',
+    '--num_proj_layers=1',
+    '--color_jitter_strength=0',
 )
 STAGES = ('pretrain', 'finetune', 'self_distill', 'student')
 
@@ -52,18 +55,19 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, '_checker', no_checker)
 
 
+def empty_module(model: object, root: str, step: int, **_: object) -> str:
+    """Takes the place of an export."""
+    folder = pathlib.Path(root, str(step))
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
+
+
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces reports and modules, which take seconds, by empty ones."""
     write = lambda path, *_: pathlib.Path(path).write_text('brief')  # noqa: E731
     monkeypatch.setattr(page, 'write_report', write)
-
-    def export(model: object, root: str, step: int, **_: object) -> str:
-        folder = pathlib.Path(root, str(step))
-        folder.mkdir(parents=True, exist_ok=True)
-        return str(folder)
-
-    monkeypatch.setattr(train.hub_export, 'export_module', export)
+    monkeypatch.setattr(train.hub_export, 'export_module', empty_module)
     monkeypatch.setattr(train, '_write_sample_views', lambda *_: None)
 
 
@@ -71,10 +75,20 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(
     plain: None, known_labels: None, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[pathlib.Path, str]:
-    """The folder of a whole pipeline, and what it printed."""
+    """The folder of a whole pipeline, and what it printed.
+
+    The report reads the modules of the first stage and of the last one; the others are empty.
+    """
     model_dir = tmp_path_factory.mktemp('pipeline') / 'all'
+    export = train.hub_export.export_module
+
+    def export_some(model: object, root: str, step: int, **options: Any) -> str:
+        read = pathlib.Path(root).parent.name in ('pretrain', 'student')
+        return (export if read else empty_module)(model, root, step, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish, '_checker', no_checker)
+        patch.setattr(train.hub_export, 'export_module', export_some)
         patch.setattr(train, '_write_sample_views', lambda *_: None)
         return model_dir, main(*SMALL, f'--model_dir={model_dir}')
 
@@ -147,65 +161,51 @@ def die(*_: object, **__: object) -> None:
 
 
 @pytest.mark.usefixtures('brief')
-@pytest.mark.parametrize(
-    'place',
-    [(train, '_export'), (train.Tracker, 'finish'), (page, 'write_report')],
-    ids=['before the export', 'before the last evaluation', 'before the report'],
-)
-def test_a_pipeline_killed_after_a_training_ends_with_the_same_table(
-    place: tuple[object, str],
-    finished: tuple[pathlib.Path, str],
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_pipeline_killed_again_and_again_ends_with_the_same_table(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model_dir, moved = tmp_path / 'all', tmp_path / 'of another name'
-    shutil.copytree(finished[0], model_dir)
-    if place[0] is not page:  # it was restored by then
-        shutil.rmtree(model_dir / 'student')
-    (model_dir / 'report.html').unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(*place, die)
-        main(*SMALL, f'--model_dir={model_dir}', status=130)
-    model_dir.rename(moved)
-    shown = main(*SMALL, f'--model_dir={moved}')
-    assert table(shown) == table(finished[1])
-    assert (moved / 'report.html').exists()
-    assert (moved / 'student' / 'saved_model' / '3').is_dir()
-
-
-@pytest.mark.usefixtures('brief')
-@pytest.mark.parametrize('name', STAGES)
-def test_a_pipeline_killed_in_any_stage_ends_with_the_same_table(
-    name: str,
-    finished: tuple[pathlib.Path, str],
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    """In each stage at a checkpoint, then before the export, last evaluation and report."""
     model_dir = tmp_path / 'all'
-    shutil.copytree(finished[0], model_dir)
-    for later in STAGES[STAGES.index(name) :]:
-        shutil.rmtree(model_dir / later)
-    (model_dir / 'report.html').unlink()
     save = Checkpoints.save
 
-    def save_and_die(self: Checkpoints, step: int) -> str:
-        save(self, step)
-        raise Interrupted(signal.SIGINT)
+    def killed_in(owner: object, method: str, by: object = die) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, by)
+            shown = main(*SMALL, f'--model_dir={model_dir}', status=130)
+        assert 'To resume: python' in shown
+        assert not (model_dir / 'report.html').exists()
+        return shown
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, 'save', save_and_die)
-        assert 'To resume: python' in main(*SMALL, f'--model_dir={model_dir}', status=130)
-    assert (model_dir / name / 'ckpt-2.index').exists()
-    assert not (model_dir / 'report.html').exists()
-    for later in STAGES[STAGES.index(name) + 1 :]:  # unchanged; only this stage is trained again
-        shutil.copytree(finished[0] / later, model_dir / later)
+    for number, name in enumerate(STAGES):
+
+        def save_and_die(self: Checkpoints, step: int, name: str = name) -> str:
+            path = save(self, step)
+            if f'/{name}/' in path:
+                raise Interrupted(signal.SIGINT)
+            return path
+
+        shown = killed_in(Checkpoints, 'save', save_and_die)
+        assert (model_dir / name / 'ckpt-2.index').exists()
+        assert not (model_dir / name / 'saved_model').exists()
+        # Only the stage that was killed is trained again.
+        assert shown.count('It is done.') == max(0, number - 1)
+        assert shown.count('going on from') == bool(number)
+
+    last = model_dir / 'student'
+    killed_in(train, '_export')
+    assert (last / 'ckpt-3.index').exists() and not (last / 'saved_model').exists()
+    model_dir = model_dir.rename(tmp_path / 'of another name')
+    last = model_dir / 'student'
+    killed_in(train.Tracker, 'finish')
+    assert (last / 'saved_model' / '3').is_dir()
+    killed_in(page, 'write_report')
     shown = main(*SMALL, f'--model_dir={model_dir}')
-    assert shown.count('going on from') == 1
+    assert shown.count('It is done.') == 4
     assert table(shown) == table(finished[1])
-    # The best result too: the evaluation that the kill prevented is repeated.
-    assert results(model_dir)[name] == results(finished[0])[name]
-    assert (model_dir / name / 'saved_model' / '3').is_dir()
+    # The best results too: evaluations that the kills prevented are repeated.
+    assert results(model_dir) == results(finished[0])
     assert (model_dir / 'report.html').exists()
+    assert all((model_dir / name / 'saved_model' / '3').is_dir() for name in STAGES)
 
 
 def test_other_settings_are_refused_and_change_nothing(
@@ -223,8 +223,8 @@ def test_other_settings_are_refused_and_change_nothing(
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (['--preset=cifar10'], 'own_images_small, fashion_mnist; found cifar10'),
-        (['--dataset=bundled'], 'own_images_small, fashion_mnist; found None'),
+        (['--preset=cifar10'], '; found cifar10'),
+        (['--dataset=bundled'], '; found None'),
         (['--preset=demo', '--teacher=t'], 'chooses --teacher of each stage itself'),
         (
             ['--preset=demo', '--checkpoint=t'],
