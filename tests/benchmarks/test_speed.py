@@ -115,7 +115,7 @@ def test_the_table_of_steps_has_a_row_for_each_case() -> None:
     assert '| 1.38 (1.25 to 1.50) |' in row
 
 
-def test_a_profile_shows_where_the_time_goes(capsys: pytest.CaptureFixture) -> None:
+def test_a_profile_shows_where_the_time_goes(shallow: None, capsys: pytest.CaptureFixture) -> None:
     steps.main(['--width=0.125', '--size=8', '--batch=2', '--profile'])
     lines = capsys.readouterr().out.splitlines()[2:]
     cells = {line.split(' | ')[0].strip('| '): line.split(' | ')[2].strip('| %') for line in lines}
@@ -125,7 +125,9 @@ def test_a_profile_shows_where_the_time_goes(capsys: pytest.CaptureFixture) -> N
     assert sum(map(float, cells.values())) == pytest.approx(100, abs=2)
 
 
-def test_a_step_is_measured(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_measured(
+    shallow: None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(steps, 'MATRIX', 8)
     tiny = ['--width=0.125', '--size=8', '--batch=2', '--rounds=1', '--single']
     steps.main([*tiny, '--precision=bfloat16'])
