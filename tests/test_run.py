@@ -24,12 +24,11 @@ from app import evaluate, experiment, lock, train
 from app.config.resolution import from_values, resolve
 from app.presets import PRESETS
 from app.run_folder import write_flags
-from common.errors import UserError
 from common.interruption import Interrupted
 from common.stages import STAGES
 from hub_export import publish
 from tests.support import mirrored, no_checker
-from tf2 import distribution, precision
+from tf2 import precision
 from tf2.config import ModelConfig
 from tf2.models.encoder import SimCLRModel, build_model
 from tf2.teacher import open_teacher
@@ -263,13 +262,6 @@ def test_the_precision_that_auto_chose_is_recorded_and_kept(
     (folder / 'run' / 'ckpt-1.index').touch()
     assert precision_of('avx512f') == 'bfloat16'
     assert precision_of('avx512f', mixed_precision='float32') == 'float32'
-
-
-def test_a_tpu_has_no_loss_scaling(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distribution, 'is_tpu', lambda strategy: True)
-    config = resolve({'mixed_precision': 'float16', 'model_dir': 'run'}, PRESETS)
-    with pytest.raises(UserError, match='found a TPU'):
-        experiment.prepare(config, {})
 
 
 def program(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -30,7 +30,7 @@ SHARED = (
     '--optimizer=momentum',
     '--learning_rate=0.005',
 )
-PRETRAIN = ('--mode=train_then_eval', *SHARED)
+PRETRAIN = ('--mode=train_then_eval', '--report=False', *SHARED)
 PIPELINE = ('--mode=pipeline', '--labels_per_class=2', '--distill_alpha=0.5', *SHARED)
 
 
