@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -24,13 +27,22 @@ BATCH = {
 GROUPS = ('group0', 'group1', 'group2', 'group3')
 
 
-def fine_tuning(selector: int, after_block: int) -> FineTuning:
+@functools.cache
+def network(selector: int, plain: bool) -> SimCLRModel:
+    """A ResNet, or a plain network; tests train it further."""
     tf.keras.utils.set_random_seed(0)
     config = ModelConfig(resnet_depth=18, width_multiplier=0.125, ft_proj_selector=selector)
-    model = build_model(SimCLRModel(config, 8, 3))
+    with plain_networks() if plain else contextlib.nullcontext():
+        model = build_model(SimCLRModel(config, 8, 3))
     for variable in model.variables:  # gammas of 0 would keep gradients from the blocks
         if 'gamma' in variable.name:
             variable.assign(tf.ones_like(variable))
+    return model
+
+
+def fine_tuning(selector: int, after_block: int, *, plain: bool = True) -> FineTuning:
+    model = network(selector, plain)
+    model.trainable = True  # what another test froze
     settings = LearningConfig(train_mode='finetune', fine_tune_after_block=after_block)
     return FineTuning(model, settings)
 
@@ -58,7 +70,7 @@ def is_statistic(variable: tf.Variable) -> bool:
 def changed(method: FineTuning) -> tuple[set[str], set[str]]:
     """Parts of which every weight, and every BN statistic, changed in a step; no others may."""
     before = {part: [v.numpy() for v in vs] for part, vs in parts(method.model).items()}
-    trainer = Trainer(method, tf.keras.optimizers.SGD(0.1), Penalty(), TrainConfig())
+    trainer = Trainer(method, tf.keras.optimizers.SGD(0.02), Penalty(), TrainConfig())
     trainer.replica_step(BATCH)
     moved: dict[bool, set[str]] = {True: set(), False: set()}
     for part, variables in parts(method.model).items():
@@ -77,21 +89,20 @@ def changed(method: FineTuning) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize('selector', [0, 1, 2, 3, -1])
 @pytest.mark.parametrize('after_block', [-1, 0, 1, 2, 3, 4])
 def test_exactly_what_is_not_frozen_changes(selector: int, after_block: int) -> None:
-    with plain_networks():
-        check_what_changes(selector, after_block)
+    check_what_changes(selector, after_block, plain=True)
 
 
 @pytest.mark.parametrize(('selector', 'after_block'), [(0, -1), (1, 0), (3, 2), (-1, 4)])
 def test_exactly_what_is_not_frozen_changes_in_a_resnet(selector: int, after_block: int) -> None:
-    check_what_changes(selector, after_block)
+    check_what_changes(selector, after_block, plain=False)
 
 
-def check_what_changes(selector: int, after_block: int) -> None:
+def check_what_changes(selector: int, after_block: int, *, plain: bool) -> None:
     encoder = set(GROUPS[max(after_block, 0) :])
     encoder |= {'stem'} if after_block == -1 else set()
     read = 3 if selector == -1 else selector
     head = {f'head{k}' for k in range(1, read + 1)} if after_block < 4 else set()
-    weights, statistics = changed(fine_tuning(selector, after_block))
+    weights, statistics = changed(fine_tuning(selector, after_block, plain=plain))
     assert weights == encoder | head | {'classifier'}
     assert statistics == encoder | head
 
