@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from common.stages import STAGES
-from tests.support import assign_formula_weights, mirrored, relative_error
+from tests.support import assign_formula_weights, mirrored, relative_error, run_eagerly
 from tf2 import collapse
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.base import Method, build
@@ -125,8 +125,9 @@ def check_same(found: Figures, expected: Figures) -> None:
 
 @pytest.fixture(scope='module')
 def alone(plain: None) -> dict[str, Figures]:
-    """Method -> results on one replica."""
-    return {kind: steps(kind, 1) for kind in KINDS}
+    """Method -> results on one replica, not in a graph."""
+    with run_eagerly():
+        return {kind: steps(kind, 1) for kind in KINDS}
 
 
 def test_every_method_is_tried() -> None:

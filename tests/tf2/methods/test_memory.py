@@ -11,7 +11,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import loss_of, mirrored, on_replicas, relative_error
+from tests.support import loss_of, mirrored, on_replicas, relative_error, run_eagerly
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods.memory import Memory, Queue
 from tf2.methods.simclr import SimCLR
@@ -236,7 +236,8 @@ def trained(steps: int, replicas: int = 1, precision: str = 'float32', **options
 
 @pytest.fixture(scope='module')
 def alone(plain: None) -> dict:
-    return trained(3)
+    with run_eagerly():
+        return trained(3)
 
 
 def check_same(found: dict, expected: dict, tolerance: float) -> None:

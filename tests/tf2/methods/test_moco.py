@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.support import GOLDEN, mirrored, on_replicas, relative_error, run_on_replicas
+from tests.support import (
+    GOLDEN,
+    mirrored,
+    on_replicas,
+    relative_error,
+    run_eagerly,
+    run_on_replicas,
+)
 from tf2.config import LearningConfig, ModelConfig, TrainConfig
 from tf2.methods import METHODS, momentum
 from tf2.methods.memory import Queue
@@ -332,7 +339,8 @@ def trained(replicas: int, *, jit_compile: bool = False) -> tuple[np.ndarray, li
 
 
 def test_replicas_and_a_compiled_step_give_what_one_replica_gives() -> None:
-    losses, variables = trained(1)
+    with run_eagerly():
+        losses, variables = trained(1)
     assert losses[0] == 0 and min(losses[1:]) > 1  # at first the queue is empty
     for found in (trained(2), trained(1, jit_compile=True)):
         np.testing.assert_allclose(found[0], losses, rtol=1e-4, atol=1e-6)
