@@ -182,6 +182,7 @@ def test_an_evaluation_without_labels_measures_what_needs_none(
         width_multiplier=0.125,
         image_size=8,
         knn_neighbors=5,
+        **({'color_jitter_strength': 0, 'use_blur': False} if stage == 'pretrain' else {}),
     )
     assert prepared.num_classes == 3
     assert "No image in 'plain' has a label: there is no accuracy." in prepared.data.notes

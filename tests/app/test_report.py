@@ -43,6 +43,7 @@ TINY = (
     '--eval_batch_size=20',
 )
 SMALL = ('--resnet_depth=18', '--width_multiplier=0.0625')
+PLAIN_VIEWS = ('--color_jitter_strength=0', '--use_blur=False')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def stages(plain: None, tmp_path_factory: pytest.TempPathFactory) -> list[Planne
         # The check of a module needs another process and is tested elsewhere.
         patch.setattr('hub_export.publish._checker', no_checker)
         with with_reports():
-            train_tiny(pretrained, *SMALL, '--knn_neighbors=5')
+            train_tiny(pretrained, *SMALL, *PLAIN_VIEWS, '--knn_neighbors=5')
         tuning = ('--train_mode=finetune', '--labels_per_class=2', f'--checkpoint={pretrained}')
         with pytest.MonkeyPatch.context() as unexported:
             # The report doesn't need this module.

@@ -41,6 +41,8 @@ COMMAND = (
     '--train_epochs=2',
     '--warmup_epochs=0.5',
     '--checkpoint_epochs=10',
+    '--color_jitter_strength=0',
+    '--use_blur=False',
 )
 
 

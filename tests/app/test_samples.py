@@ -34,6 +34,8 @@ TINY = (
     '--train_summary_steps=3',
     '--keep_checkpoint_max=1',
     '--knn_neighbors=3',
+    '--color_jitter_strength=0',
+    '--use_blur=False',
 )
 
 
@@ -140,11 +142,16 @@ def test_a_separate_evaluation_has_the_same_results(finished: tuple[pathlib.Path
         assert again[name] == pytest.approx(first[name], rel=1e-4)
 
 
-def test_samples_do_not_affect_training(
-    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path
+def test_without_time_left_no_sample_is_evaluated_and_training_is_the_same(
+    finished: tuple[pathlib.Path, str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(tmp_path, *TINY, '--mode=train')
-    assert not list(tmp_path.glob('result*'))
+    monkeypatch.setattr(evaluate, 'SHARE_OF_TIME', -1.0)
+    shown = main(tmp_path, *TINY, '--mode=train_then_eval', '--evaluators=knn,rank')
+    assert 'a sample of' not in shown and 'eval/effective_rank' in shown
+    assert sorted(path.name for path in tmp_path.glob('result*')) == [
+        'result.json',
+        'result_6.json',
+    ]
     readers = [tf.train.load_checkpoint(f'{folder}/ckpt-6') for folder in (finished[0], tmp_path)]
     keys = set(readers[0].get_variable_to_shape_map())
     assert keys == set(readers[1].get_variable_to_shape_map())
@@ -152,14 +159,6 @@ def test_samples_do_not_affect_training(
         values = [np.asarray(reader.get_tensor(key)) for reader in readers]
         if values[0].dtype.kind in 'fi':  # the record is text and contains times
             np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-6, err_msg=key)
-
-
-def test_without_time_left_no_sample_is_evaluated(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate, 'SHARE_OF_TIME', -1.0)
-    shown = main(tmp_path / 'run', *TINY, '--mode=train_then_eval', '--evaluators=knn,rank')
-    assert 'a sample of' not in shown and 'eval/effective_rank' in shown
 
 
 def test_a_signal_ends_a_sample() -> None:
