@@ -306,8 +306,8 @@ def test_op_is_the_same_eagerly_in_a_graph_and_in_tf_data(name):
     np.testing.assert_allclose(graph, eager, atol=1e-5)
     np.testing.assert_allclose(list(dataset), eager, atol=1e-5)
     assert 0 <= np.min(eager) <= np.max(eager) <= 1
-    again = [apply(image, seed) for image, seed in zip(images, seeds, strict=True)]
-    np.testing.assert_array_equal(again, eager)
+    again = [apply(image, seed) for image, seed in zip(images[:4], seeds[:4], strict=True)]
+    np.testing.assert_array_equal(again, eager[:4])
     if name != 'eval_crop':
         others = [apply(image, seed) for image, seed in zip(images, seeds_of(12, 6), strict=True)]
         assert not np.array_equal(others, eager)
@@ -318,7 +318,7 @@ def test_op_is_the_same_eagerly_in_a_graph_and_in_tf_data(name):
 )
 def test_a_batch_is_the_stack_of_its_images(name):
     config = DataConfig(image_size=24)
-    images, seeds = photo(20, 24, 24, 3), seeds_of(20)
+    images, seeds = photo(8, 24, 24, 3), seeds_of(8)
 
     def apply(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         return apply_op(op(name), images, seeds, config=config, size=24)
@@ -333,7 +333,7 @@ def test_a_batch_is_the_stack_of_its_images(name):
         jit_compile=True,
     )()
     at_once = tf.function(lambda: apply(images, seeds), jit_compile=True)()
-    assert batch.shape == at_once.shape == [20, 24, 24, 3]
+    assert batch.shape == at_once.shape == [8, 24, 24, 3]
     for other in (single, each, at_once):
         np.testing.assert_allclose(batch, other, atol=2e-6)
     assert not np.array_equal(batch, images)

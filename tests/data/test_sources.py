@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from common.errors import UserError
-from common.views import CONTRAST
+from common.views import SUPERVISED
 from data.batches import eval_batches, train_batches
 from data.config import DataConfig
 from data.images import to_rgb, to_unit_range
@@ -97,7 +97,7 @@ def test_data_sets_without_labels_can_be_trained_on(write_builder):
     config = DataConfig(dataset='unlabeled', data_dir=str(data_dir), image_size=8)
     source = open_source(config)
     assert source.num_classes is None
-    batches = train_batches(source, config, split='train', views=CONTRAST, batch_size=4, seed=0)
+    batches = train_batches(source, config, split='train', views=SUPERVISED, batch_size=4, seed=0)
     assert next(batches.as_numpy_iterator())['label'].tolist() == [-1] * 4
     (batch,) = eval_batches(source, config, split='train', batch_size=4)
     assert batch['label'].numpy().tolist() == [-1] * 4
