@@ -267,9 +267,12 @@ def _with_batch(
     if batch > examples:
         fitting = 0 if 'train_batch_size' in given else _batch_for(config, examples, replicas)
         if not fitting:
+            few = wants_subset(config.data) and config.learning.stage.needs_labels
+            chosen = ' with a label that was chosen' if few else ''
             raise UserError(
                 '--train_batch_size must be at most the number of training examples, '
-                f'{examples} in {config.data.train_split!r} of {source.name}; found {batch}.'
+                f'{examples} in {config.data.train_split!r} of {source.name}{chosen}; found '
+                f'{batch}.'
             )
         config = _changed(config, train_batch_size=fitting)
         words.append(f'--train_batch_size={fitting} instead of {batch}')

@@ -257,7 +257,10 @@ def test_default_sizes_are_adapted_to_small_data_sets_with_a_note(
     ('given', 'words'),
     [
         ({'train_batch_size': 25}, 'must be at most the number of training examples, 24'),
-        ({'train_mode': 'finetune', 'labels_per_class': 1, 'train_batch_size': 4}, 'examples, 3'),
+        (
+            {'train_mode': 'finetune', 'labels_per_class': 1, 'train_batch_size': 4},
+            'examples, 3 in .* with a label that was chosen; found 4',
+        ),
         ({'knn_neighbors': 25}, '--knn_neighbors must be at most .* 24; found 25'),
         ({'train_split': 'train[:1]'}, '--train_batch_size must be at least 2'),
     ],
