@@ -38,9 +38,14 @@ SLOWEST = (
     'hub_export/test_fresh_process.py',
 )
 
-# Processes that tests start inherit it, and would not see a SIGHUP if tests are run under nohup.
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Under nohup a SIGHUP is ignored, and in a shell's background a SIGINT; the tests send both, also to
+# processes that they start, which inherit this.
+for _number, _default in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _default)
 
 _cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(
