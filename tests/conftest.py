@@ -38,7 +38,7 @@ SLOWEST = (
     'hub_export/test_fresh_process.py',
 )
 
-# Under nohup a SIGHUP is ignored, and in a shell's background a SIGINT; the tests send both, also to
+# Under nohup SIGHUP is ignored, and in the background of a shell SIGINT. Tests send both, also to
 # processes that they start, which inherit this.
 for _number, _default in (
     (signal.SIGHUP, signal.SIG_DFL),
