@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 
 from benchmarks.speed import steps
 from benchmarks.speed.case import add_case
-from benchmarks.speed.peers import Peer, lightly_command
+from benchmarks.speed.peers import Peer, lightly_command, show
 from benchmarks.speed.spread import spread
 from benchmarks.speed.timing import clock, in_turns
-from common.errors import UserError
 
 # Method -> settings. lightly_step.py has the same numbers.
 METHODS = {
@@ -99,13 +96,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table, and the figures as JSON in the last line."""
-    try:
-        figures = measure(parsed(arguments), os.environ)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    print(rows([figures]))
-    print(json.dumps(figures))
+    show(lambda: measure(parsed(arguments), os.environ), rows)
 
 
 if __name__ == '__main__':

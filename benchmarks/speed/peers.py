@@ -19,7 +19,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.speed import steps
 from benchmarks.speed.spread import spread
@@ -184,6 +184,23 @@ def rows(runs: Sequence[Mapping[str, float]]) -> str:
     return '\n'.join([*lines, '', f'Peak of float32: {peaks} GFLOP/s.'])
 
 
+def show(
+    measure: Callable[[], dict[str, float]],
+    rows: Callable[[Sequence[Mapping[str, float]]], str],
+) -> None:
+    """Prints the table of one run, and its figures as JSON in the last line.
+
+    What the user can fix is one line, with exit status 2.
+    """
+    try:
+        figures = measure()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    print(rows([figures]))
+    print(json.dumps(figures))
+
+
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -195,13 +212,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table, and the figures as JSON in the last line."""
-    try:
-        figures = measure(parsed(arguments), os.environ)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    print(rows([figures]))
-    print(json.dumps(figures))
+    show(lambda: measure(parsed(arguments), os.environ), rows)
 
 
 if __name__ == '__main__':
