@@ -306,8 +306,8 @@ def run(config: Config, given: dict[str, Any], stop: Stop) -> Outcome:
 def _gc_disabled_during_import() -> Iterator[None]:
     """Garbage collection is off during the import of TensorFlow, and later skips what it made.
 
-    There is hardly any garbage in it, and searching it takes more than a second. Afterwards it is
-    rarer: tracing makes many objects that stay, and searching them again and again takes another.
+    There is hardly any garbage in it, and searching it takes more than a second. Afterwards there
+    are fewer collections: graphs consist of many objects that stay, and are not searched so often.
     """
     if 'tensorflow' in sys.modules:
         yield

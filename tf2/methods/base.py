@@ -29,6 +29,10 @@ def _at_the_start(step: tf.Tensor) -> float:
     return 0.0
 
 
+# See `Method.watched`: for methods that compare projections of several views, without negatives.
+WITHOUT_NEGATIVES = {'representation': 'representation', 'projection': 'projections'}
+
+
 class Method(tf.Module, abc.ABC):
     """What is trained, and by which loss: all that the training loop knows.
 

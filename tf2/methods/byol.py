@@ -10,7 +10,15 @@ import tensorflow as tf
 
 from tf2.config import LearningConfig, ModelConfig
 from tf2.methods import momentum
-from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
+from tf2.methods.base import (
+    ONLINE_METRICS,
+    WITHOUT_NEGATIVES,
+    Batch,
+    Method,
+    Nest,
+    Terms,
+    with_classifier,
+)
 from tf2.methods.crops import predict, with_others
 from tf2.models.encoder import SimCLRModel, build_model, without_classifier
 from tf2.models.head_sizes import layer_widths
@@ -70,10 +78,7 @@ class BYOL(Method):
         target: encoder and projection head whose weights are moving averages of the model's.
     """
 
-    watched: ClassVar[Mapping[str, str]] = {
-        'representation': 'representation',
-        'projection': 'projections',
-    }
+    watched: ClassVar[Mapping[str, str]] = WITHOUT_NEGATIVES
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')

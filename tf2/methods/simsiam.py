@@ -11,7 +11,15 @@ from typing import ClassVar
 import tensorflow as tf
 
 from tf2.config import LearningConfig, ModelConfig
-from tf2.methods.base import ONLINE_METRICS, Batch, Method, Nest, Terms, with_classifier
+from tf2.methods.base import (
+    ONLINE_METRICS,
+    WITHOUT_NEGATIVES,
+    Batch,
+    Method,
+    Nest,
+    Terms,
+    with_classifier,
+)
 from tf2.methods.crops import predict, with_others
 from tf2.models.encoder import SimCLRModel
 from tf2.models.head_sizes import layer_widths
@@ -57,10 +65,7 @@ class SimSiam(Method):
         predictor: discarded after pretraining.
     """
 
-    watched: ClassVar[Mapping[str, str]] = {
-        'representation': 'representation',
-        'projection': 'projections',
-    }
+    watched: ClassVar[Mapping[str, str]] = WITHOUT_NEGATIVES
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')

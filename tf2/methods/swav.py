@@ -16,6 +16,7 @@ from tf2 import collectives
 from tf2.config import LearningConfig, ModelConfig
 from tf2.methods.base import (
     ONLINE_METRICS,
+    WITHOUT_NEGATIVES,
     Batch,
     Gradients,
     Method,
@@ -107,10 +108,7 @@ class SwAV(Method):
         uses_queue: float32 scalar, 1 if the next step uses the queue, else 0; None without one.
     """
 
-    watched: ClassVar[Mapping[str, str]] = {
-        'representation': 'representation',
-        'projection': 'projections',
-    }
+    watched: ClassVar[Mapping[str, str]] = WITHOUT_NEGATIVES
 
     def __init__(self, model: SimCLRModel, config: LearningConfig) -> None:
         super().__init__(name='pretraining')

@@ -272,16 +272,8 @@ def slow_gradient(
     hidden_norm=st.booleans(),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_blocks_of_any_size_give_the_slow_loss_and_gradient(
-    images: int,
-    width: int,
-    rows: int,
-    filled: int,
-    temperature: float,
-    hidden_norm: bool,
-    seed: int,
-) -> None:
-    check_blocks(images, width, rows, filled, temperature, hidden_norm, seed)
+def test_blocks_of_any_size_give_the_slow_loss_and_gradient(**case: Any) -> None:
+    check_blocks(**case)
 
 
 @pytest.mark.parametrize(
